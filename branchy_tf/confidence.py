@@ -1,0 +1,75 @@
+"""Scores: how unsure a prediction is. Lower is surer.
+
+A criterion is one function from log-probabilities [..., classes] to scores
+[...], written with `keras.ops`, so the same code scores a batch in training,
+in calibration and inside the exported graph. To add one, write the function
+and name it in `CRITERIA`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from keras import ops
+
+from branchy_tf.errors import BranchyError
+
+
+def entropy(log_probabilities: Any) -> Any:
+    """Entropy of the prediction in nats: 0 when sure, ln(classes) when lost.
+
+    References:
+        e = -sum_c p_c ln p_c; BranchyNet (Teerapittayanon et al., 2016),
+        section III, with the minus sign that its text leaves out.
+    """
+    return -ops.sum(ops.exp(log_probabilities) * log_probabilities, axis=-1)
+
+
+def max_prob(log_probabilities: Any) -> Any:
+    """1 - the largest probability: 0 when sure, 1 - 1/classes when lost."""
+    return 1.0 - ops.exp(ops.max(log_probabilities, axis=-1))
+
+
+def margin(log_probabilities: Any) -> Any:
+    """1 - (largest - second largest probability): 0 when sure, 1 at a tie."""
+    best, second = ops.split(
+        ops.exp(ops.top_k(log_probabilities, 2, sorted=True)[0]), 2, axis=-1
+    )
+    return ops.squeeze(1.0 - (best - second), axis=-1)
+
+
+CRITERIA: dict[str, Callable[[Any], Any]] = {
+    "entropy": entropy,
+    "max_prob": max_prob,
+    "margin": margin,
+}
+
+
+def check_criterion(criterion: str) -> str:
+    """Returns `criterion` if it is known.
+
+    Raises:
+        BranchyError: it is not.
+    """
+    if criterion not in CRITERIA:
+        raise BranchyError(
+            f"Unknown criterion {criterion!r}. Known: {', '.join(CRITERIA)}."
+        )
+    return criterion
+
+
+def probabilities_and_scores(logits: Any, criterion: str = "entropy") -> tuple:
+    """Softmax and score of each row.
+
+    Args:
+        logits: [..., classes], any float dtype; computed in float32.
+        criterion: a name from `CRITERIA`.
+
+    Returns:
+        `(probabilities, scores)`, float32 [..., classes] and [...]. A row with
+        a NaN logit scores NaN, which is below no threshold.
+    """
+    log_probabilities = ops.log_softmax(ops.cast(logits, "float32"), axis=-1)
+    scores = CRITERIA[check_criterion(criterion)](log_probabilities)
+    return ops.exp(log_probabilities), scores

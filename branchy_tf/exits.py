@@ -1,0 +1,113 @@
+"""Exit heads, and the one place that names exits.
+
+Exits are called exit_1 ... exit_N from the entry on; exit_N is the network's
+own output. An exit's head layer carries that name and so does its key in the
+model's output dict, which is what lets a plain Keras model be compiled, saved
+and cut into stages without a table on the side.
+"""
+
+from __future__ import annotations
+
+import re
+
+import keras
+
+from branchy_tf.errors import BranchyError
+
+_NAME = re.compile(r"exit_([1-9][0-9]*)\Z")
+
+
+def exit_name(number: int) -> str:
+    """The name of exit `number`, counted from 1 at the entry."""
+    return f"exit_{number}"
+
+
+def logits_head(features, classes: int, number: int):
+    """The last layer of exit `number`: a dense layer from [B, F] to logits."""
+    return keras.layers.Dense(classes, name=exit_name(number))(features)
+
+
+def exit_tensors(model: keras.Model) -> dict:
+    """The exits of a model from the entry on.
+
+    Returns:
+        `{"exit_1": logits, ..., "exit_N": logits}`, symbolic tensors in exit
+        order (by number: exit_10 comes after exit_9).
+
+    Raises:
+        BranchyError: the model is not functional, or its outputs are not
+            named exit_1 ... exit_N.
+
+    Example:
+
+    ```python
+    list(exit_tensors(branchy_lenet()))     # ["exit_1", "exit_2"]
+    ```
+    """
+    check_functional(model)
+    tensors = dict(zip(model.output_names, model.outputs, strict=True))
+    numbers = {}
+    for name in tensors:
+        match = _NAME.match(name)
+        if match:
+            numbers[int(match[1])] = name
+    if sorted(numbers) != list(range(1, len(tensors) + 1)):
+        raise BranchyError(
+            f"Model {model.name!r} has outputs {', '.join(model.output_names)}; "
+            "expected exit_1 ... exit_N. Name each exit's last layer exactly like "
+            "its key in the output dict."
+        )
+    for name, tensor in tensors.items():
+        if len(tensor.shape) != 2 or tensor.shape[-1] is None:
+            raise BranchyError(
+                f"{name} of model {model.name!r} has shape {tuple(tensor.shape)}; "
+                "expected logits (batch, classes)."
+            )
+    widths = {tensors[numbers[n]].shape[-1] for n in numbers}
+    if len(widths) > 1:
+        raise BranchyError(
+            f"The exits of model {model.name!r} have different numbers of classes: "
+            f"{sorted(widths)}. Every exit must answer the same question."
+        )
+    return {numbers[n]: tensors[numbers[n]] for n in sorted(numbers)}
+
+
+def check_functional(model: keras.Model) -> None:
+    """Raises `BranchyError` unless `model` is a functional Keras model."""
+    if not isinstance(model, keras.Model) or not hasattr(model, "output_names"):
+        raise BranchyError(
+            f"Expected a functional keras.Model, received {type(model).__name__}. "
+            "A subclassed model has no graph to read; build it as "
+            "keras.Model(inputs, outputs)."
+        )
+
+
+def exit_names(model: keras.Model) -> list[str]:
+    """`["exit_1", ..., "exit_N"]` of a model; raises like `exit_tensors`."""
+    return list(exit_tensors(model))
+
+
+def num_classes(model: keras.Model) -> int:
+    """The number of classes that every exit of `model` tells apart."""
+    return next(iter(exit_tensors(model).values())).shape[-1]
+
+
+def baseline(model: keras.Model) -> keras.Model:
+    """The same network and weights with the final exit alone.
+
+    Args:
+        model: a multi-exit model.
+
+    Returns:
+        A plain `keras.Model` from the same inputs to the logits of exit_N,
+        [B, classes]. It shares its layers with `model`: training one trains
+        the other.
+
+    Example:
+
+    ```python
+    branchy_tf.baseline(branchy_lenet()).summary()   # LeNet
+    ```
+    """
+    final = list(exit_tensors(model).values())[-1]
+    return keras.Model(model.inputs, final, name=f"{model.name}_baseline")

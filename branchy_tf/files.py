@@ -1,0 +1,106 @@
+"""Writing files so that a reader, or a kill, never meets half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from branchy_tf.errors import BranchyError
+
+Path = str | os.PathLike
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[pathlib.Path]:
+    """Gives a file name beside `path`; on success that file becomes `path`.
+
+    The name keeps the suffix of `path`, for writers that go by it. On an
+    error, `path` is as it was before and the other file is gone.
+
+    Example:
+
+    ```python
+    with files.replacing("run/model.keras") as beside:
+        model.save(beside)
+    ```
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(
+        prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent
+    )
+    os.close(handle)
+    os.chmod(name, 0o666 & ~_umask())
+    beside = pathlib.Path(name)
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def absolute(path: Path) -> pathlib.Path:
+    """The path from the root, with ~ for the home folder read as such."""
+    return pathlib.Path(path).expanduser().absolute()
+
+
+def _umask() -> int:
+    # The mask can only be read by setting it.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as JSON: numpy values as plain ones, infinity as "inf"."""
+    text = json.dumps(_encode(value), indent=2, allow_nan=False)
+    with replacing(path) as beside:
+        beside.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object; the string "inf" stands for infinity.
+
+    Raises:
+        BranchyError: the file is missing or holds no JSON object.
+    """
+    path = pathlib.Path(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BranchyError(f"There is no file {path}.") from None
+    except (OSError, ValueError) as error:
+        raise BranchyError(f"{path} cannot be read as JSON: {error}.") from None
+    if not isinstance(value, dict):
+        raise BranchyError(
+            f"{path} holds a JSON {type(value).__name__}; expected an object."
+        )
+    return _decode(value)
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _encode(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_encode(item) for item in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _encode(value.tolist())
+    if isinstance(value, float) and math.isinf(value) and value > 0:
+        return "inf"
+    return value
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _decode(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_decode(item) for item in value]
+    return math.inf if value == "inf" else value

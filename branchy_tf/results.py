@@ -1,0 +1,37 @@
+"""What a prediction with early exits gives back. Needs numpy alone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """The answers to one batch, from the predictor and the client alike.
+
+    Attributes:
+        probabilities: float32 [B, classes], of the exit each row left at.
+        exits: int32 [B], 0-based: 0 is exit_1.
+        scores: float32 [B], the score at that exit; lower is surer.
+        model_version: the version that answered, or None without a server.
+    """
+
+    probabilities: np.ndarray
+    exits: np.ndarray
+    scores: np.ndarray
+    model_version: int | None = None
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [B], the most probable class of each row."""
+        return self.probabilities.argmax(axis=-1)
+
+    def __len__(self) -> int:
+        return len(self.exits)
+
+    def exit_rates(self, num_exits: int) -> np.ndarray:
+        """float64 [num_exits], the share of the rows that left at each exit."""
+        counts = np.bincount(self.exits, minlength=num_exits)
+        return counts / max(len(self), 1)

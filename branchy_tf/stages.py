@@ -1,0 +1,174 @@
+"""Cuts a multi-exit model into stages, from its graph alone.
+
+Stage k holds what exit k needs and no earlier stage has computed. Its outputs
+are the exit's logits and the tensors that later stages still read. Running the
+stages one after the other therefore computes every node of the model exactly
+once, and stopping after stage k leaves the rest uncomputed.
+
+Nodes are replayed, in the model's own order, on fresh inputs. (A sub-model
+`keras.Model(tensors in the middle, ...)` would do for chains, but Keras cannot
+build it for several inputs, trees of exits or shared layers.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
+
+from branchy_tf import exits
+from branchy_tf.errors import BranchyError
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One part of a multi-exit model, up to and including one exit.
+
+    Attributes:
+        name: the exit it ends in, e.g. "exit_1".
+        model: a `keras.Model` that shares the layers of the whole. Inputs: the
+            model's own, in their order, for the first stage; for stage k + 1
+            exactly what stage k carries, in that order. Outputs:
+            `[logits, *carried]`.
+    """
+
+    name: str
+    model: keras.Model
+
+    def __call__(self, tensors: list) -> tuple[Any, list]:
+        """Runs the stage for inference: `(logits, carried)`."""
+        # Keras unwraps a list of one tensor, on the way in and on the way out.
+        logits, *carried = keras.tree.flatten(self.model(list(tensors), training=False))
+        return logits, carried
+
+
+def split(model: keras.Model) -> list[Stage]:
+    """Cuts a functional multi-exit model at its exits.
+
+    Any functional model will do: skip connections across a cut, several live
+    tensors, several inputs, layers shared between stages, exits that hang off
+    the branches of others.
+
+    Args:
+        model: outputs `{"exit_1": logits, ..., "exit_N": logits}`.
+
+    Returns:
+        N stages in exit order. Their composition equals the model bit for bit.
+
+    Raises:
+        BranchyError: the model is not functional, its exits are not named
+            exit_1 ... exit_N, or a tensor at a cut carries a Keras mask.
+
+    Example:
+
+    ```python
+    first, last = split(branchy_lenet())
+    logits_1, carried = first([images])
+    logits_2, _ = last(carried)
+    ```
+    """
+    tensors = exits.exit_tensors(model)
+    nodes = _nodes_in_order(model)
+    stage_of = _assign(tensors, nodes, model.inputs)
+    last_reader = _last_readers(tensors, nodes, stage_of)
+
+    stages = []
+    live = list(model.inputs)
+    for k, (name, logits) in enumerate(tensors.items()):
+        own = [node for node in nodes if stage_of[id(node)] == k]
+        made = live + [tensor for node in own for tensor in node.outputs]
+        carried = _unique([t for t in made if last_reader.get(id(t), -1) > k])
+        _check_unmasked(carried, name)
+        stages.append(Stage(name, _replay(model.name, name, own, live, logits, carried)))
+        live = carried
+    return stages
+
+
+def _nodes_in_order(model: keras.Model) -> list[Any]:
+    """The calls of layers and operations in `model`, inputs aside, in order."""
+    # Keras keeps them by depth, the distance to the output, but gives no public
+    # way to them.
+    by_depth = model._nodes_by_depth
+    return [
+        node
+        for depth in sorted(by_depth, reverse=True)
+        for node in by_depth[depth]
+        if not node.is_input
+    ]
+
+
+def _assign(tensors: dict, nodes: list, inputs: list) -> dict[int, int]:
+    """{id(node): index of the first stage that needs it}."""
+    producer = {id(t): node for node in nodes for t in node.outputs}
+    known = {id(t) for t in inputs}
+    stage_of: dict[int, int] = {}
+    for k, logits in enumerate(tensors.values()):
+        waiting = [logits]
+        while waiting:
+            tensor = waiting.pop()
+            if id(tensor) in known:
+                continue
+            known.add(id(tensor))
+            node = producer[id(tensor)]
+            if id(node) not in stage_of:
+                stage_of[id(node)] = k
+                waiting.extend(node.input_tensors)
+    # Keras may keep a node that no output needs; it belongs to no stage.
+    return {id(node): stage_of.get(id(node), -1) for node in nodes}
+
+
+def _last_readers(tensors: dict, nodes: list, stage_of: dict) -> dict[int, int]:
+    """{id(tensor): index of the last stage that reads it}."""
+    last = {id(logits): k for k, logits in enumerate(tensors.values())}
+    for node in nodes:
+        for tensor in node.input_tensors:
+            last[id(tensor)] = max(last.get(id(tensor), -1), stage_of[id(node)])
+    return last
+
+
+def _unique(tensors: list) -> list:
+    return list({id(tensor): tensor for tensor in tensors}.values())
+
+
+def _check_unmasked(carried: list, name: str) -> None:
+    # A mask is an attribute of a tensor. It would not survive the cut, and the
+    # stages would silently compute something else than the model.
+    for tensor in carried:
+        if getattr(tensor, "_keras_mask", None) is not None:
+            raise BranchyError(
+                f"The tensor {tensor.name!r} that crosses the cut after {name} carries "
+                "a Keras mask, which cannot be handed from stage to stage. Pass the "
+                "mask to the layers that need it as an input of its own, or place "
+                "the exit elsewhere."
+            )
+
+
+def _replay(
+    model_name: str, name: str, nodes: list, live: list, logits: Any, carried: list
+) -> keras.Model:
+    """A model that repeats `nodes` on fresh inputs shaped like `live`."""
+    inputs = [
+        keras.Input(
+            batch_shape=tensor.shape,
+            dtype=tensor.dtype,
+            sparse=tensor.sparse,
+            name=f"{name}_in_{i}",
+        )
+        for i, tensor in enumerate(live)
+    ]
+    value = {id(tensor): fresh for tensor, fresh in zip(live, inputs, strict=True)}
+    for node in nodes:
+        args, kwargs = node.arguments.fill_in(value)
+        outputs = keras.tree.flatten(node.operation(*args, **kwargs))
+        value.update((id(t), fresh) for t, fresh in zip(node.outputs, outputs, strict=True))
+
+    fresh_inputs = {id(tensor) for tensor in inputs}
+    results = []
+    for i, tensor in enumerate([logits, *carried]):
+        fresh = value[id(tensor)]
+        if id(fresh) in fresh_inputs:
+            # Keras wants a node between an input and an output.
+            fresh = keras.layers.Identity(name=f"{name}_carry_{i}")(fresh)
+        results.append(fresh)
+    return keras.Model(inputs, results, name=f"{model_name}_{name}")

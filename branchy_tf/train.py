@@ -1,0 +1,116 @@
+"""Trains an early-exit network: all exits jointly, one weighted loss for each.
+
+Example:
+
+  python -m branchy_tf.train --model=branchy_lenet --dataset=mnist_5k \
+    --epochs=20 --loss_weights=1.0,0.3 --run_dir=runs/lenet
+
+Writes model.keras, history.csv, logs/ (TensorBoard), train.flags and, where one
+was trained, baseline.keras. A killed training goes on when the same command is
+given again.
+"""
+
+from absl import flags, logging
+
+from branchy_tf import command_line, data, files, training, zoo
+from branchy_tf.errors import BranchyError
+from branchy_tf.training.phases import SCHEDULES
+from branchy_tf.training.run_folder import parse_flags
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("model", None, "A model of the zoo, e.g. branchy_lenet.")
+flags.DEFINE_string(
+    "model_args", "", "Arguments of its builder, e.g. depth=20,classes=100."
+)
+flags.DEFINE_string("weights", None, "Start from these: a tag, or a .keras file.")
+flags.DEFINE_string("run_dir", None, "Folder to write to.")
+flags.DEFINE_enum("mode", "joint", training.MODES, "joint: all exits from the start; "
+                  "baseline_first: the final exit alone, then all exits jointly.")
+flags.DEFINE_integer("epochs", 10, "Epochs of joint training.")
+flags.DEFINE_integer("baseline_epochs", 10, "Epochs of the baseline (baseline_first).")
+flags.DEFINE_integer("batch_size", 64, "Rows in a training step.")
+flags.DEFINE_float("learning_rate", 1e-3, "Of Adam, at the start of each phase.")
+flags.DEFINE_enum("schedule", "constant", SCHEDULES, "Of the learning rate.")
+flags.DEFINE_list("loss_weights", None, "One for each exit, in exit order, e.g. "
+                  "1.0,0.3. Default: 1 for each.")
+flags.DEFINE_enum("augmentation", "none", data.AUGMENTATIONS, "shift: by up to 2 "
+                  "pixels; flip_shift: left to right, and by up to 4 pixels.")
+command_line.define_data(required=True)
+command_line.define_seed(default=1)
+
+# What decides the result, in the order in which train.flags lists them.
+_RECORDED = (
+    "model", "model_args", "weights", "dataset", "data_dir", "validation_size", "mode",
+    "epochs", "baseline_epochs", "batch_size", "learning_rate", "schedule",
+    "loss_weights", "augmentation", "seed",
+)  # fmt: skip
+
+
+def _flags_text() -> str:
+    lines = ["# Trains this run again: python -m branchy_tf.train --flagfile=THIS_FILE "
+             "--run_dir=FOLDER"]
+    for name in _RECORDED:
+        value = FLAGS[name].value
+        if value is not None:
+            text = ",".join(value) if isinstance(value, list) else value
+            lines.append(f"--{name}={text}")
+    return "\n".join(lines) + "\n"
+
+
+def _check_same_flags(folder: training.RunFolder, text: str) -> None:
+    old, new = folder.read_flags(), parse_flags(text)
+    changed = [
+        f"--{name} was {old.get(name, 'unset')} and is now {new.get(name, 'unset')}"
+        for name in _RECORDED
+        if old.get(name) != new.get(name)
+    ]
+    if changed:
+        raise BranchyError(
+            f"{folder.path} holds a training with other flags: {'; '.join(changed)}. "
+            "Give the same flags to go on with it, or another --run_dir."
+        )
+
+
+def main() -> None:
+    for name in ("model", "dataset", "run_dir"):
+        if not FLAGS[name].value:
+            raise BranchyError(f"--{name} is missing. See --help.")
+    if FLAGS.data_dir is not None:
+        FLAGS.data_dir = str(files.absolute(FLAGS.data_dir))
+    folder = training.RunFolder(FLAGS.run_dir)
+    text = _flags_text()
+    if folder.flags.exists():
+        _check_same_flags(folder, text)
+        if folder.model.exists():
+            logging.info("%s is trained already; nothing to do.", folder.path)
+            return
+
+    settings = training.Settings(
+        mode=FLAGS.mode,
+        epochs=FLAGS.epochs,
+        baseline_epochs=FLAGS.baseline_epochs,
+        batch_size=FLAGS.batch_size,
+        learning_rate=FLAGS.learning_rate,
+        schedule=FLAGS.schedule,
+        loss_weights=command_line.parse_numbers("loss_weights", FLAGS.loss_weights),
+        augmentation=FLAGS.augmentation,
+        seed=FLAGS.seed,
+    )
+    training.make_deterministic(FLAGS.seed)
+    dataset = data.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.validation_size, FLAGS.seed)
+    arguments = {"input_shape": dataset.image_shape, "classes": dataset.classes}
+    arguments |= command_line.parse_arguments(FLAGS.model_args)
+    model = zoo.build(FLAGS.model, **arguments, weights=FLAGS.weights)
+    settings.check(model, dataset)
+
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with files.replacing(folder.flags) as beside:
+        beside.write_text(text, encoding="utf-8")
+    training.train(model, dataset, settings, folder)
+    logging.info("Trained. Next: python -m branchy_tf.calibrate --run_dir=%s",
+                 FLAGS.run_dir)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,82 @@
+"""The joint loss: one weighted cross-entropy for each exit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+
+from branchy_tf import exits
+from branchy_tf.errors import BranchyError
+
+
+def check_loss_weights(names: Sequence[str], weights: Sequence[float] | None) -> list:
+    """The weight of each exit's loss; 1 for each where None is given.
+
+    Raises:
+        BranchyError: not one finite, non-negative weight for each exit, or
+            nothing but zeros.
+    """
+    if weights is None:
+        return [1.0] * len(names)
+    weights = [float(weight) for weight in weights]
+    if len(weights) != len(names):
+        example = ",".join(["1.0", *["0.3"] * (len(names) - 1)])
+        raise BranchyError(
+            f"`loss_weights` must have one entry for each exit. Exits: "
+            f"{', '.join(names)}. Received {len(weights)}: {weights}. Pass "
+            f"--loss_weights={example}, in exit order."
+        )
+    if not all(math.isfinite(w) and w >= 0 for w in weights) or not any(weights):
+        raise BranchyError(
+            "`loss_weights` must be finite, not negative and not all zero. Received "
+            f"{weights}."
+        )
+    return weights
+
+
+def compile_joint(
+    model: keras.Model,
+    names: Sequence[str],
+    optimizer: keras.Optimizer,
+    loss_weights: Sequence[float],
+) -> None:
+    """Compiles a model whose outputs are a dict of logits by exit name.
+
+    References:
+        L = sum_n w_n L_n, BranchyNet (2016), section III. Its L_n carries a
+        constant 1/|C| that only rescales the loss; it is left out here.
+    """
+    model.compile(
+        optimizer=optimizer,
+        loss={name: _cross_entropy() for name in names},
+        loss_weights=dict(zip(names, loss_weights, strict=True)),
+        metrics={name: [_accuracy("accuracy")] for name in names},
+    )
+
+
+def compile_baseline(
+    model: keras.Model, final_exit: str, optimizer: keras.Optimizer
+) -> None:
+    """Compiles a network with its final exit alone, a plain logits output."""
+    model.compile(
+        optimizer=optimizer,
+        loss=_cross_entropy(),
+        # The name that the same figure has when all exits are trained.
+        metrics=[_accuracy(f"{final_exit}_accuracy")],
+    )
+
+
+def _cross_entropy() -> keras.losses.Loss:
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def _accuracy(name: str) -> keras.metrics.Metric:
+    return keras.metrics.SparseCategoricalAccuracy(name=name)
+
+
+def joint_targets(model: keras.Model, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """The same labels for each exit: a dict output takes no plain array."""
+    return dict.fromkeys(exits.exit_names(model), labels)

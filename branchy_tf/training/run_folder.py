@@ -1,0 +1,80 @@
+"""The folder of one training run: what lies where, and reading it again."""
+
+from __future__ import annotations
+
+import pathlib
+
+import keras
+
+from branchy_tf import files
+from branchy_tf.errors import BranchyError
+
+
+class RunFolder:
+    """Paths of a run, and what later commands read from it.
+
+    Args:
+        path: the folder; it need not exist yet.
+    """
+
+    def __init__(self, path: files.Path) -> None:
+        self.path = files.absolute(path)
+        self.model = self.path / "model.keras"
+        self.baseline = self.path / "baseline.keras"
+        self.history = self.path / "history.csv"
+        self.logs = self.path / "logs"
+        self.flags = self.path / "train.flags"
+        self.thresholds = self.path / "thresholds.json"
+        self.evaluation = self.path / "evaluation.json"
+        self.benchmark = self.path / "benchmark.json"
+
+    def backup(self, phase: str) -> pathlib.Path:
+        """Where the phase keeps its backup while the run is unfinished."""
+        return self.path / "backup" / phase
+
+    def load_model(self) -> keras.Model:
+        """The trained model.
+
+        Raises:
+            BranchyError: the run has none, or it cannot be loaded.
+        """
+        if not self.model.is_file():
+            unfinished = self.flags.is_file()
+            raise BranchyError(
+                f"{self.path} holds no model.keras. "
+                + (
+                    "Its training is not finished: run train again with "
+                    f"--flagfile={self.flags} --run_dir={self.path}."
+                    if unfinished
+                    else "Pass the --run_dir of a finished training."
+                )
+            )
+        return load_keras_file(self.model)
+
+    def read_flags(self) -> dict[str, str]:
+        """`{flag: value}` as the run was trained.
+
+        Raises:
+            BranchyError: the run has no train.flags.
+        """
+        if not self.flags.is_file():
+            raise BranchyError(
+                f"{self.path} holds no train.flags. Pass the --run_dir of a training."
+            )
+        return parse_flags(self.flags.read_text(encoding="utf-8"))
+
+
+def load_keras_file(path: pathlib.Path) -> keras.Model:
+    """Loads a .keras file; raises `BranchyError` in one line if it cannot."""
+    try:
+        return keras.models.load_model(path, compile=False)
+    except (ValueError, TypeError, OSError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else error
+        raise BranchyError(f"{path} cannot be loaded as a Keras model: {reason}") from None
+
+
+def parse_flags(text: str) -> dict[str, str]:
+    """`{flag: value}` of the lines `--flag=value` in a flagfile."""
+    lines = (line.strip() for line in text.splitlines())
+    pairs = (line[2:].partition("=") for line in lines if line.startswith("--"))
+    return {name: value for name, _, value in pairs}

@@ -1,0 +1,132 @@
+"""The models by name, and what every builder checks and loads."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from branchy_tf.errors import BranchyError
+
+Builder = Callable[..., keras.Model]
+
+_BUILDERS: dict[str, Builder] = {}
+# {model: {tag: ...}}; no weights are packaged yet.
+_WEIGHTS: dict[str, dict[str, Any]] = {}
+
+
+def register(builder: Builder) -> Builder:
+    """Enters a builder under its function name."""
+    _BUILDERS[builder.__name__] = builder
+    return builder
+
+
+def list_models() -> list[str]:
+    """Names of the builders, sorted."""
+    return sorted(_BUILDERS)
+
+
+def list_weights(model: str | None = None) -> list[str]:
+    """Tags of the packaged weights of one model, or "model/tag" of all."""
+    if model is not None:
+        get_builder(model)
+        return sorted(_WEIGHTS.get(model, {}))
+    return [f"{name}/{tag}" for name in list_models() for tag in list_weights(name)]
+
+
+def get_builder(name: str) -> Builder:
+    """The builder called `name`.
+
+    Raises:
+        BranchyError: there is none; the message has the nearest names.
+    """
+    if name not in _BUILDERS:
+        near = difflib.get_close_matches(name, _BUILDERS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise BranchyError(
+            f"Unknown model {name!r}.{hint} Known: {', '.join(list_models())}."
+        )
+    return _BUILDERS[name]
+
+
+def build(name: str, **arguments: Any) -> keras.Model:
+    """Builds a model by name.
+
+    Args:
+        name: one of `list_models()`.
+        **arguments: of that builder.
+
+    Raises:
+        BranchyError: unknown name or argument.
+
+    Example:
+
+    ```python
+    build("branchy_lenet", classes=47)
+    ```
+    """
+    builder = get_builder(name)
+    known = list(inspect.signature(builder).parameters)
+    unknown = [key for key in arguments if key not in known]
+    if unknown:
+        raise BranchyError(
+            f"{name} has no argument {unknown[0]!r}. It takes: {', '.join(known)}."
+        )
+    return builder(**arguments)
+
+
+def check_input_shape(input_shape: Any, minimum: int) -> None:
+    """Raises unless it is (height, width, channels), each side >= minimum."""
+    shape = input_shape if isinstance(input_shape, (tuple, list)) else ()
+    whole = len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape)
+    if not whole or min(shape[:2]) < minimum:
+        raise BranchyError(
+            f"`input_shape` must be (height, width, channels), channels last, with "
+            f"height and width of at least {minimum}. Received {input_shape}."
+        )
+    if keras.config.image_data_format() != "channels_last":
+        raise BranchyError(
+            "The zoo's networks read channels-last images, but Keras is set to "
+            "channels_first. Call keras.config.set_image_data_format('channels_last')."
+        )
+
+
+def check_classes(classes: Any) -> None:
+    """Raises unless it is a whole number of at least 2."""
+    if not isinstance(classes, int) or classes < 2:
+        raise BranchyError(
+            f"`classes` must be a whole number of at least 2. Received {classes!r}."
+        )
+
+
+def load_weights(model: keras.Model, family: str, weights: str | None) -> keras.Model:
+    """Loads `weights` (None, a tag of `family`, or a path) into `model`.
+
+    Raises:
+        BranchyError: no such tag or file, or weights of another architecture.
+    """
+    if weights is None:
+        return model
+    path = pathlib.Path(weights)
+    if not path.name.endswith((".keras", ".weights.h5")):
+        tags = list_weights(family)
+        raise BranchyError(
+            f"Unknown weights {weights!r} for {family}. Expected "
+            f"{'one of the tags ' + ', '.join(tags) if tags else 'no tag (none ships)'}"
+            ", or the path of a .keras or .weights.h5 file."
+        )
+    if not path.is_file():
+        raise BranchyError(f"There is no weights file {path}.")
+    try:
+        model.load_weights(path)
+    except (ValueError, KeyError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BranchyError(
+            f"The weights in {path} do not fit {family} with input shape "
+            f"{model.input_shape[1:]}: {reason}"
+        ) from None
+    return model
