@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
+import logging as std_logging
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 # Before TensorFlow is imported: its notes on CPU and drivers are no news to a
 # user; what goes wrong comes as an exception all the same.
@@ -14,7 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import app, flags, logging
 
-from branchy_tf.errors import BranchyError
+from branchy_tf.errors import BranchyError, ServerError
 
 FLAGS = flags.FLAGS
 
@@ -34,7 +35,7 @@ def run(main: Callable[[], None]) -> None:
             )
         try:
             main()
-        except BranchyError as error:
+        except (BranchyError, ServerError) as error:
             return _fail(str(error))
         except OSError as error:
             # Disk full, no permission: the user's to mend.
@@ -47,7 +48,14 @@ def run(main: Callable[[], None]) -> None:
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
     logging.get_absl_handler().setFormatter(_Plain())
+    logging.get_absl_handler().addFilter(_is_news)
     app.run(guarded, flags_parser=_parse)
+
+
+def _is_news(record) -> bool:
+    """Keeps back what other libraries say of themselves below a warning."""
+    ours = os.path.dirname(os.path.abspath(__file__))
+    return record.levelno >= std_logging.WARNING or record.pathname.startswith(ours)
 
 
 class _Plain(logging.PythonFormatter):
@@ -100,6 +108,119 @@ def define_data(required: bool) -> None:
         "Rows to cut from the training split for validation. Default: "
         + ("a tenth, 5000 at most." if required else "the run's."),
     )
+
+
+def define_model_choice() -> None:
+    """--run_dir, or --model, --model_args and --weights."""
+    flags.DEFINE_string("run_dir", None, "Folder of a training.")
+    flags.DEFINE_string("model", None, "Instead of --run_dir: a model of the zoo ...")
+    flags.DEFINE_string("model_args", "", "... with these arguments of its builder ...")
+    flags.DEFINE_string("weights", None, "... and these weights: a tag, or a file.")
+
+
+def define_thresholds() -> None:
+    """--thresholds and --criterion."""
+    flags.DEFINE_list(
+        "thresholds",
+        None,
+        "One for each exit but the last, in exit order, e.g. 0.1,0.4; 0: none leaves, "
+        "inf: all leave. Default: the calibrated ones.",
+    )
+    flags.DEFINE_string(
+        "criterion", None, "Score that --thresholds are for. Default: entropy."
+    )
+
+
+class Choice(NamedTuple):
+    """The model that the flags choose.
+
+    Attributes:
+        model: a Keras model.
+        run: the folder of the training it comes from, or None.
+        output: the folder to write results to, or None.
+    """
+
+    model: Any
+    run: Any
+    output: Any
+
+
+def chosen_model() -> Choice:
+    """The model of --run_dir, or of --model and --weights.
+
+    With --model, --run_dir is just where to write.
+
+    Raises:
+        BranchyError: no choice, or it cannot be loaded.
+    """
+    from branchy_tf import training, zoo
+
+    folder = training.RunFolder(FLAGS.run_dir) if FLAGS.run_dir else None
+    if FLAGS.model:
+        if not FLAGS.weights:
+            raise BranchyError(
+                f"--model={FLAGS.model} needs --weights: a tag or a file. For a model "
+                "that you trained, pass --run_dir alone."
+            )
+        arguments = parse_arguments(FLAGS.model_args)
+        model = zoo.build(FLAGS.model, **arguments, weights=FLAGS.weights)
+        return Choice(model, None, folder)
+    if folder is None:
+        raise BranchyError("Pass --run_dir of a training, or --model and --weights.")
+    return Choice(folder.load_model(), folder, folder)
+
+
+def chosen_dataset(run: Any) -> Any:
+    """The data set that the flags name, the run's where they name none.
+
+    Raises:
+        BranchyError: neither names one, or it cannot be loaded.
+    """
+    from branchy_tf import data
+
+    recorded = {} if run is None else run.read_flags()
+
+    def value(name: str) -> str | None:
+        given = FLAGS[name].value
+        return recorded.get(name) if given is None else given
+
+    name = value("dataset")
+    if name is None:
+        raise BranchyError("--dataset is missing: the data to use, e.g. mnist.")
+    size = value("validation_size")
+    return data.load(
+        name,
+        value("data_dir"),
+        None if size is None else int(size),
+        int(value("seed") or 0),
+    )
+
+
+def chosen_thresholds(run: Any, exits: list[str]) -> tuple[list[float], str]:
+    """`(thresholds, criterion)`: the flag's, else the run's calibrated ones.
+
+    Raises:
+        BranchyError: there are none, or they do not fit the exits.
+    """
+    from branchy_tf import thresholds
+    from branchy_tf.confidence import check_criterion
+
+    given = parse_numbers("thresholds", FLAGS.thresholds)
+    if given is not None:
+        thresholds.check(given, len(exits))
+        return given, check_criterion(FLAGS.criterion or "entropy")
+    if run is None:
+        raise BranchyError(
+            f"There are no calibrated thresholds for {FLAGS.model}. Pass --thresholds="
+            f"{','.join(['0.1'] * (len(exits) - 1))}, one for each exit but the last."
+        )
+    calibration = thresholds.Calibration.read(run.thresholds, exits)
+    if FLAGS.criterion not in (None, calibration.criterion):
+        raise BranchyError(
+            f"--criterion={FLAGS.criterion}, but {run.thresholds} holds thresholds "
+            f"for {calibration.criterion}. Calibrate with --criterion={FLAGS.criterion}."
+        )
+    return list(calibration.thresholds), check_criterion(calibration.criterion)
 
 
 def parse_arguments(text: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake."""
+"""The exceptions that say what went wrong in one line."""
 
 
 class BranchyError(ValueError):
@@ -8,3 +8,15 @@ class BranchyError(ValueError):
     how to mend it. Commands print it and exit with status 1; in Python it can
     be caught as a `ValueError`.
     """
+
+
+class ServerError(RuntimeError):
+    """A server did not answer, or refused.
+
+    Attributes:
+        code: name of the gRPC status, e.g. "UNAVAILABLE".
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code

@@ -1,0 +1,47 @@
+"""Exports an early-exit model as the next version for TF Serving.
+
+Example:
+
+  python -m branchy_tf.export --run_dir=runs/lenet --export_dir=exports
+
+Writes <export_dir>/<model_name>/<version>/ after loading it into a Session and
+comparing it with the Keras model. Then serve it: python -m branchy_tf.serve
+--model_base_path=<export_dir>/<model_name> --model_name=<model_name>
+"""
+
+from absl import flags, logging
+
+from branchy_tf import command_line, exits, saved_model
+from branchy_tf.errors import BranchyError
+from branchy_tf.saved_model.freezing import FREEZE
+
+FLAGS = flags.FLAGS
+
+command_line.define_model_choice()
+command_line.define_thresholds()
+flags.DEFINE_string("export_dir", None, "Folder of all exported models.")
+flags.DEFINE_string("model_name", None, "What clients ask for. Default: the model's.")
+flags.DEFINE_enum("freeze", "auto", FREEZE, "Weights as constants (faster) or variables.")
+flags.DEFINE_string("input_dtype", None, "Of the served images. Default: the model's, "
+                    "uint8 for the zoo's.")
+
+
+def main() -> None:
+    if not FLAGS.export_dir:
+        raise BranchyError("--export_dir is missing: where to write versions.")
+    model, run, _ = command_line.chosen_model()
+    limits, criterion = command_line.chosen_thresholds(run, exits.exit_names(model))
+    version = saved_model.export(
+        model,
+        FLAGS.export_dir,
+        FLAGS.model_name or model.name,
+        limits,
+        criterion,
+        FLAGS.freeze,
+        FLAGS.input_dtype,
+    )
+    logging.info("Exported %s.", version)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,127 @@
+"""Early exit in this process: the exported routing, without a server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from branchy_tf import inputs
+from branchy_tf.results import Predictions
+from branchy_tf.saved_model.early_exit import EarlyExitModule
+from branchy_tf.thresholds import check
+
+
+class EarlyExitPredictor:
+    """Answers batches with a multi-exit model, each row at the exit it needs.
+
+    It runs the very graph that `export` writes, weights frozen as they are now;
+    train the model further and you need a new predictor.
+
+    Args:
+        model: outputs `{"exit_1": logits, ..., "exit_N": logits}`.
+        thresholds: N-1 numbers; a row leaves at exit n if its score is below
+            thresholds[n-1]. 0 lets none leave, infinity all.
+        criterion: name of the score: entropy, max_prob or margin.
+
+    Raises:
+        BranchyError: thresholds or criterion do not fit the model.
+
+    Example:
+
+    ```python
+    predictor = EarlyExitPredictor(model, thresholds=[0.025])
+    answer = predictor.predict(images)      # uint8 [B, 28, 28, 1]
+    answer.labels, answer.exits
+    ```
+    """
+
+    def __init__(
+        self, model: keras.Model, thresholds: Sequence[float], criterion: str = "entropy"
+    ) -> None:
+        self._module = EarlyExitModule(model, thresholds, criterion)
+        self._thresholds = thresholds
+
+    @property
+    def num_exits(self) -> int:
+        """N."""
+        return len(self._module.exit_names)
+
+    def predict(
+        self, images: Any, thresholds: Any = None, batch_size: int = 256
+    ) -> Predictions:
+        """Answers each row at the first exit that is sure enough.
+
+        Args:
+            images: [B, ...] of the model's input shape and dtype (zoo models:
+                raw pixels, uint8); for several inputs a dict by name.
+            thresholds: N-1 numbers or [B, N-1]; default: the predictor's own.
+            batch_size: rows to run at a time.
+
+        Returns:
+            `Predictions` of B rows; empty for B = 0.
+
+        Raises:
+            BranchyError: inputs or thresholds of a wrong shape, dtype or value.
+        """
+        arrays, rows = self._check(images)
+        limits = check(
+            self._thresholds if thresholds is None else thresholds, self.num_exits, rows
+        )
+        limits = np.broadcast_to(limits, (rows, limits.shape[1]))
+        parts = self._run("early_exit", arrays | {"thresholds": limits}, rows, batch_size)
+        return Predictions(parts["probabilities"], parts["exit"], parts["score"])
+
+    def all_exits(
+        self,
+        images: Any,
+        batch_size: int = 256,
+        progress: Callable[[int], object] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Every exit's answer to every row.
+
+        Args:
+            images: as for `predict`.
+            batch_size: rows to run at a time.
+            progress: called with the number of rows of each finished batch.
+
+        Returns:
+            `(probabilities [B, N, classes], scores [B, N])`, float32.
+        """
+        arrays, rows = self._check(images)
+        parts = self._run("all_exits", arrays, rows, batch_size, progress)
+        return parts["probabilities"], parts["scores"]
+
+    def _check(self, images: Any) -> tuple[dict[str, np.ndarray], int]:
+        expected = {
+            spec.name: inputs.Expected(tuple(spec.shape), spec.dtype.as_numpy_dtype)
+            for spec in self._module.specs
+        }
+        return inputs.check(images, expected)
+
+    def _run(
+        self,
+        signature: str,
+        arrays: dict[str, np.ndarray],
+        rows: int,
+        batch_size: int,
+        progress: Callable[[int], object] | None = None,
+    ) -> dict[str, np.ndarray]:
+        function = self._module.functions[signature]
+        parts = []
+        # One batch at least: an empty one gives empty results of the right shape.
+        for start in range(0, max(rows, 1), batch_size):
+            batch = {
+                name: tf.constant(array[start : start + batch_size])
+                for name, array in arrays.items()
+            }
+            parts.append(function(**batch))
+            if progress is not None:
+                progress(min(batch_size, rows - start))
+        return {
+            name: np.concatenate([part[name].numpy() for part in parts])
+            for name in parts[0]
+        }

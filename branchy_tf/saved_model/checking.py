@@ -1,0 +1,141 @@
+"""Runs a version that was just written, before anyone can see it."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from branchy_tf import exits
+from branchy_tf.confidence import probabilities_and_scores
+from branchy_tf.errors import BranchyError
+from branchy_tf.saved_model import warmup
+from branchy_tf.saved_model.early_exit import EarlyExitModule
+from branchy_tf.saved_model.session import SessionModel
+from branchy_tf.thresholds import exit_indices
+
+# Freezing folds and fuses; the order of the sums changes, the values hardly.
+_TOLERANCE = 1e-4
+_ROWS = 8
+
+
+def check_version(
+    path: pathlib.Path, model: keras.Model, module: EarlyExitModule, defaults: np.ndarray
+) -> None:
+    """Compares a written version, in a Session, with the Keras model.
+
+    Args:
+        path: folder of the version.
+        model: what was exported.
+        module: what it was exported as.
+        defaults: float32 [1, N-1], the thresholds that must have been kept.
+
+    Raises:
+        BranchyError: it does not load or does not answer like the model. The
+            message says what differs.
+    """
+    try:
+        session = SessionModel(path)
+    except (tf.errors.OpError, OSError, RuntimeError, ValueError) as error:
+        raise BranchyError(
+            f"The exported model does not load: {_first_line(error)}"
+        ) from None
+    try:
+        _check_answers(session, model, module, defaults)
+    except tf.errors.OpError as error:
+        raise BranchyError(
+            f"The exported model fails on a valid request: {_first_line(error)}"
+        ) from None
+    finally:
+        session.close()
+
+
+def _check_answers(
+    session: SessionModel, model: keras.Model, module: EarlyExitModule, defaults: np.ndarray
+) -> None:
+    kept = session.signatures["early_exit"].defaults
+    if "thresholds" not in kept or not np.array_equal(
+        tf.make_ndarray(kept["thresholds"]), defaults
+    ):
+        raise BranchyError("The exported model lost its default thresholds.")
+
+    by_rows = {len(inputs[module.input_names[0]]): inputs
+               for signature, inputs in warmup.requests(module)
+               if signature == "serving_default"}
+    inputs = by_rows[_ROWS]
+    expected, scores = _keras_answers(model, inputs, module)
+    everything = session.run("all_exits", inputs)
+    _same("probabilities of all_exits", everything["probabilities"], expected)
+    _same("scores of all_exits", everything["scores"], scores)
+
+    num_gates = len(module.exit_names) - 1
+    forced = [np.where(np.arange(num_gates) < k, 0, np.inf) for k in range(num_gates + 1)]
+    # Thresholds in the middle of the scores part the batch.
+    parting = np.median(scores, axis=0)[:-1]
+    for limits in [*forced, parting, defaults[0]]:
+        limits = np.float32(limits)[None]
+        answer = session.run("early_exit", inputs | {"thresholds": limits})
+        _check_routing(answer, expected, scores, limits)
+    default = session.run("serving_default", inputs)
+    _check_routing(default, expected, scores, defaults)
+
+    empty = {name: value[:0] for name, value in inputs.items()}
+    for signature in module.functions:
+        for name, value in session.run(signature, empty).items():
+            if len(value):
+                raise BranchyError(
+                    f"The exported model answers an empty batch with {len(value)} rows "
+                    f"of {name}."
+                )
+
+
+def _keras_answers(
+    model: keras.Model, inputs: dict[str, np.ndarray], module: EarlyExitModule
+) -> tuple[np.ndarray, np.ndarray]:
+    tensors = [
+        tf.cast(inputs[name], tensor.dtype)
+        for name, tensor in zip(module.input_names, model.inputs, strict=True)
+    ]
+    flat = keras.tree.pack_sequence_as(model.input, tensors)
+    outputs = model(flat, training=False)
+    answers = [
+        probabilities_and_scores(outputs[name], module.criterion)
+        for name in exits.exit_names(model)
+    ]
+    return (
+        np.stack([np.asarray(probabilities) for probabilities, _ in answers], axis=1),
+        np.stack([np.asarray(scores) for _, scores in answers], axis=1),
+    )
+
+
+def _check_routing(
+    answer: dict[str, np.ndarray], expected: np.ndarray, scores: np.ndarray, limits: Any
+) -> None:
+    # A score on the very threshold may fall to either side.
+    near = np.isclose(scores[:, :-1], limits, rtol=_TOLERANCE, atol=_TOLERANCE).any(axis=1)
+    rows = np.flatnonzero(~near)
+    where = exit_indices(scores, limits)[rows]
+    if not np.array_equal(answer["exit"][rows], where):
+        raise BranchyError(
+            f"The exported model leaves at exits {answer['exit'][rows].tolist()} where "
+            f"the Keras model does at {where.tolist()} (thresholds {limits.tolist()})."
+        )
+    _same("probabilities of early_exit", answer["probabilities"][rows],
+          expected[rows, where])
+    _same("scores of early_exit", answer["score"][rows], scores[rows, where])
+
+
+def _same(what: str, found: np.ndarray, expected: np.ndarray) -> None:
+    if not np.allclose(found, expected, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True):
+        difference = float(np.nanmax(np.abs(found - expected)))
+        raise BranchyError(
+            f"The {what} differ by {difference:.2g} from the Keras model's; expected at "
+            f"most {_TOLERANCE}."
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,78 @@
+"""Stages as TensorFlow functions, their weights constants or variables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import (
+    convert_variables_to_constants_v2,
+)
+
+from branchy_tf import stages
+from branchy_tf.errors import BranchyError
+
+# From tensors to (logits, carried tensors).
+StageFunction = Callable[[list], tuple[Any, list]]
+
+FREEZE = ("auto", "true", "false")
+# Three signatures may each hold a copy of the constants, and a GraphDef ends
+# at 2 GB.
+_MOST_FROZEN_BYTES = 500e6
+
+
+def should_freeze(model: keras.Model, freeze: str) -> bool:
+    """Reads `--freeze`: auto freezes what stays well below GraphDef's limit.
+
+    Raises:
+        BranchyError: not one of auto, true and false.
+    """
+    if freeze not in FREEZE:
+        raise BranchyError(
+            f"`freeze` must be one of {', '.join(FREEZE)}. Received {freeze!r}."
+        )
+    if freeze != "auto":
+        return freeze == "true"
+    weights = sum(
+        int(np.prod(v.shape)) * tf.as_dtype(v.dtype).size for v in model.variables
+    )
+    return 3 * weights <= _MOST_FROZEN_BYTES
+
+
+def stage_functions(model: keras.Model, frozen: bool) -> list[StageFunction]:
+    """The stages of `model` as functions to call inside a graph.
+
+    A frozen stage is a function of its own that holds its weights. Called inside
+    a branch of `tf.cond`, it becomes part of that branch with its filters as
+    constants, which lets TensorFlow fold batch norm and fuse conv, bias and relu.
+    (Constants captured from outside a branch get none of this.) The SavedModel
+    stores each such function once, however many signatures call it.
+
+    Raises:
+        BranchyError: a tensor between stages does not have the batch first.
+    """
+    parts = stages.split(model)
+    for part in parts[1:]:
+        for tensor in part.model.inputs:
+            if not len(tensor.shape) or tensor.shape[0] is not None:
+                raise BranchyError(
+                    f"A tensor of shape {tuple(tensor.shape)} crosses into the stage of "
+                    f"{part.name}; expected (None, ...), the batch first and of any "
+                    "size, so that rows can leave on their own."
+                )
+    return [_freeze(part) if frozen else part for part in parts]
+
+
+def _freeze(stage: stages.Stage) -> StageFunction:
+    specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in stage.model.inputs]
+    traced = tf.function(lambda *tensors: stage(list(tensors)))
+    constant = convert_variables_to_constants_v2(traced.get_concrete_function(*specs))
+
+    def call(tensors: list) -> tuple[Any, list]:
+        logits, *carried = tf.nest.flatten(constant(*tensors))
+        return logits, carried
+
+    return call

@@ -1,0 +1,118 @@
+"""The early exit itself: which rows go how far, as a TensorFlow graph.
+
+Each stage lies inside the branch that is taken only if a row still needs it,
+so rows that have left cost nothing. What a gate costs when nothing is decided
+by it: softmax, score, one comparison, `reduce_any` and a branch. Rows are
+gathered only where some leave and some stay; a batch of one row, or one in
+which all rows agree, is passed on as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from branchy_tf.confidence import probabilities_and_scores
+from branchy_tf.saved_model.freezing import StageFunction
+from branchy_tf.thresholds import leaves
+
+
+def early_exit(
+    stages: list[StageFunction],
+    tensors: list,
+    thresholds: Any,
+    criterion: str,
+    classes: int,
+) -> tuple[Any, Any, Any]:
+    """Routes each row to the first exit that is sure enough of it.
+
+    Args:
+        stages: N of them, from `freezing.stage_functions`.
+        tensors: the model's inputs, each [B, ...].
+        thresholds: float32 [B or 1, N-1].
+        criterion: name of the score.
+        classes: number of classes.
+
+    Returns:
+        `(probabilities [B, classes], exit [B], score [B])`: float32, int32,
+        float32. For B = 0 all are empty.
+
+    References:
+        BranchyNet (2016), Figure 2, for a batch with thresholds of its own for
+        each row.
+    """
+    rows = tf.shape(tensors[0])[0]
+    thresholds = tf.broadcast_to(thresholds, [rows, len(stages) - 1])
+
+    def answer():
+        return _from_stage(0, stages, tensors, thresholds, criterion)
+
+    def nothing():
+        return (
+            tf.zeros([0, classes], tf.float32),
+            tf.zeros([0], tf.int32),
+            tf.zeros([0], tf.float32),
+        )
+
+    # oneDNN's convolutions fail on a batch of no rows.
+    return tf.cond(rows > 0, answer, nothing)
+
+
+def _from_stage(k: int, stages: list, tensors: list, thresholds, criterion: str) -> tuple:
+    logits, carried = stages[k](tensors)
+    probabilities, scores = probabilities_and_scores(logits, criterion)
+    exits = tf.fill(tf.shape(scores), k)
+    here = (probabilities, exits, scores)
+    if k == len(stages) - 1:
+        return here
+    # Not tf.logical_not: the optimiser makes `not (score < t)` into `score >= t`,
+    # which is wrong for NaN.
+    stays = tf.equal(tf.cast(leaves(scores, thresholds[:, k]), tf.int32), 0)
+
+    def go_on():
+        all_stay = tf.reduce_all(stays)
+
+        def staying():
+            rows = tf.where(stays)
+            index = rows[:, 0]
+            return rows, [tf.gather(t, index) for t in (*carried, thresholds)]
+
+        def everyone():
+            return tf.zeros([0, 1], tf.int64), [*carried, thresholds]
+
+        rows, (*onward, their_thresholds) = tf.cond(all_stay, everyone, staying)
+        further = _from_stage(k + 1, stages, onward, their_thresholds, criterion)
+
+        def merged():
+            return tuple(
+                tf.tensor_scatter_nd_update(before, rows, after)
+                for before, after in zip(here, further, strict=True)
+            )
+
+        return tf.cond(all_stay, lambda: further, merged)
+
+    return tf.cond(tf.reduce_any(stays), go_on, lambda: here)
+
+
+def all_exits(
+    stages: list[StageFunction], tensors: list, criterion: str, classes: int
+) -> tuple[Any, Any]:
+    """Every exit's answer to every row.
+
+    Returns:
+        `(probabilities [B, N, classes], scores [B, N])`, float32.
+    """
+
+    def answer():
+        results, live = [], tensors
+        for stage in stages:
+            logits, live = stage(live)
+            results.append(probabilities_and_scores(logits, criterion))
+        probabilities, scores = zip(*results, strict=True)
+        return tf.stack(probabilities, axis=1), tf.stack(scores, axis=1)
+
+    def nothing():
+        return tf.zeros([0, len(stages), classes]), tf.zeros([0, len(stages)])
+
+    return tf.cond(tf.shape(tensors[0])[0] > 0, answer, nothing)

@@ -1,0 +1,109 @@
+"""A SavedModel in a `tf.compat.v1.Session`, the engine that TF Serving runs.
+
+`tf.saved_model.load` is not enough to know that a server can load a model: it
+restores variables that a Session does not, and checks what a Session does not.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import config_pb2
+from tensorflow.python.saved_model import loader_impl
+
+
+class SessionModel:
+    """A loaded version; `run` may be called from several threads.
+
+    Args:
+        path: folder of the version, with saved_model.pb.
+        intra_op_threads: threads inside one operation; 0: one for each core.
+        inter_op_threads: operations at a time; 0: one for each core.
+
+    Attributes:
+        signatures: `{name: SignatureDef}`, those that are served.
+    """
+
+    def __init__(
+        self,
+        path: str | pathlib.Path,
+        intra_op_threads: int = 0,
+        inter_op_threads: int = 0,
+    ) -> None:
+        self._graph = tf.Graph()
+        config = tf.compat.v1.ConfigProto(
+            intra_op_parallelism_threads=intra_op_threads,
+            inter_op_parallelism_threads=inter_op_threads,
+            # Without it, sessions of one process share the first one's threads.
+            use_per_session_threads=bool(intra_op_threads or inter_op_threads),
+        )
+        self._session = tf.compat.v1.Session(graph=self._graph, config=config)
+        try:
+            with self._graph.as_default():
+                # What tf.compat.v1.saved_model.load calls, less its advice to use
+                # tf.saved_model.load instead.
+                loader = loader_impl.SavedModelLoader(str(path))
+                loaded = loader.load(self._session, [tf.saved_model.SERVING])
+        except BaseException:
+            self._session.close()
+            raise
+        self.signatures = {
+            name: signature
+            for name, signature in loaded.signature_def.items()
+            if signature.method_name
+        }
+        self._calls: dict[tuple, Any] = {}
+        self._lock = threading.Lock()
+
+    def run(
+        self,
+        signature: str,
+        inputs: Mapping[str, np.ndarray],
+        outputs: Sequence[str] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Runs one signature as the server does: nothing is checked on the way.
+
+        Args:
+            signature: its name.
+            inputs: an array for each input; one with a default may be left out.
+            outputs: which to compute; default: all.
+
+        Returns:
+            `{output: array}`.
+
+        Raises:
+            tf.errors.OpError: what the engine answers, e.g. InvalidArgumentError.
+            KeyError: no such signature, input or output.
+        """
+        definition = self.signatures[signature]
+        fetched = list(outputs) if outputs else sorted(definition.outputs)
+        feeds = {
+            name: tf.make_ndarray(value) for name, value in definition.defaults.items()
+        } | dict(inputs)
+        names = sorted(feeds)
+        call = self._call(
+            tuple(definition.inputs[name].name for name in names),
+            tuple(definition.outputs[name].name for name in fetched),
+        )
+        values = call(*(feeds[name] for name in names))
+        return dict(zip(fetched, values, strict=True))
+
+    def _call(self, feeds: tuple[str, ...], fetches: tuple[str, ...]):
+        # session.run() checks shapes in Python and finds its way by names each
+        # time; a callable made once hands the arrays to the engine as they are.
+        with self._lock:
+            key = (feeds, fetches)
+            if key not in self._calls:
+                options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
+                self._calls[key] = self._session._make_callable_from_options(options)
+            return self._calls[key]
+
+    def close(self) -> None:
+        """Frees the model. No run may be under way or follow."""
+        self._calls.clear()
+        self._session.close()

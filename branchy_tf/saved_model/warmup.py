@@ -1,0 +1,78 @@
+"""Requests that a server answers to itself before it calls a version ready.
+
+The first request of its kind builds an executor (60 to 90 ms), the first batch
+of a new size lays out memory for it. TF Serving replays this file at load, so
+that no client pays for either.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+from tensorflow_serving.apis import (
+    model_pb2,
+    predict_pb2,
+    prediction_log_pb2,
+)
+
+from branchy_tf.saved_model.early_exit import EarlyExitModule
+
+FILE_NAME = "tf_serving_warmup_requests"
+# Batches that reach each exit, whole; what a batch of mixed rows leaves for
+# later stages is of about these sizes too.
+BATCH_SIZES = (1, 2, 8, 32)
+
+
+def requests(module: EarlyExitModule) -> list[tuple[str, dict[str, np.ndarray]]]:
+    """`[(signature, inputs), ...]` that reach every signature and exit."""
+    random = np.random.default_rng(0)
+    num_gates = len(module.exit_names) - 1
+    found = []
+    for rows in BATCH_SIZES:
+        inputs = {spec.name: _example(spec, rows, random) for spec in module.specs}
+        for last in range(num_gates + 1):
+            # Nobody leaves before exit `last`, everybody there. [B, N-1], since
+            # with batching on every input needs the batch as first dimension.
+            limits = np.zeros((rows, num_gates), np.float32)
+            limits[:, last:] = np.inf
+            found.append(("early_exit", inputs | {"thresholds": limits}))
+        found.append(("serving_default", inputs))
+        found.append(("all_exits", inputs))
+    return found
+
+
+def write(module: EarlyExitModule, version: pathlib.Path, model_name: str) -> None:
+    """Writes assets.extra/tf_serving_warmup_requests of a version."""
+    with tf.io.TFRecordWriter(str(version / "assets.extra" / FILE_NAME)) as writer:
+        for signature, inputs in requests(module):
+            request = predict_pb2.PredictRequest(
+                model_spec=model_pb2.ModelSpec(name=model_name, signature_name=signature)
+            )
+            for name, value in inputs.items():
+                request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
+            log = prediction_log_pb2.PredictionLog(
+                predict_log=prediction_log_pb2.PredictLog(request=request)
+            )
+            writer.write(log.SerializeToString())
+
+
+def read(version: pathlib.Path) -> list[predict_pb2.PredictRequest]:
+    """The requests in a version's warm-up file; none if it has no file."""
+    path = version / "assets.extra" / FILE_NAME
+    if not path.exists():
+        return []
+    return [
+        prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request
+        for record in tf.data.TFRecordDataset(str(path))
+    ]
+
+
+def _example(spec: tf.TensorSpec, rows: int, random: np.random.Generator) -> np.ndarray:
+    shape = [rows, *(size or 32 for size in spec.shape[1:])]
+    if spec.dtype == tf.uint8:
+        return random.integers(0, 256, shape, np.uint8)
+    if spec.dtype.is_floating:
+        return random.random(shape).astype(spec.dtype.as_numpy_dtype)
+    return np.zeros(shape, spec.dtype.as_numpy_dtype)

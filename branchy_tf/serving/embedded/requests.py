@@ -1,0 +1,101 @@
+"""Reads Predict requests and refuses what TF Serving refuses, in its terms."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import grpc
+import numpy as np
+import tensorflow as tf
+
+# A proto can name a shape far larger than the values it carries.
+_MOST_BYTES = 2**31 - 1
+
+
+class Refusal(Exception):
+    """A request that is answered with a status.
+
+    Attributes:
+        code: the gRPC status.
+    """
+
+    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def _invalid(message: str) -> Refusal:
+    return Refusal(grpc.StatusCode.INVALID_ARGUMENT, message)
+
+
+def read_inputs(request: Any, signature: Any) -> dict[str, np.ndarray]:
+    """The arrays of a PredictRequest, checked against a SignatureDef.
+
+    Names and dtypes are checked, as in TF Serving; shapes are left to the graph,
+    as in TF Serving.
+
+    Raises:
+        Refusal: INVALID_ARGUMENT.
+    """
+    sent, known = set(request.inputs), set(signature.inputs)
+    missing = known - sent - set(signature.defaults)
+    if sent - known or missing:
+        raise _invalid(
+            f"input size does not match signature: {len(sent)}!={len(known)}. Sent "
+            f"extra: {{{','.join(sorted(sent - known))}}}. Missing but required: "
+            f"{{{','.join(sorted(missing))}}}."
+        )
+    arrays = {}
+    for name in sorted(sent):
+        proto, info = request.inputs[name], signature.inputs[name]
+        if proto.dtype != info.dtype:
+            raise _invalid(
+                f"Expects {name} to be {tf.as_dtype(info.dtype).name} but "
+                f"{_dtype_name(proto.dtype)} is provided"
+            )
+        arrays[name] = _parse(proto, name)
+    return arrays
+
+
+def _parse(proto: Any, name: str) -> np.ndarray:
+    sizes = [dim.size for dim in proto.tensor_shape.dim]
+    if proto.tensor_shape.unknown_rank or any(size < 0 for size in sizes):
+        raise _invalid(f"tensor parsing error: {name}: the shape is not fully defined")
+    wanted = math.prod(sizes) * tf.as_dtype(proto.dtype).size
+    if len(sizes) > 254 or wanted > _MOST_BYTES:
+        raise _invalid(f"tensor parsing error: {name}: shape {sizes} is too large")
+    if proto.tensor_content and len(proto.tensor_content) != wanted:
+        raise _invalid(
+            f"tensor parsing error: {name}: {len(proto.tensor_content)} bytes for a "
+            f"tensor of {wanted}"
+        )
+    try:
+        return tf.make_ndarray(proto)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _invalid(f"tensor parsing error: {name}: {error}") from None
+
+
+def read_outputs(request: Any, signature: Any) -> list[str]:
+    """The outputs to compute: the filter's, or all.
+
+    Raises:
+        Refusal: INVALID_ARGUMENT.
+    """
+    wanted = list(request.output_filter)
+    for i, name in enumerate(wanted):
+        if name not in signature.outputs:
+            raise _invalid(
+                f"output tensor alias not found in signature: {name} Outputs expected to "
+                f"be in the set {{{','.join(sorted(signature.outputs))}}}."
+            )
+        if name in wanted[:i]:
+            raise _invalid(f"duplicate output tensor alias: {name}")
+    return wanted or sorted(signature.outputs)
+
+
+def _dtype_name(number: int) -> str:
+    try:
+        return tf.as_dtype(number).name
+    except TypeError:
+        return f"DataType {number}"

@@ -1,0 +1,26 @@
+"""Thresholds: the rule, the search for the best ones, thresholds.json.
+
+Needs numpy alone, so that the serving client can check thresholds too.
+"""
+
+from branchy_tf.thresholds.file import Calibration
+from branchy_tf.thresholds.rule import check, exit_indices, leaves
+from branchy_tf.thresholds.search import (
+    Point,
+    choose,
+    count_losses_only,
+    evaluate,
+    frontier,
+)
+
+__all__ = [
+    "Calibration",
+    "Point",
+    "check",
+    "choose",
+    "count_losses_only",
+    "evaluate",
+    "exit_indices",
+    "frontier",
+    "leaves",
+]

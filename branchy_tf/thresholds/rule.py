@@ -1,0 +1,87 @@
+"""The rule: a row leaves at the first exit whose score is below its threshold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from branchy_tf.errors import BranchyError
+
+
+def leaves(scores: Any, thresholds: Any) -> Any:
+    """Whether rows with these scores leave: strictly below, never with NaN.
+
+    The one place where scores meet thresholds; it takes numpy arrays and
+    TensorFlow tensors alike.
+
+    References:
+        "if e < T_n", BranchyNet (2016), Figure 2.
+    """
+    return scores < thresholds
+
+
+def check(thresholds: Any, num_exits: int, rows: int | None = None) -> np.ndarray:
+    """Thresholds as float32, one row of them or one for each example.
+
+    Args:
+        thresholds: N-1 numbers, in exit order; or [1 or B, N-1], an own row for
+            each example. 0 lets no example leave, infinity all.
+        num_exits: N.
+        rows: B, where it is known.
+
+    Returns:
+        float32 [1, N-1] or [B, N-1].
+
+    Raises:
+        BranchyError: wrong number, negative, NaN, or not numbers at all.
+    """
+    expected = (
+        f"expected {num_exits - 1}, one for each exit but the last"
+        if num_exits != 2
+        else "expected 1, for exit_1"
+    )
+    try:
+        values = np.asarray(thresholds, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise BranchyError(
+            f"`thresholds` must be numbers; {expected}. Received {thresholds!r}."
+        ) from None
+    if values.ndim == 1:
+        values = values[None]
+    if values.ndim != 2 or values.shape[1] != num_exits - 1:
+        raise BranchyError(
+            f"`thresholds` has shape {np.shape(thresholds)}; {expected}, or a row of "
+            "that many for each example. Received "
+            f"{np.array2string(np.asarray(thresholds), threshold=8)}."
+        )
+    if rows is not None and values.shape[0] not in (1, rows):
+        raise BranchyError(
+            f"`thresholds` has {values.shape[0]} rows for {rows} examples; expected 1 "
+            "row or one for each."
+        )
+    bad = values[~(values >= 0)]
+    if bad.size:
+        raise BranchyError(
+            f"`thresholds` must be at least 0 and not NaN; received {bad.flat[0]}. 0 "
+            "lets no example leave at that exit, inf lets all."
+        )
+    return values
+
+
+def exit_indices(scores: np.ndarray, thresholds: Any) -> np.ndarray:
+    """Where each row leaves.
+
+    Args:
+        scores: [n, N] float32.
+        thresholds: N-1 numbers, or [n, N-1].
+
+    Returns:
+        int32 [n], 0-based; N-1, the last exit, for rows that no earlier one
+        lets go.
+    """
+    scores = np.asarray(scores, np.float32)
+    limits = check(thresholds, scores.shape[1], len(scores))
+    going = leaves(scores[:, :-1], limits)
+    last = np.ones((len(scores), 1), bool)
+    return np.concatenate([going, last], axis=1).argmax(axis=1).astype(np.int32)
