@@ -22,15 +22,28 @@ FLAGS = flags.FLAGS
 
 flags.DEFINE_string("run_dir", None, "Folder of a training; read and written.")
 flags.DEFINE_enum("criterion", "entropy", list(CRITERIA), "Score of an exit.")
-flags.DEFINE_float("max_accuracy_drop", None, "Cheapest thresholds at most this much "
-                   "below the final exit's accuracy, a fraction of 1. Default: 0.")
+flags.DEFINE_float(
+    "max_accuracy_drop",
+    None,
+    "Cheapest thresholds at most this much "
+    "below the final exit's accuracy, a fraction of 1. Default: 0.",
+)
 flags.DEFINE_float("min_accuracy", None, "Or: the cheapest at least this accurate.")
-flags.DEFINE_float("max_macs", None, "Or: the most accurate at most this expensive, in "
-                   "expected multiply-adds of an image.")
-flags.DEFINE_enum("risk", "accuracy", ["accuracy", "lost"], "What --max_accuracy_drop "
-                  "bounds. accuracy: the difference of the accuracies. lost: the share "
-                  "of rows answered wrongly that the final exit knew, which rows won "
-                  "elsewhere do not make up for; safer on few rows.")
+flags.DEFINE_float(
+    "max_macs",
+    None,
+    "Or: the most accurate at most this expensive, in "
+    "expected multiply-adds of an image.",
+)
+flags.DEFINE_enum(
+    "risk",
+    "accuracy",
+    ["accuracy", "lost"],
+    "What --max_accuracy_drop "
+    "bounds. accuracy: the difference of the accuracies. lost: the share "
+    "of rows answered wrongly that the final exit knew, which rows won "
+    "elsewhere do not make up for; safer on few rows.",
+)
 command_line.define_data(required=False)
 command_line.define_seed(default=None)
 
@@ -85,10 +98,12 @@ def main() -> None:
     plots.calibration(picture, scores, correct, macs, points, chosen, FLAGS.criterion)
 
     print(_table(names, chosen, correct, macs))
-    print(f"accuracy {chosen.accuracy:.2%} at these thresholds, "
-          f"{correct[:, -1].mean():.2%} at {names[-1]} alone "
-          f"({len(correct):,} validation images); {chosen.cost:,.0f} multiply-adds of "
-          f"{full_macs:,}, gain {full_macs / chosen.cost:.2f}x")
+    print(
+        f"accuracy {chosen.accuracy:.2%} at these thresholds, "
+        f"{correct[:, -1].mean():.2%} at {names[-1]} alone "
+        f"({len(correct):,} validation images); {chosen.cost:,.0f} multiply-adds of "
+        f"{full_macs:,}, gain {full_macs / chosen.cost:.2f}x"
+    )
     logging.info("Wrote %s and %s.", folder.thresholds, picture)
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 # Before TensorFlow is imported: its notes on CPU and drivers are no news to a
 # user; what goes wrong comes as an exception all the same.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from absl import app, flags, logging
 

@@ -122,7 +122,11 @@ def load(
         Split(
             images[f"x_{part}"],
             _check_labels(
-                arrays[f"y_{part}"], len(images[f"x_{part}"]), classes, f"y_{part}", source
+                arrays[f"y_{part}"],
+                len(images[f"x_{part}"]),
+                classes,
+                f"y_{part}",
+                source,
             ),
         )
         for part in ("train", "test")
@@ -217,9 +221,7 @@ def _check_images(images: np.ndarray, name: str, source: str) -> np.ndarray:
         )
     if images.dtype == np.uint8:
         return images
-    if not (
-        np.issubdtype(images.dtype, np.number) and not np.iscomplexobj(images)
-    ):
+    if not (np.issubdtype(images.dtype, np.number) and not np.iscomplexobj(images)):
         raise BranchyError(
             f"{source}: {name} has dtype {images.dtype}; expected raw pixels 0...255."
         )
@@ -231,7 +233,7 @@ def _check_images(images: np.ndarray, name: str, source: str) -> np.ndarray:
         )
     low, high = float(images.min()), float(images.max())
     if low < 0 or high > 255 or (images != np.rint(images)).any():
-        hint = " Multiply by 255 and round." if 0 <= low and high <= 1 else ""
+        hint = " Multiply by 255 and round." if low >= 0 and high <= 1 else ""
         raise BranchyError(
             f"{source}: {name} holds values from {low:g} to {high:g}, dtype "
             f"{images.dtype}; expected raw pixels, whole numbers 0...255.{hint}"

@@ -36,23 +36,35 @@ def main() -> None:
 
     print(_table(result, costs.cumulative_macs(model)))
     low, high = (f"{100 * value:.2f}" for value in result["accuracy_interval"])
-    print(f"accuracy {result['accuracy']:.2%} on {result['num_examples']:,} test images "
-          f"(95 % interval {low} to {high} %)")
+    print(
+        f"accuracy {result['accuracy']:.2%} on {result['num_examples']:,} test images "
+        f"(95 % interval {low} to {high} %)"
+    )
     low, high = (f"{100 * value:+.2f}" for value in result["accuracy_drop_interval"])
-    print(f"drop below the final exit: {100 * result['accuracy_drop']:+.2f} points "
-          f"(95 % interval {low} to {high})")
+    print(
+        f"drop below the final exit: {100 * result['accuracy_drop']:+.2f} points "
+        f"(95 % interval {low} to {high})"
+    )
     if result["baseline_accuracy"] is not None:
         print(f"the trained baseline: {result['baseline_accuracy']:.2%}")
-    print(f"{result['macs']:,.0f} multiply-adds of {result['full_macs']:,}, "
-          f"gain {result['gain']:.2f}x")
+    print(
+        f"{result['macs']:,.0f} multiply-adds of {result['full_macs']:,}, "
+        f"gain {result['gain']:.2f}x"
+    )
     if output is not None:
         logging.info("Wrote %s.", output.evaluation)
 
 
 def _table(result: dict, macs: list[int]) -> str:
     rows = [
-        [name, f"{total:,}", f"{alone:.2%}", limit, f"{rate:.2%}",
-         "-" if right is None else f"{right:.2%}"]
+        [
+            name,
+            f"{total:,}",
+            f"{alone:.2%}",
+            limit,
+            f"{rate:.2%}",
+            "-" if right is None else f"{right:.2%}",
+        ]
         for name, total, alone, limit, rate, right in zip(
             result["exits"],
             macs,
@@ -63,8 +75,14 @@ def _table(result: dict, macs: list[int]) -> str:
             strict=True,
         )
     ]
-    head = ["exit", "multiply-adds", "alone right", "threshold", "leave here",
-            "right of these"]
+    head = [
+        "exit",
+        "multiply-adds",
+        "alone right",
+        "threshold",
+        "leave here",
+        "right of these",
+    ]
     return tabulate(rows, head, stralign="right", disable_numparse=True)
 
 

@@ -22,8 +22,11 @@ command_line.define_thresholds()
 flags.DEFINE_string("export_dir", None, "Folder of all exported models.")
 flags.DEFINE_string("model_name", None, "What clients ask for. Default: the model's.")
 flags.DEFINE_enum("freeze", "auto", FREEZE, "Weights as constants (faster) or variables.")
-flags.DEFINE_string("input_dtype", None, "Of the served images. Default: the model's, "
-                    "uint8 for the zoo's.")
+flags.DEFINE_string(
+    "input_dtype",
+    None,
+    "Of the served images. Default: the model's, uint8 for the zoo's.",
+)
 
 
 def main() -> None:

@@ -90,5 +90,7 @@ def _check_one(value: Any, name: str, expected: Expected) -> np.ndarray:
             f"`{name}` has dtype {array.dtype}; expected {expected}.{hint}"
         )
     if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-        raise BranchyError(f"`{name}` holds NaN or infinite values; expected finite ones.")
+        raise BranchyError(
+            f"`{name}` holds NaN or infinite values; expected finite ones."
+        )
     return np.ascontiguousarray(array, dtype=expected.dtype)

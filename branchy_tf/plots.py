@@ -12,7 +12,7 @@ from branchy_tf import files
 from branchy_tf.thresholds import Point
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  (after the backend is chosen)
+from matplotlib import pyplot as plt
 
 # Okabe and Ito's, which the colour-blind tell apart.
 BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#D55E00", "#009E73", "#000000"
@@ -43,17 +43,45 @@ def calibration(
         criterion: name of the score.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    left.step([p.cost / 1e6 for p in points], [100 * p.accuracy for p in points],
-              where="post", color=BLUE, marker=".", label="best thresholds")
-    left.plot([c / 1e6 for c in costs], 100 * correct.mean(axis=0), "s", color=BLACK,
-              markerfacecolor="none", markersize=8, label="each exit alone")
-    left.plot([chosen.cost / 1e6], [100 * chosen.accuracy], "*", color=ORANGE,
-              markersize=16, label="chosen")
+    left.step(
+        [p.cost / 1e6 for p in points],
+        [100 * p.accuracy for p in points],
+        where="post",
+        color=BLUE,
+        marker=".",
+        label="best thresholds",
+    )
+    left.plot(
+        [c / 1e6 for c in costs],
+        100 * correct.mean(axis=0),
+        "s",
+        color=BLACK,
+        markerfacecolor="none",
+        markersize=8,
+        label="each exit alone",
+    )
+    left.plot(
+        [chosen.cost / 1e6],
+        [100 * chosen.accuracy],
+        "*",
+        color=ORANGE,
+        markersize=16,
+        label="chosen",
+    )
     for k, cost in enumerate(costs):
-        left.annotate(f"exit_{k + 1}", (cost / 1e6, 100 * correct[:, k].mean()),
-                      textcoords="offset points", xytext=(6, -12), fontsize=9)
-    left.set(xlabel="expected multiply-adds of an image (millions)", xlim=(0, None),
-             ylabel="accuracy, validation split (%)", title="Accuracy against cost")
+        left.annotate(
+            f"exit_{k + 1}",
+            (cost / 1e6, 100 * correct[:, k].mean()),
+            textcoords="offset points",
+            xytext=(6, -12),
+            fontsize=9,
+        )
+    left.set(
+        xlabel="expected multiply-adds of an image (millions)",
+        xlim=(0, None),
+        ylabel="accuracy, validation split (%)",
+        title="Accuracy against cost",
+    )
     left.margins(x=0.12, y=0.12)
     left.legend(loc="lower right")
 
@@ -62,14 +90,33 @@ def calibration(
         order = np.argsort(scores[:, k])
         number = np.arange(1, len(order) + 1)
         style = styles[k % len(styles)]
-        right.plot(scores[order, k], 100 * number / len(order), style, color=BLUE,
-                   label=f"exit_{k + 1}: rows below")
-        right.plot(scores[order, k], 100 * np.cumsum(correct[order, k]) / number, style,
-                   color=GREEN, linewidth=2.5, label=f"exit_{k + 1}: right among them")
-        right.axvline(chosen.thresholds[k], color=ORANGE, linestyle=style,
-                      label=f"T_{k + 1} = {chosen.thresholds[k]:.3g}")
-    right.set(xlabel=f"threshold on the score ({criterion}; log scale near 0)",
-              ylabel="%", ylim=(0, 103), title="What a threshold lets go")
+        right.plot(
+            scores[order, k],
+            100 * number / len(order),
+            style,
+            color=BLUE,
+            label=f"exit_{k + 1}: rows below",
+        )
+        right.plot(
+            scores[order, k],
+            100 * np.cumsum(correct[order, k]) / number,
+            style,
+            color=GREEN,
+            linewidth=2.5,
+            label=f"exit_{k + 1}: right among them",
+        )
+        right.axvline(
+            chosen.thresholds[k],
+            color=ORANGE,
+            linestyle=style,
+            label=f"T_{k + 1} = {chosen.thresholds[k]:.3g}",
+        )
+    right.set(
+        xlabel=f"threshold on the score ({criterion}; log scale near 0)",
+        ylabel="%",
+        ylim=(0, 103),
+        title="What a threshold lets go",
+    )
     right.set_xscale("symlog", linthresh=1e-3)
     right.set_xlim(0, None)
     right.legend(loc="lower right")
@@ -87,7 +134,9 @@ def training(path: files.Path, rows: Sequence[dict[str, str]], names: list[str])
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     epochs = np.arange(1, len(rows) + 1)
     for name, color, style in zip(
-        names, [ORANGE, BLUE, GREEN, BLACK] * len(names), ["--", "-", ":", "-."] * len(names),
+        names,
+        [ORANGE, BLUE, GREEN, BLACK] * len(names),
+        ["--", "-", ":", "-."] * len(names),
         strict=False,
     ):
         values = [float(row[f"val_{name}_accuracy"] or "nan") for row in rows]
@@ -95,10 +144,18 @@ def training(path: files.Path, rows: Sequence[dict[str, str]], names: list[str])
     for i in range(1, len(rows)):
         if rows[i]["phase"] != rows[i - 1]["phase"]:
             axes.axvline(i + 0.5, color=BLACK, linewidth=0.8)
-            axes.annotate(rows[i]["phase"], (i + 0.5, 0.02), xytext=(4, 0),
-                          xycoords=("data", "axes fraction"), textcoords="offset points")
-    axes.set(xlabel="epoch", ylabel="accuracy, validation split (%)",
-             title="Accuracy of each exit while training")
+            axes.annotate(
+                rows[i]["phase"],
+                (i + 0.5, 0.02),
+                xytext=(4, 0),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+            )
+    axes.set(
+        xlabel="epoch",
+        ylabel="accuracy, validation split (%)",
+        title="Accuracy of each exit while training",
+    )
     axes.legend(loc="center right")
     _save(figure, path)
 

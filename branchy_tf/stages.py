@@ -161,7 +161,9 @@ def _replay(
     for node in nodes:
         args, kwargs = node.arguments.fill_in(value)
         outputs = keras.tree.flatten(node.operation(*args, **kwargs))
-        value.update((id(t), fresh) for t, fresh in zip(node.outputs, outputs, strict=True))
+        value.update(
+            (id(t), fresh) for t, fresh in zip(node.outputs, outputs, strict=True)
+        )
 
     fresh_inputs = {id(tensor) for tensor in inputs}
     results = []

@@ -12,7 +12,7 @@ given again.
 
 from absl import flags, logging
 
-from branchy_tf import command_line, data, files, training, zoo
+from branchy_tf import command_line, data, exits, files, plots, training, zoo
 from branchy_tf.errors import BranchyError
 from branchy_tf.training.phases import SCHEDULES
 from branchy_tf.training.run_folder import parse_flags
@@ -25,17 +25,29 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string("weights", None, "Start from these: a tag, or a .keras file.")
 flags.DEFINE_string("run_dir", None, "Folder to write to.")
-flags.DEFINE_enum("mode", "joint", training.MODES, "joint: all exits from the start; "
-                  "baseline_first: the final exit alone, then all exits jointly.")
+flags.DEFINE_enum(
+    "mode",
+    "joint",
+    training.MODES,
+    "joint: all exits from the start; "
+    "baseline_first: the final exit alone, then all exits jointly.",
+)
 flags.DEFINE_integer("epochs", 10, "Epochs of joint training.")
 flags.DEFINE_integer("baseline_epochs", 10, "Epochs of the baseline (baseline_first).")
 flags.DEFINE_integer("batch_size", 64, "Rows in a training step.")
 flags.DEFINE_float("learning_rate", 1e-3, "Of Adam, at the start of each phase.")
 flags.DEFINE_enum("schedule", "constant", SCHEDULES, "Of the learning rate.")
-flags.DEFINE_list("loss_weights", None, "One for each exit, in exit order, e.g. "
-                  "1.0,0.3. Default: 1 for each.")
-flags.DEFINE_enum("augmentation", "none", data.AUGMENTATIONS, "shift: by up to 2 "
-                  "pixels; flip_shift: left to right, and by up to 4 pixels.")
+flags.DEFINE_list(
+    "loss_weights",
+    None,
+    "One for each exit, in exit order, e.g. 1.0,0.3. Default: 1 for each.",
+)
+flags.DEFINE_enum(
+    "augmentation",
+    "none",
+    data.AUGMENTATIONS,
+    "shift: by up to 2 pixels; flip_shift: left to right, and by up to 4 pixels.",
+)
 command_line.define_data(required=True)
 command_line.define_seed(default=1)
 
@@ -48,8 +60,10 @@ _RECORDED = (
 
 
 def _flags_text() -> str:
-    lines = ["# Trains this run again: python -m branchy_tf.train --flagfile=THIS_FILE "
-             "--run_dir=FOLDER"]
+    lines = [
+        "# Trains this run again: python -m branchy_tf.train --flagfile=THIS_FILE "
+        "--run_dir=FOLDER"
+    ]
     for name in _RECORDED:
         value = FLAGS[name].value
         if value is not None:
@@ -108,8 +122,14 @@ def main() -> None:
     with files.replacing(folder.flags) as beside:
         beside.write_text(text, encoding="utf-8")
     training.train(model, dataset, settings, folder)
-    logging.info("Trained. Next: python -m branchy_tf.calibrate --run_dir=%s",
-                 FLAGS.run_dir)
+    plots.training(
+        folder.path / "training.png",
+        training.read_history(folder.history),
+        exits.exit_names(model),
+    )
+    logging.info(
+        "Trained. Next: python -m branchy_tf.calibrate --run_dir=%s", FLAGS.run_dir
+    )
 
 
 if __name__ == "__main__":

@@ -54,7 +54,10 @@ def check_version(
 
 
 def _check_answers(
-    session: SessionModel, model: keras.Model, module: EarlyExitModule, defaults: np.ndarray
+    session: SessionModel,
+    model: keras.Model,
+    module: EarlyExitModule,
+    defaults: np.ndarray,
 ) -> None:
     kept = session.signatures["early_exit"].defaults
     if "thresholds" not in kept or not np.array_equal(
@@ -62,9 +65,11 @@ def _check_answers(
     ):
         raise BranchyError("The exported model lost its default thresholds.")
 
-    by_rows = {len(inputs[module.input_names[0]]): inputs
-               for signature, inputs in warmup.requests(module)
-               if signature == "serving_default"}
+    by_rows = {
+        len(inputs[module.input_names[0]]): inputs
+        for signature, inputs in warmup.requests(module)
+        if signature == "serving_default"
+    }
     inputs = by_rows[_ROWS]
     expected, scores = _keras_answers(model, inputs, module)
     everything = session.run("all_exits", inputs)
@@ -115,7 +120,9 @@ def _check_routing(
     answer: dict[str, np.ndarray], expected: np.ndarray, scores: np.ndarray, limits: Any
 ) -> None:
     # A score on the very threshold may fall to either side.
-    near = np.isclose(scores[:, :-1], limits, rtol=_TOLERANCE, atol=_TOLERANCE).any(axis=1)
+    near = np.isclose(scores[:, :-1], limits, rtol=_TOLERANCE, atol=_TOLERANCE).any(
+        axis=1
+    )
     rows = np.flatnonzero(~near)
     where = exit_indices(scores, limits)[rows]
     if not np.array_equal(answer["exit"][rows], where):
@@ -123,8 +130,11 @@ def _check_routing(
             f"The exported model leaves at exits {answer['exit'][rows].tolist()} where "
             f"the Keras model does at {where.tolist()} (thresholds {limits.tolist()})."
         )
-    _same("probabilities of early_exit", answer["probabilities"][rows],
-          expected[rows, where])
+    _same(
+        "probabilities of early_exit",
+        answer["probabilities"][rows],
+        expected[rows, where],
+    )
     _same("scores of early_exit", answer["score"][rows], scores[rows, where])
 
 

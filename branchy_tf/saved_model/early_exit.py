@@ -21,7 +21,7 @@ class EarlyExitModule(tf.Module):
 
     | signature | inputs | outputs |
     | --- | --- | --- |
-    | early_exit | the model's, thresholds float32 [B or 1, N-1] | probabilities, exit, score |
+    | early_exit | the model's, thresholds [B or 1, N-1] | probabilities, exit, score |
     | serving_default | the model's | the same, with the default thresholds |
     | all_exits | the model's | probabilities [B, N, C], scores [B, N] |
 
@@ -157,8 +157,8 @@ def _input_specs(model: keras.Model, input_dtype: str | None) -> list[tf.TensorS
         names = [_identifier(tensor.name) for tensor in tensors]
     if len(set(names)) < len(names) or "thresholds" in names:
         raise BranchyError(
-            f"{model.name} has inputs named {', '.join(names)}; expected different names, "
-            "none of them thresholds. Name each keras.Input."
+            f"{model.name} has inputs named {', '.join(names)}; expected different "
+            "names, none of them thresholds. Name each keras.Input."
         )
     return [
         tf.TensorSpec(tensor.shape, dtype, name)

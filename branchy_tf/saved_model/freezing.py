@@ -63,10 +63,11 @@ def stage_functions(model: keras.Model, frozen: bool) -> list[StageFunction]:
                     f"{part.name}; expected (None, ...), the batch first and of any "
                     "size, so that rows can leave on their own."
                 )
-    return [_freeze(part) if frozen else part for part in parts]
+    return [freeze(part) if frozen else part for part in parts]
 
 
-def _freeze(stage: stages.Stage) -> StageFunction:
+def freeze(stage: stages.Stage) -> StageFunction:
+    """The stage as a function that holds its weights as constants."""
     specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in stage.model.inputs]
     traced = tf.function(lambda *tensors: stage(list(tensors)))
     constant = convert_variables_to_constants_v2(traced.get_concrete_function(*specs))

@@ -83,8 +83,10 @@ def export(
         logging.info("Writing the signatures ...")
         tf.saved_model.save(module, str(beside), signatures=module.functions)
         (beside / "assets.extra").mkdir()
-        files.write_json(beside / "assets.extra" / "branchy.json",
-                         _description(model, module, defaults, frozen))
+        files.write_json(
+            beside / "assets.extra" / "branchy.json",
+            _description(model, module, defaults, frozen),
+        )
         warmup.write(module, beside, model_name)
         logging.info("Comparing it with the Keras model, in a Session ...")
         check_version(beside, model, module, defaults)

@@ -121,8 +121,8 @@ class EarlyExitClient:
         arrays, rows = inputs.check(images, signature.inputs)
         if not rows:
             raise BranchyError(
-                "The batch is empty; expected at least one row. (Some servers hang on "
-                "an empty batch, so it is not sent.) Make no call where there is no image."
+                "The batch is empty; expected at least one row. Make no call where "
+                "there is no image. (Some servers hang on an empty batch.)"
             )
         request = wire.PredictRequest()
         self._specify(request.model_spec)
@@ -143,6 +143,20 @@ class EarlyExitClient:
         )
         return self._predictions(response, rows)
 
+    def describe(self, timeout: float | None = None) -> tuple[dict, int]:
+        """Asks what the served model takes.
+
+        Returns:
+            `({input: inputs.Expected}, number of exits)`.
+
+        Raises:
+            BranchyError: the model is no early-exit export.
+            ServerError: as for `predict`.
+        """
+        limit = self._timeout if timeout is None else timeout
+        signature = self._ask_signature(time.monotonic() + limit)
+        return dict(signature.inputs), signature.num_exits
+
     def wait_until_ready(self, timeout: float = 60.0) -> int:
         """Waits until the server has the model loaded.
 
@@ -160,7 +174,10 @@ class EarlyExitClient:
             try:
                 left = max(end - time.monotonic(), 0.1)
                 response = self._call(
-                    wire.GET_MODEL_STATUS, request, wire.GetModelStatusResponse, min(left, 2)
+                    wire.GET_MODEL_STATUS,
+                    request,
+                    wire.GetModelStatusResponse,
+                    min(left, 2),
                 )
                 ready = [
                     status.version
@@ -181,13 +198,15 @@ class EarlyExitClient:
             # Another version may take other inputs: ask before the next call.
             self._signature = None
         try:
-            answer = Predictions(
-                *(wire.to_array(response.outputs[name])
-                  for name in ("probabilities", "exit", "score")),
-                model_version=version,
+            probabilities, exit_index, score = (
+                wire.to_array(response.outputs[name])
+                for name in ("probabilities", "exit", "score")
             )
+            answer = Predictions(probabilities, exit_index, score, version)
             shapes_fit = answer.probabilities.ndim == 2 and {
-                len(answer.probabilities), answer.exits.size, answer.scores.size
+                len(answer.probabilities),
+                answer.exits.size,
+                answer.scores.size,
             } == {rows}
         except ValueError:
             shapes_fit = False
@@ -223,7 +242,7 @@ class EarlyExitClient:
             )
             for name, info in sorted(definition.inputs.items())
         }
-        gates = expected.pop("thresholds").shape[-1]
+        gates = expected.pop("thresholds").shape[-1] or 0
         self._signature = _Signature(
             response.model_spec.version.value, expected, gates + 1
         )
@@ -258,10 +277,12 @@ class EarlyExitClient:
             "NOT_FOUND": f"{self._server} does not serve model {self._model!r}"
             + (f" version {self._version}" if self._version is not None else "")
             + "; mend the name, or wait until it is loaded.",
-            "RESOURCE_EXHAUSTED": f"{self._server} has no room for the request; send fewer "
-            "rows at a time, or later.",
+            "RESOURCE_EXHAUSTED": f"{self._server} has no room for the request; send "
+            "fewer rows at a time, or later.",
         }
-        return ServerError(code, f"{hints[code]} ({details})" if code in hints else details)
+        return ServerError(
+            code, f"{hints[code]} ({details})" if code in hints else details
+        )
 
 
 def _rows_of_thresholds(given: Any, signature: _Signature, rows: int) -> np.ndarray:

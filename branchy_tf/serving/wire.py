@@ -181,7 +181,7 @@ _NUMBERS = {np.dtype(name): number for number, (name, _) in _DTYPES.items()}
 
 
 def dtype_of(number: int) -> np.dtype:
-    """numpy's dtype for a DataType; raises ValueError for one not known here."""
+    """Numpy's dtype for a DataType; raises ValueError for one not known here."""
     if number not in _DTYPES:
         raise ValueError(f"DataType {number} has no numpy dtype here")
     return np.dtype(_DTYPES[number][0])

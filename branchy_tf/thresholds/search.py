@@ -85,7 +85,7 @@ def frontier(scores: Any, correct: Any, costs: Any) -> list[Point]:
     """
     scores, correct, costs = _check(scores, correct, costs)
     num_gates = scores.shape[1] - 1
-    per_exit = max(2, int(math.floor(_MAX_VECTORS ** (1 / max(num_gates, 1)) + 1e-9)))
+    per_exit = max(2, math.floor(_MAX_VECTORS ** (1 / max(num_gates, 1)) + 1e-9))
     cuts = [_cuts(scores[:, k], per_exit) for k in range(num_gates)]
     right, cost = _tables(scores, correct, costs, cuts)
     grid = right.shape
@@ -234,8 +234,11 @@ def _cuts(scores: np.ndarray, most: int) -> np.ndarray:
     if len(values) >= most:
         # Quantiles of the rows, the smallest and the largest score among them.
         values = np.unique(
-            np.quantile(scores[np.isfinite(scores)], np.linspace(0, 1, most - 1),
-                        method="inverted_cdf")
+            np.quantile(
+                scores[np.isfinite(scores)],
+                np.linspace(0, 1, most - 1),
+                method="inverted_cdf",
+            )
         )
         all_values = np.unique(scores[np.isfinite(scores)])
         upper = all_values[

@@ -77,13 +77,15 @@ class HistoryFile(keras.callbacks.Callback):
         ]
         figures = {key: f"{value:.6g}" for key, value in (logs or {}).items()}
         rows.append({"phase": self._phase, "epoch": str(epoch + 1)} | figures)
-        with files.replacing(self._path) as beside:
-            with open(beside, "w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(
-                    file, self._columns, restval="", extrasaction="ignore"
-                )
-                writer.writeheader()
-                writer.writerows(rows)
+        with (
+            files.replacing(self._path) as beside,
+            open(beside, "w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.DictWriter(
+                file, self._columns, restval="", extrasaction="ignore"
+            )
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 def read_history(path: files.Path) -> list[dict[str, str]]:

@@ -83,13 +83,18 @@ def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
 def check_images_fit(model: keras.Model, dataset: Dataset) -> None:
     """Raises `BranchyError` unless the model reads images of that shape."""
     shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
-    fits = len(shapes) == 1 and len(shapes[0]) == 3 and all(
-        expected in (None, given)
-        for expected, given in zip(shapes[0], dataset.image_shape, strict=True)
+    fits = (
+        len(shapes) == 1
+        and len(shapes[0]) == 3
+        and all(
+            expected in (None, given)
+            for expected, given in zip(shapes[0], dataset.image_shape, strict=True)
+        )
     )
     if not fits:
+        wanted = shapes[0] if len(shapes) == 1 else shapes
         raise BranchyError(
-            f"{model.name} reads inputs of shape {shapes if len(shapes) > 1 else shapes[0]}"
+            f"{model.name} reads inputs of shape {wanted}"
             f" and {dataset.name} holds images of shape {dataset.image_shape}. Build the "
             "model for them: --model_args=input_shape="
             f"{'x'.join(map(str, dataset.image_shape))}."

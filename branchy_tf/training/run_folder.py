@@ -70,7 +70,9 @@ def load_keras_file(path: pathlib.Path) -> keras.Model:
         return keras.models.load_model(path, compile=False)
     except (ValueError, TypeError, OSError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else error
-        raise BranchyError(f"{path} cannot be loaded as a Keras model: {reason}") from None
+        raise BranchyError(
+            f"{path} cannot be loaded as a Keras model: {reason}"
+        ) from None
 
 
 def parse_flags(text: str) -> dict[str, str]:

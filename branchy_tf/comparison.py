@@ -1,0 +1,216 @@
+"""Times an early-exit export against what people would use instead.
+
+Every contender is a SavedModel in a Session, the engine of TF Serving, and all
+are timed in turn in one process: what the machine does beside falls on all of
+them. Ratios within one run are what to go by.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import platform
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from branchy_tf import costs, exits, stages
+from branchy_tf.saved_model import EarlyExitModule, plain
+from branchy_tf.saved_model.session import SessionModel
+
+
+def write_contenders(
+    model: keras.Model, thresholds: Sequence[float], criterion: str, folder: pathlib.Path
+) -> None:
+    """Writes the SavedModels to compare into `folder`."""
+    baseline = exits.baseline(model)
+    plain.write_keras_export(baseline, folder / "keras_export")
+    plain.write_frozen(baseline, folder / "frozen")
+    for k, stage in enumerate(stages.split(model)):
+        plain.write_frozen(stage.model, folder / f"stage_{k + 1}")
+    module = EarlyExitModule(model, thresholds, criterion)
+    tf.saved_model.save(module, str(folder / "early_exit"), signatures=module.functions)
+
+
+def compare(
+    model: keras.Model,
+    thresholds: Sequence[float],
+    criterion: str,
+    images: np.ndarray,
+    folder: pathlib.Path,
+    batch_sizes: Sequence[int],
+    threads: Sequence[int],
+    seconds: float,
+    progress: Callable[[str], object] = lambda what: None,
+) -> dict[str, Any]:
+    """Times all contenders; see benchmark.json in the contract.
+
+    Args:
+        model: one input of images.
+        thresholds: N-1 numbers, the calibrated ones.
+        criterion: name of the score.
+        images: real ones; their mix of easy and hard decides the gain.
+        folder: an empty one, for the SavedModels.
+        batch_sizes: to time.
+        threads: numbers of threads to time.
+        seconds: for each batch size and number of threads.
+        progress: called with a word on what is timed now.
+
+    Returns:
+        The content of benchmark.json. `half_exit_1` is a contender too: every
+        other row leaves at exit_1, the others go to the end.
+    """
+    write_contenders(model, thresholds, criterion, folder)
+    results: list[dict[str, Any]] = []
+    gains: list[dict[str, Any]] = []
+    for count in threads:
+        loaded = {
+            path.name: SessionModel(path, intra_op_threads=count, inter_op_threads=count)
+            for path in sorted(folder.iterdir())
+        }
+        for batch in batch_sizes:
+            progress(f"batch {batch}, {count} threads")
+            rows = _time(model, thresholds, images, loaded, batch, seconds)
+            common = {"batch": batch, "threads": count}
+            results += [row | common for row in rows.values()]
+            reach = _reach(loaded["early_exit"], thresholds, images)
+            gains += [gain | common for gain in _gains(rows, reach)]
+        for session in loaded.values():
+            session.close()
+    return {"machine": machine(), "results": results, "gains": gains}
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _time(
+    model: keras.Model,
+    thresholds: Sequence[float],
+    images: np.ndarray,
+    loaded: dict[str, SessionModel],
+    batch: int,
+    seconds: float,
+) -> dict[str, dict[str, Any]]:
+    calls = _calls(model, thresholds, _batches(images, batch), loaded)
+    quartiles = costs.measure_interleaved(calls, seconds)
+    return {
+        name: {
+            "contender": name,
+            "ms_per_image": 1e3 * median / batch,
+            "low": 1e3 * low / batch,
+            "high": 1e3 * high / batch,
+        }
+        for name, (low, median, high) in quartiles.items()
+    }
+
+
+def _batches(images: np.ndarray, batch: int) -> list[np.ndarray]:
+    count = max(1, min(len(images) // batch, 64))
+    return [images[i * batch : (i + 1) * batch] for i in range(count)]
+
+
+def _calls(
+    model: keras.Model,
+    thresholds: Sequence[float],
+    batches: list[np.ndarray],
+    loaded: dict[str, SessionModel],
+) -> dict[str, Callable[[], object]]:
+    gates = len(thresholds)
+    rows = len(batches[0])
+
+    def plain_call(session: SessionModel, tensors: list[np.ndarray] | None = None):
+        definition = session.signatures[plain.SIGNATURE]
+        names = sorted(definition.inputs)
+        if tensors is not None:
+            inputs = dict(zip(names, tensors, strict=True))
+            return lambda: session.run(plain.SIGNATURE, inputs)
+        dtype = tf.as_dtype(definition.inputs[names[0]].dtype).as_numpy_dtype
+        return _in_turn(
+            [b.astype(dtype) for b in batches],
+            lambda b: session.run(plain.SIGNATURE, {names[0]: b}),
+        )
+
+    def exit_call(limits: np.ndarray):
+        session = loaded["early_exit"]
+        return _in_turn(
+            batches,
+            lambda b: session.run("early_exit", {"images": b, "thresholds": limits}),
+        )
+
+    calls: dict[str, Callable[[], object]] = {
+        name: plain_call(loaded[name]) for name in ("keras_export", "frozen")
+    }
+    live = [tf.constant(batches[0])]
+    for k, stage in enumerate(stages.split(model)):
+        tensors = [np.asarray(tensor) for tensor in live]
+        calls[f"stage_{k + 1}"] = plain_call(loaded[f"stage_{k + 1}"], tensors)
+        _, live = stage(live)
+    forced = np.where(np.arange(gates) < np.arange(gates + 1)[:, None], 0, np.inf)
+    for k, limits in enumerate(np.float32(forced)):
+        calls[f"forced_exit_{k + 1}"] = exit_call(np.tile(limits, (rows, 1)))
+    half = np.zeros((rows, gates), np.float32)
+    half[::2] = np.inf
+    if rows > 1:
+        calls["half_exit_1"] = exit_call(half)
+    calls["early_exit"] = exit_call(
+        np.tile(np.asarray(thresholds, np.float32), (rows, 1))
+    )
+    return calls
+
+
+def _in_turn(batches: list, call: Callable) -> Callable[[], object]:
+    state = {"next": 0}
+
+    def run():
+        batch = batches[state["next"] % len(batches)]
+        state["next"] += 1
+        return call(batch)
+
+    return run
+
+
+def _reach(
+    session: SessionModel, thresholds: Sequence[float], images: np.ndarray
+) -> np.ndarray:
+    """Share of the rows that enter each stage."""
+    limits = np.tile(np.asarray(thresholds, np.float32), (len(images), 1))
+    left = session.run("early_exit", {"images": images, "thresholds": limits}, ["exit"])
+    return np.array([(left["exit"] >= k).mean() for k in range(len(thresholds) + 1)])
+
+
+def _gains(rows: dict[str, dict[str, Any]], reach: np.ndarray) -> list[dict[str, Any]]:
+    measured = rows["early_exit"]["ms_per_image"]
+    ideal = sum(
+        share * rows[f"stage_{k + 1}"]["ms_per_image"] for k, share in enumerate(reach)
+    )
+    return [
+        {
+            "over": over,
+            "gain": rows[over]["ms_per_image"] / measured,
+            "ideal_gain": rows[over]["ms_per_image"] / ideal,
+            "share_of_ideal": ideal / measured,
+        }
+        for over in ("keras_export", "frozen")
+    ]
+
+
+def _processor() -> str:
+    try:
+        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

