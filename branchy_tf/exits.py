@@ -110,4 +110,4 @@ def baseline(model: keras.Model) -> keras.Model:
     ```
     """
     final = list(exit_tensors(model).values())[-1]
-    return keras.Model(model.inputs, final, name=f"{model.name}_baseline")
+    return keras.Model(model.input, final, name=f"{model.name}_baseline")

@@ -69,11 +69,13 @@ def calibration(
         label="chosen",
     )
     for k, cost in enumerate(costs):
+        beyond = cost > costs[-1] / 2
         left.annotate(
             f"exit_{k + 1}",
             (cost / 1e6, 100 * correct[:, k].mean()),
+            xytext=(-8 if beyond else 8, -12),
+            ha="right" if beyond else "left",
             textcoords="offset points",
-            xytext=(6, -12),
             fontsize=9,
         )
     left.set(
@@ -112,7 +114,7 @@ def calibration(
             label=f"T_{k + 1} = {chosen.thresholds[k]:.3g}",
         )
     right.set(
-        xlabel=f"threshold on the score ({criterion}; log scale near 0)",
+        xlabel=f"threshold on the score ({criterion}; logarithmic beyond 0.001)",
         ylabel="%",
         ylim=(0, 103),
         title="What a threshold lets go",

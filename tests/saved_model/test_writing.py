@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import commands
+import keras
+import numpy as np
+import odd_models
+import pytest
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+
+import branchy_tf
+from branchy_tf import costs, saved_model
+from branchy_tf.errors import BranchyError
+from branchy_tf.saved_model import checking, freezing, warmup, writing
+from branchy_tf.saved_model.session import SessionModel
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def test_versions_count_up_from_the_highest(lenet, tmp_path):
+    assert saved_model.export(lenet, tmp_path, "m", [0.1]).name == "1"
+    assert saved_model.export(lenet, tmp_path, "m", [0.1]).name == "2"
+    (tmp_path / "m" / "10").mkdir()
+    (tmp_path / "m" / "notes").mkdir()
+    (tmp_path / "m" / "99").write_text("not a folder")
+    assert saved_model.export(lenet, tmp_path, "m", [0.1]).name == "11"
+    assert names_in(tmp_path / "m") == ["1", "10", "11", "2", "99", "notes"]
+
+
+def test_signatures_are_as_promised(exported):
+    session = SessionModel(exported / "1")
+
+    def described(infos):
+        return {
+            name: (
+                tf.as_dtype(info.dtype).name,
+                [d.size for d in info.tensor_shape.dim],
+            )
+            for name, info in infos.items()
+        }
+
+    images = {"images": ("uint8", [-1, 28, 28, 1])}
+    answer = {
+        "probabilities": ("float32", [-1, 10]),
+        "exit": ("int32", [-1]),
+        "score": ("float32", [-1]),
+    }
+    early = session.signatures["early_exit"]
+    assert described(early.inputs) == images | {"thresholds": ("float32", [-1, 1])}
+    assert described(early.outputs) == answer
+    assert described(session.signatures["serving_default"].inputs) == images
+    assert described(session.signatures["serving_default"].outputs) == answer
+    assert described(session.signatures["all_exits"].inputs) == images
+    assert described(session.signatures["all_exits"].outputs) == {
+        "probabilities": ("float32", [-1, 2, 10]),
+        "scores": ("float32", [-1, 2]),
+    }
+    assert set(session.signatures) == {"early_exit", "serving_default", "all_exits"}
+
+
+def test_calibrated_thresholds_are_the_default(exported, run_dir, digits):
+    calibrated = json.loads((run_dir / "thresholds.json").read_text())["thresholds"]
+    session = SessionModel(exported / "1")
+    kept = tf.make_ndarray(session.signatures["early_exit"].defaults["thresholds"])
+    assert kept.tolist() == np.float32([calibrated]).tolist()
+    named = session.run(
+        "early_exit", {"images": digits, "thresholds": np.float32([calibrated])}
+    )
+    left_out = session.run("early_exit", {"images": digits})
+    other_signature = session.run("serving_default", {"images": digits})
+    for name in named:
+        np.testing.assert_array_equal(named[name], left_out[name])
+        np.testing.assert_array_equal(named[name], other_signature[name])
+
+
+def test_description_says_what_it_is(exported, trained, run_dir):
+    described = json.loads((exported / "1/assets.extra/branchy.json").read_text())
+    assert described["exits"] == ["exit_1", "exit_2"]
+    assert described["criterion"] == "entropy"
+    assert described["classes"] == 10
+    assert described["macs"] == costs.cumulative_macs(trained)
+    assert described["versions"]["branchy_tf"] == branchy_tf.__version__
+    calibrated = json.loads((run_dir / "thresholds.json").read_text())["thresholds"]
+    assert described["thresholds"] == pytest.approx(calibrated)
+
+
+def test_warm_up_reaches_every_signature_and_exit(exported):
+    session = SessionModel(exported / "1")
+    requests = warmup.read(exported / "1")
+    assert 0 < len(requests) <= 1000
+    reached = set()
+    for request in requests:
+        assert request.model_spec.name == "branchy_lenet"
+        arrays = {k: tf.make_ndarray(v) for k, v in request.inputs.items()}
+        rows = {len(array) for array in arrays.values()}
+        # With batching, a server wants the same first dimension everywhere.
+        assert len(rows) == 1
+        name = request.model_spec.signature_name
+        answer = session.run(name, arrays)
+        if name == "early_exit":
+            (where,) = set(answer["exit"])
+            reached.add((where, rows.pop()))
+        else:
+            reached.add(name)
+    assert reached >= {"serving_default", "all_exits", (0, 1), (1, 1), (0, 32), (1, 32)}
+
+
+@pytest.mark.parametrize("freeze", ["true", "false"])
+def test_weights_are_constants_or_variables(lenet, tmp_path, freeze):
+    version = saved_model.export(lenet, tmp_path, "m", [0.1], freeze=freeze)
+    content = (version / "saved_model.pb").read_bytes()
+    graph = saved_model_pb2.SavedModel.FromString(content).meta_graphs[0].graph_def
+    kinds = {node.op for function in graph.library.function for node in function.node_def}
+    assert ("ReadVariableOp" in kinds) == (freeze == "false")
+    # One copy of the filters, whichever signatures use them.
+    weights = 4 * sum(int(np.prod(w.shape)) for w in lenet.weights)
+    constants = sum(
+        len(node.attr["value"].tensor.tensor_content)
+        for function in graph.library.function
+        for node in function.node_def
+    )
+    expected = weights if freeze == "true" else 0
+    assert expected <= constants < expected + 10_000
+
+
+def test_auto_freezes_what_is_small(lenet, monkeypatch):
+    assert freezing.should_freeze(lenet, "auto")
+    monkeypatch.setattr(freezing, "_MOST_FROZEN_BYTES", 1000)
+    assert not freezing.should_freeze(lenet, "auto")
+    with pytest.raises(BranchyError, match="auto, true, false"):
+        freezing.should_freeze(lenet, "maybe")
+
+
+def test_other_criteria_are_exported_too(lenet, digits, tmp_path):
+    version = saved_model.export(lenet, tmp_path, "m", [0.5], criterion="max_prob")
+    answer = SessionModel(version).run("all_exits", {"images": digits})
+    np.testing.assert_allclose(
+        answer["scores"], 1 - answer["probabilities"].max(axis=-1), atol=1e-5
+    )
+
+
+def test_input_dtype_can_be_another(lenet, digits, tmp_path):
+    version = saved_model.export(lenet, tmp_path, "m", [0.5], input_dtype="float32")
+    answer = SessionModel(version).run(
+        "serving_default", {"images": digits.astype("float32")}
+    )
+    plain = np.asarray(lenet(digits)["exit_2"]).argmax(axis=1)
+    last = answer["exit"] == 1
+    assert (answer["probabilities"].argmax(axis=1) == plain)[last].all()
+
+
+def test_several_inputs_keep_their_names(tmp_path):
+    model, (image, extra) = odd_models.build(odd_models.several_inputs)
+    version = saved_model.export(model, tmp_path, "m", [0.5])
+    session = SessionModel(version)
+    assert set(session.signatures["serving_default"].inputs) == {"image", "extra"}
+    assert len(session.run("all_exits", {"image": image, "extra": extra})["scores"]) == 6
+
+
+def test_a_failed_check_leaves_nothing_and_says_why(lenet, tmp_path, monkeypatch):
+    saved_model.export(lenet, tmp_path, "m", [0.1])
+    right = checking._keras_answers
+
+    def slightly_off(*arguments):
+        probabilities, scores = right(*arguments)
+        return probabilities, scores + 0.01
+
+    monkeypatch.setattr(checking, "_keras_answers", slightly_off)
+    with pytest.raises(BranchyError, match=r"scores of all_exits differ by 0\.01"):
+        saved_model.export(lenet, tmp_path, "m", [0.1])
+    assert names_in(tmp_path / "m") == ["1"]
+
+
+def test_a_lost_default_is_noticed(lenet, tmp_path, monkeypatch):
+    kept = saved_model.EarlyExitModule.__init__
+
+    def losing(self, model, thresholds, *rest):
+        kept(self, model, [9.0], *rest)
+
+    monkeypatch.setattr(saved_model.EarlyExitModule, "__init__", losing)
+    with pytest.raises(BranchyError, match="lost its default thresholds"):
+        saved_model.export(lenet, tmp_path, "m", [0.1])
+    assert names_in(tmp_path / "m") == []
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(lenet, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tf.saved_model, "save", full)
+    with pytest.raises(BranchyError, match="No space left on device"):
+        saved_model.export(lenet, tmp_path, "m", [0.1])
+    assert names_in(tmp_path / "m") == []
+
+
+def test_a_really_full_disk_is_said_and_leaves_nothing(lenet, run_dir):
+    # A limit on the size of files makes write() fail like a full disk does.
+    script = (
+        "import resource, runpy, signal;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50000, 50000));"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "runpy.run_module('branchy_tf.export', run_name='__main__')"
+    )
+    folder = run_dir.parent / "full"
+    done = subprocess.run(
+        [sys.executable, "-c", script, f"--run_dir={run_dir}", f"--export_dir={folder}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    errors = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    assert "cannot be written" in errors[0]
+    assert "Traceback" not in done.stderr
+    assert names_in(folder / "branchy_lenet") == []
+
+
+def test_a_kill_while_exporting_leaves_no_version(run_dir, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "branchy_tf.export", f"--run_dir={run_dir}",
+         f"--export_dir={tmp_path}"],
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not names_in(tmp_path / "branchy_lenet"):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert writing.version_folders(tmp_path / "branchy_lenet") == {}
+    # The next export is not hindered by what the killed one left.
+    done = commands.run("export", f"--run_dir={run_dir}", f"--export_dir={tmp_path}")
+    assert done.status == 0, done.stderr
+    assert list(writing.version_folders(tmp_path / "branchy_lenet")) == [1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"thresholds": [0.1, 0.2]}, "expected 1"),
+        ({"thresholds": [-1]}, "at least 0"),
+        ({"criterion": "mood"}, "entropy, max_prob, margin"),
+        ({"freeze": "maybe"}, "auto, true, false"),
+        ({"input_dtype": "uint9"}, "dtype such as"),
+        ({"model_name": "../up"}, "letters, digits"),
+        ({"model_name": ""}, "letters, digits"),
+        ({"export_dir": "/proc/nothing"}, "cannot be written"),
+    ],
+)
+def test_bad_arguments_are_refused_before_a_file_is_touched(
+    lenet, tmp_path, change, message
+):
+    arguments = {
+        "model": lenet,
+        "export_dir": tmp_path / "exports",
+        "model_name": "m",
+        "thresholds": [0.1],
+    }
+    with pytest.raises(BranchyError, match=message):
+        saved_model.export(**(arguments | change))
+    assert not (tmp_path / "exports").exists()
+
+
+def test_a_fixed_batch_size_is_refused(tmp_path):
+    x = keras.Input(batch_shape=(4, 3))
+    head = keras.layers.Dense(2, name="exit_1")(x)
+    last = keras.layers.Dense(2, name="exit_2")(x)
+    model = keras.Model(x, {"exit_1": head, "exit_2": last})
+    with pytest.raises(BranchyError, match="fixes its batch size"):
+        saved_model.export(model, tmp_path, "m", [0.1])
+
+
+def test_the_command_says_what_is_wrong_in_one_line(run_dir, tmp_path):
+    refused = commands.run("export", f"--run_dir={run_dir}", "--export_dir=/proc/no")
+    assert "cannot be written" in refused.error
+    refused = commands.run("export", f"--run_dir={run_dir}")
+    assert "--export_dir is missing" in refused.error
+    refused = commands.run("export", f"--run_dir={tmp_path}", f"--export_dir={tmp_path}")
+    assert "holds no model.keras" in refused.error

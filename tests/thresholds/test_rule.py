@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from branchy_tf import thresholds
+from branchy_tf.errors import BranchyError
+
+
+def test_below_leaves_and_equal_stays():
+    scores = np.float32([[0.1, 9, 9], [0.2, 0.1, 9], [0.2, 0.3, 9], [0.5, 0.5, 0]])
+    assert thresholds.exit_indices(scores, [0.2, 0.3]).tolist() == [0, 1, 2, 2]
+
+
+def test_zero_lets_none_leave_and_infinity_all():
+    scores = np.float32([[0, 0], [1, 0], [1e30, 0]])
+    assert thresholds.exit_indices(scores, [0]).tolist() == [1, 1, 1]
+    assert thresholds.exit_indices(scores, [np.inf]).tolist() == [0, 0, 0]
+
+
+def test_nan_goes_on():
+    assert thresholds.exit_indices(np.float32([[np.nan, 0]]), [np.inf]).tolist() == [1]
+
+
+def test_each_row_may_have_its_own():
+    scores = np.float32([[0.5, 0], [0.5, 0]])
+    assert thresholds.exit_indices(scores, [[0.4], [0.6]]).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([0.1], "expected 2"),
+        ([0.1, 0.2, 0.3], "expected 2"),
+        ([0.1, -0.2], "received -0.2"),
+        ([0.1, float("nan")], "received nan"),
+        (0.1, "expected 2"),
+        (["a", "b"], "must be numbers"),
+        (np.zeros((3, 2)), "3 rows for 4 examples"),
+        ([[0.1], [0.2, 0.3]], "must be numbers"),
+    ],
+)
+def test_bad_thresholds_are_refused(given, message):
+    with pytest.raises(BranchyError, match=message):
+        thresholds.check(given, num_exits=3, rows=4)

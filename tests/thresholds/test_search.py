@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+
+from branchy_tf import thresholds
+from branchy_tf.errors import BranchyError
+
+
+def rows(n, exits, seed=0, decimals=None):
+    random = np.random.default_rng(seed)
+    scores = random.gamma(1, 0.5, (n, exits)).astype("float32")
+    if decimals is not None:
+        scores = scores.round(decimals)
+    # The surer, the more often right; later exits more often than earlier.
+    right = random.random((n, exits)) > 0.4 * scores / (1 + np.arange(exits))
+    return scores, right
+
+
+def brute_force(scores, right, costs):
+    """{(accuracy, cost)} of every vector of thresholds that tells rows apart."""
+    choices = [
+        [0.0, *np.nextafter(np.unique(scores[:, k]), np.float32(np.inf))]
+        for k in range(scores.shape[1] - 1)
+    ]
+    found = set()
+    for limits in itertools.product(*choices):
+        taken = np.full(len(scores), scores.shape[1] - 1)
+        for k in reversed(range(scores.shape[1] - 1)):
+            taken[scores[:, k] < np.float32(limits[k])] = k
+        accuracy = right[np.arange(len(scores)), taken].mean()
+        found.add((accuracy, np.asarray(costs)[taken].mean()))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("n", "costs", "decimals"),
+    [(60, [1, 3], None), (40, [1, 3], 1), (25, [1, 2, 5], None), (12, [1, 2, 4, 9], 1)],
+)
+def test_frontier_is_the_pareto_set_of_all_thresholds(n, costs, decimals):
+    scores, right = rows(n, len(costs), decimals=decimals)
+    everything = brute_force(scores, right, costs)
+    best = {
+        (a, c)
+        for a, c in everything
+        if not any((a2 >= a and c2 < c) or (a2 > a and c2 <= c) for a2, c2 in everything)
+    }
+    points = thresholds.frontier(scores, right, costs)
+    assert len(points) == len(best)
+    for point, (accuracy, cost) in zip(
+        points, sorted(best, key=lambda b: b[1]), strict=True
+    ):
+        assert point.accuracy == pytest.approx(accuracy, abs=1e-12)
+        assert point.cost == pytest.approx(cost, abs=1e-9)
+
+
+@pytest.mark.parametrize("exits", [2, 3, 5])
+def test_points_hold_what_a_count_on_the_rows_gives(exits):
+    scores, right = rows(300, exits)
+    costs = np.arange(1, exits + 1)
+    for point in thresholds.frontier(scores, right, costs)[::7]:
+        taken = thresholds.exit_indices(scores, point.thresholds)
+        assert point.accuracy == right[np.arange(300), taken].mean()
+        assert point.cost == pytest.approx(costs[taken].mean())
+        assert sum(point.exit_rates) == pytest.approx(1)
+
+
+def test_thresholds_lie_strictly_between_neighbouring_scores():
+    scores, right = rows(200, 2)
+    column = np.unique(scores[:, 0])
+    for point in thresholds.frontier(scores, right, [1, 2]):
+        limit = np.float32(point.thresholds[0])
+        assert limit not in column
+    assert limit < np.inf
+
+
+def test_choose_without_budget_is_no_less_accurate_than_the_final_exit():
+    scores, right = rows(500, 3)
+    point = thresholds.choose(scores, right, [1, 2, 4])
+    assert point.accuracy >= right[:, -1].mean()
+    cheaper = [
+        p for p in thresholds.frontier(scores, right, [1, 2, 4]) if p.cost < point.cost
+    ]
+    assert all(p.accuracy < right[:, -1].mean() for p in cheaper)
+
+
+def test_choose_keeps_to_each_budget():
+    scores, right = rows(500, 3)
+    costs = [1, 2, 4]
+    loose = thresholds.choose(scores, right, costs, max_accuracy_drop=0.05)
+    assert right[:, -1].mean() - loose.accuracy <= 0.05
+    assert loose.cost < thresholds.choose(scores, right, costs).cost
+    assert thresholds.choose(scores, right, costs, min_accuracy=0.8).accuracy >= 0.8
+    assert thresholds.choose(scores, right, costs, max_cost=1.7).cost <= 1.7
+
+
+def test_a_budget_that_is_met_exactly_is_met():
+    scores = np.float32([[0.1, 0], [0.2, 0], [0.3, 0]])
+    right = np.array([[True, True], [False, True], [True, True]])
+    # A drop of one row in three, given as a decimal that is a little less.
+    point = thresholds.choose(scores, right, [1, 2], max_accuracy_drop=1 / 3)
+    assert point.exit_rates[0] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ({"max_cost": 0.5}, "the cheapest there are cost 1"),
+        ({"min_accuracy": 1.0}, "the best there are reach"),
+        ({"max_accuracy_drop": -0.1}, "from 0 to 1"),
+        ({"min_accuracy": float("nan")}, "from 0 to 1"),
+        ({"max_cost": -1}, "positive"),
+        ({"max_cost": 2, "min_accuracy": 0.5}, "one of"),
+    ],
+)
+def test_an_impossible_budget_says_what_is_possible(budget, message):
+    scores, right = rows(100, 2)
+    right[0] = False
+    with pytest.raises(BranchyError, match=message):
+        thresholds.choose(scores, right, [1, 2], **budget)
+
+
+def test_rows_that_are_lost_are_not_made_up_for():
+    #         exit_1 loses row 0 and wins row 1
+    right = np.array([[False, True], [True, False], [True, True]])
+    scores = np.float32([[0.1, 0], [0.2, 0], [0.3, 0]])
+    assert thresholds.choose(scores, right, [1, 2]).exit_rates[0] == 1.0
+    strict = thresholds.count_losses_only(right)
+    assert thresholds.choose(scores, strict, [1, 2]).exit_rates[0] == 0.0
+
+
+def test_nan_scores_never_leave():
+    scores = np.float32([[np.nan, 0], [0.2, 0], [0.3, 0]])
+    right = np.array([[True, False], [True, True], [True, True]])
+    for point in thresholds.frontier(scores, right, [1, 2]):
+        assert point.exit_rates[0] <= 2 / 3 + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("scores", "right", "costs"),
+    [
+        (np.zeros((0, 2)), np.zeros((0, 2), bool), [1, 2]),
+        (np.zeros((3, 2)), np.zeros((3, 3), bool), [1, 2]),
+        (np.zeros((3, 2)), np.zeros((3, 2)), [1, 2]),
+        (np.zeros((3, 2)), np.zeros((3, 2), bool), [1, 2, 3]),
+        (np.zeros((3, 2)), np.zeros((3, 2), bool), [0, 2]),
+    ],
+)
+def test_arrays_that_do_not_fit_together_are_refused(scores, right, costs):
+    with pytest.raises(BranchyError):
+        thresholds.frontier(scores, right, costs)
+
+
+@pytest.mark.parametrize("exits", [2, 3, 7])
+def test_ten_thousand_rows_are_searched_in_seconds(exits):
+    scores, right = rows(10_000, exits)
+    start = time.perf_counter()
+    thresholds.frontier(scores, right, np.arange(1, exits + 1))
+    # Measured at about a tenth of this; it guards against another order of growth.
+    assert time.perf_counter() - start < 60
