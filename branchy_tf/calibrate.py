@@ -58,7 +58,7 @@ def main() -> None:
     given = [f"--{name}" for name in budgets if FLAGS[name].value is not None]
     if len(given) > 1:
         raise BranchyError(f"Pass one of {' and '.join(given)}, not both.")
-    if FLAGS.risk == "lost" and (FLAGS.min_accuracy or FLAGS.max_macs):
+    if FLAGS.risk == "lost" and given not in ([], ["--max_accuracy_drop"]):
         raise BranchyError(f"--risk=lost goes with --max_accuracy_drop, not {given[0]}.")
     folder = RunFolder(FLAGS.run_dir)
     model = folder.load_model()

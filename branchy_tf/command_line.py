@@ -50,6 +50,7 @@ def run(main: Callable[[], None]) -> None:
     logging.use_absl_handler()
     logging.get_absl_handler().setFormatter(_Plain())
     logging.get_absl_handler().addFilter(_is_news)
+    std_logging.getLogger("tensorflow").setLevel(std_logging.WARNING)
     app.run(guarded, flags_parser=_parse)
 
 

@@ -27,11 +27,10 @@ BATCH_SIZES = (1, 2, 8, 32)
 
 def requests(module: EarlyExitModule) -> list[tuple[str, dict[str, np.ndarray]]]:
     """`[(signature, inputs), ...]` that reach every signature and exit."""
-    random = np.random.default_rng(0)
     num_gates = len(module.exit_names) - 1
     found = []
     for rows in BATCH_SIZES:
-        inputs = {spec.name: _example(spec, rows, random) for spec in module.specs}
+        inputs = example_inputs(module, rows)
         for last in range(num_gates + 1):
             # Nobody leaves before exit `last`, everybody there. [B, N-1], since
             # with batching on every input needs the batch as first dimension.
@@ -41,6 +40,12 @@ def requests(module: EarlyExitModule) -> list[tuple[str, dict[str, np.ndarray]]]
         found.append(("serving_default", inputs))
         found.append(("all_exits", inputs))
     return found
+
+
+def example_inputs(module: EarlyExitModule, rows: int) -> dict[str, np.ndarray]:
+    """A batch of noise that fits the signatures, the same each time."""
+    random = np.random.default_rng(0)
+    return {spec.name: _example(spec, rows, random) for spec in module.specs}
 
 
 def write(module: EarlyExitModule, version: pathlib.Path, model_name: str) -> None:

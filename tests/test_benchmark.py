@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import commands
+import pytest
+
+from branchy_tf import files
+
+NAMES = {
+    "early_exit",
+    "forced_exit_1",
+    "forced_exit_2",
+    "frozen",
+    "half_exit_1",
+    "keras_export",
+    "stage_1",
+    "stage_2",
+}
+
+
+def test_every_contender_is_timed_and_compared(run_dir):
+    done = commands.run(
+        "benchmark",
+        f"--run_dir={run_dir}",
+        "--batch_sizes=1,4",
+        "--threads=1",
+        "--seconds=0.2",
+    )
+    assert done.status == 0, done.stderr
+    written = files.read_json(run_dir / "benchmark.json")
+    times = {(r["contender"], r["batch"]): r for r in written["results"]}
+    one = {name for name, batch in times if batch == 1}
+    assert one == NAMES - {"half_exit_1"}
+    assert {name for name, batch in times if batch == 4} == NAMES
+    for row in times.values():
+        assert 0 < row["low"] <= row["ms_per_image"] <= row["high"]
+    assert len(written["gains"]) == 4
+    for gain in written["gains"]:
+        key = (gain["over"], gain["batch"])
+        measured = times["early_exit", gain["batch"]]["ms_per_image"]
+        assert gain["gain"] == pytest.approx(times[key]["ms_per_image"] / measured)
+        assert gain["share_of_ideal"] == pytest.approx(gain["gain"] / gain["ideal_gain"])
+    assert written["machine"]["cores"] >= 1
+    assert "early_exit" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--batch_sizes=0", "whole numbers"),
+        ("--batch_sizes=1.5", "whole numbers"),
+        ("--threads=two", "numbers parted by commas"),
+        ("--batch_sizes=5000", "only 1000 test images"),
+    ],
+)
+def test_bad_flags_are_refused(run_dir, flag, message):
+    done = commands.run("benchmark", f"--run_dir={run_dir}", flag)
+    assert message in done.error

@@ -1,0 +1,35 @@
+"""The demo itself, with fewer epochs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+from branchy_tf import files
+
+
+def test_demo_goes_all_the_way(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "branchy_tf.demo", "--epochs=3", "--baseline_epochs=1",
+         f"--output_dir={tmp_path / 'demo'}"],
+        capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    for step in range(1, 7):
+        assert f"[{step}/6]" in done.stdout
+
+    result = files.read_json(tmp_path / "demo/run/evaluation.json")
+    row = re.search(r"^T = [^:]+: calibrated\s+([\d.]+)%\s+([\d.]+)%", done.stdout, re.M)
+    # What the server answered is what the evaluation, without a server, found.
+    assert float(row[1]) / 100 == round(result["accuracy"], 3)
+    assert float(row[2]) / 100 == round(result["exit_rates"][0], 3)
+    everyone = re.search(r"^T = inf: .*?\s([\d.]+)%\s+100\.0%", done.stdout, re.M)
+    assert float(everyone[1]) / 100 == round(result["exit_accuracies"][0], 3)
+
+    for name in ("run/model.keras", "run/calibration.png", "run/training.png",
+                 "exports/branchy_lenet/1/saved_model.pb"):  # fmt: skip
+        assert (tmp_path / "demo" / name).is_file(), name
+    # The server is gone with the demo.
+    assert "Stopped." in done.stderr

@@ -1,0 +1,199 @@
+"""The rules of the code base that a tool can check."""
+
+from __future__ import annotations
+
+import ast
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+import branchy_tf
+from branchy_tf.training.run_folder import parse_flags
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+MODULES = sorted(ROOT.glob("branchy_tf/**/*.py"))
+COMMANDS = {
+    "benchmark",
+    "calibrate",
+    "demo",
+    "evaluate",
+    "export",
+    "predict",
+    "serve",
+    "train",
+}
+# From the top down; what stands on one line may import each other.
+LAYERS = [
+    {"errors"},
+    {"files", "results", "inputs"},
+    {"images", "confidence", "thresholds"},
+    {"exits"},
+    {"zoo", "data"},
+    {"training", "stages"},
+    {"costs"},
+    {"saved_model"},
+    {"predictor"},
+    {"scoring", "plots", "comparison"},
+    {"serving"},
+    {"command_line"},
+    COMMANDS,
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+def part_of(path: pathlib.Path) -> str:
+    return path.relative_to(ROOT / "branchy_tf").with_suffix("").parts[0]
+
+
+def imported_parts(path: pathlib.Path) -> set[str]:
+    """The parts of branchy_tf that a file imports."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = set()
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            first, _, rest = name.partition(".")
+            if first == "branchy_tf" and rest:
+                found.add(rest.split(".")[0])
+    return found & set(LEVEL)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_data_flows_one_way(path):
+    part = part_of(path)
+    if part == "__init__":
+        return  # its names are imported on first use
+    below = {name for name in imported_parts(path) if LEVEL[name] > LEVEL[part]}
+    assert not below, f"{part} imports from below: {below}"
+    if part not in COMMANDS:
+        assert not imported_parts(path) & COMMANDS, "no module imports a command"
+
+
+def test_every_part_has_its_layer():
+    assert {part_of(path) for path in MODULES} - {"__init__"} == set(LEVEL)
+
+
+def test_only_commands_define_flags():
+    for path in MODULES:
+        if part_of(path) not in COMMANDS | {"command_line"}:
+            assert not re.search(
+                r"\bDEFINE_|\bFLAGS\b", path.read_text(encoding="utf-8")
+            ), path
+
+
+def test_models_and_training_are_for_any_keras_backend():
+    for path in MODULES:
+        if part_of(path) in {"confidence", "exits", "zoo", "data", "stages", "costs"}:
+            assert "import tensorflow" not in path.read_text(encoding="utf-8"), path
+
+
+def test_the_client_comes_without_tensorflow_and_keras():
+    script = (
+        "import branchy_tf.serving, sys;"
+        "print([m for m in ('tensorflow', 'keras', 'tensorflow_serving') "
+        "if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def build_targets() -> list[str]:
+    text = (ROOT / "BUILD").read_text(encoding="utf-8")
+    return re.findall(r'^    srcs = \[\s*"([^"]+)"', text, flags=re.MULTILINE)
+
+
+def test_build_has_a_target_for_each_module_and_test():
+    files = {
+        str(path.relative_to(ROOT))
+        for pattern in ("branchy_tf/**/*.py", "tests/**/test_*.py")
+        for path in ROOT.glob(pattern)
+    }
+    targets = build_targets()
+    assert files - set(targets) == set(), "add targets for these to BUILD"
+    missing = {name for name in targets if not (ROOT / name).is_file()}
+    assert missing == set(), "BUILD names files that are not there"
+
+
+def test_build_depends_on_targets_that_exist():
+    text = (ROOT / "BUILD").read_text(encoding="utf-8")
+    names = set(re.findall(r'^    name = "([^"]+)"', text, flags=re.MULTILINE))
+    used = set(re.findall(r'^        ":([^"]+)",', text, flags=re.MULTILINE))
+    assert used - names == set()
+    loaded = re.search(r'load\("@rules_python//[^"]+", (.+)\)', text)[1]
+    assert set(re.findall(r"^(py_\w+)\(", text, flags=re.MULTILINE)) == set(
+        re.findall(r'"(\w+)"', loaded)
+    )
+
+
+def test_the_version_is_the_same_everywhere():
+    for name in ("pyproject.toml", "MODULE.bazel"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        found = re.search(r'^\s*version = "([^"]+)"', text, flags=re.MULTILINE)[1]
+        assert found == branchy_tf.__version__, name
+
+
+def test_ci_runs_the_readmes_test_line():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    after = readme.split("<!-- test line -->")[1]
+    line = next(x for x in after.splitlines() if x.startswith("python3 "))
+    assert line.endswith("-m pytest -q")
+    assert ".[dev]" in line
+    # .ci/run finds it in the same way.
+    assert "<!-- test line -->" in (ROOT / ".ci/run").read_text(encoding="utf-8")
+
+
+def test_the_demo_trains_like_its_recipe():
+    script = (
+        "import sys, json; from branchy_tf import demo; demo.FLAGS(['demo']);"
+        "print(json.dumps(demo.TRAINING | {'epochs': demo.FLAGS.epochs,"
+        "'baseline_epochs': demo.FLAGS.baseline_epochs}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    recipe = (ROOT / "zoo/branchy_lenet/mnist_5k.flags").read_text(encoding="utf-8")
+    demo = {name: str(value) for name, value in json.loads(done.stdout).items()}
+    assert demo == parse_flags(recipe)
+
+
+def test_recipes_say_how_they_are_run():
+    for path in ROOT.glob("zoo/**/*.flags"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert any(
+            line.startswith("# python -m branchy_tf.train --flagfile=") for line in lines
+        ), path
+        for line in lines:
+            assert line.startswith(("#", "--")), f"{path}: {line}"
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
+    # From a copy: a build leaves files beside its sources.
+    source = tmp_path / "source"
+    for name in ("branchy_tf", "zoo"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, source / name, ignore=ignored)
+    for name in ("LICENSE", "README.md", "pyproject.toml", "setup.py"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", str(tmp_path)]
+    done = subprocess.run(
+        [*pip, str(source)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    packaged = {name for name in names if name.startswith("branchy_tf/")}
+    expected = {str(path.relative_to(ROOT)) for path in MODULES}
+    assert packaged == expected | {"branchy_tf/py.typed"}
+    assert all(".dist-info/" in name for name in set(names) - packaged)
