@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from branchy_tf.errors import BranchyError
 
@@ -40,6 +40,10 @@ def read(
         picture = _open(pathlib.Path(path))
         size = (_side(width, picture.width), _side(height, picture.height))
         changes = []
+        if picture.mode.startswith("I"):
+            # Pillow would cut every value above 255.
+            changes.append("16 bits made 8")
+            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
         if picture.mode != mode:
             changes.append("made grey" if mode == "L" else "made RGB")
             picture = picture.convert(mode)
@@ -66,11 +70,12 @@ def _side(wanted: int | None, given: int) -> int:
 def _open(path: pathlib.Path) -> Image.Image:
     try:
         picture = Image.open(path, formats=["PNG", "JPEG"])
-        picture.load()
-        return picture
+        # Cameras store how they were held.
+        return ImageOps.exif_transpose(picture)
     except FileNotFoundError:
         raise BranchyError(f"There is no image {path}.") from None
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        # Pillow calls a broken PNG a SyntaxError.
         raise BranchyError(
             f"{path} cannot be read; expected a PNG or JPEG file."
         ) from None

@@ -44,10 +44,11 @@ command_line.define_seed(default=None)
 
 def _images(client: EarlyExitClient) -> tuple[np.ndarray, list[str], list[str] | None]:
     """`(images, their names, their labels if known)`."""
+    # First of all: a server that is down is noticed before data is loaded.
+    expected, _ = client.describe()
     if FLAGS.images:
         from branchy_tf import images
 
-        expected, _ = client.describe()
         shapes = [value.shape[1:] for value in expected.values()]
         if len(shapes) != 1 or len(shapes[0]) != 3:
             raise BranchyError("The model does not take one image; --images cannot help.")

@@ -64,6 +64,11 @@ def main() -> None:
     folder = os.path.basename(os.path.abspath(FLAGS.model_base_path))
     name = FLAGS.model_name or folder
     backend = backends.choose(FLAGS.backend)
+    if not FLAGS.port and backend != backends.EMBEDDED:
+        raise BranchyError(
+            f"--port=0, any free port, works with --backend=embedded alone; this is "
+            f"{backend}. Pass the port to listen on."
+        )
     if backend == backends.EMBEDDED:
         _serve_embedded(name)
         return

@@ -110,6 +110,8 @@ def version_folders(folder: pathlib.Path) -> dict[int, pathlib.Path]:
         int(entry.name): entry
         for entry in sorted(folder.iterdir())
         if entry.name.isascii() and entry.name.isdigit() and entry.is_dir()
+        # What TF Serving reads as a version: an int64.
+        if int(entry.name) < 2**63
     }
 
 

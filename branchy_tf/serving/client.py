@@ -194,7 +194,8 @@ class EarlyExitClient:
 
     def _predictions(self, response: Any, rows: int) -> Predictions:
         version = response.model_spec.version.value
-        if self._signature is not None and version != self._signature.version:
+        signature = self._signature  # another thread may drop it
+        if signature is not None and version != signature.version:
             # Another version may take other inputs: ask before the next call.
             self._signature = None
         try:
@@ -229,10 +230,10 @@ class EarlyExitClient:
         )
         packed = response.metadata["signature_def"].value
         served = wire.SignatureDefMap.FromString(packed).signature_def
-        if _SIGNATURE not in served:
+        if _SIGNATURE not in served or "thresholds" not in served[_SIGNATURE].inputs:
             raise BranchyError(
-                f"Model {self._model!r} on {self._server} has no {_SIGNATURE} signature; "
-                f"it has {', '.join(sorted(served)) or 'none'}. Ask for a model that "
+                f"Model {self._model!r} on {self._server} has no {_SIGNATURE} signature "
+                f"that takes thresholds; it has {', '.join(sorted(served)) or 'none'}. Ask for a model that "
                 "branchy_tf.export wrote."
             )
         definition = served[_SIGNATURE]

@@ -14,6 +14,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from google.protobuf import (
     message_factory,
     wrappers_pb2,
 )
+
+from branchy_tf.errors import BranchyError
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 GET_MODEL_METADATA = "/tensorflow.serving.PredictionService/GetModelMetadata"
@@ -174,6 +177,7 @@ _DTYPES = {
     9: ("int64", "int64_val"),
     10: ("bool", "bool_val"),
     17: ("uint16", "int_val"),
+    19: ("float16", "half_val"),
     22: ("uint32", "uint32_val"),
     23: ("uint64", "uint64_val"),
 }
@@ -181,9 +185,16 @@ _NUMBERS = {np.dtype(name): number for number, (name, _) in _DTYPES.items()}
 
 
 def dtype_of(number: int) -> np.dtype:
-    """Numpy's dtype for a DataType; raises ValueError for one not known here."""
+    """Numpy's dtype for a DataType.
+
+    Raises:
+        BranchyError: numpy has no such dtype.
+    """
     if number not in _DTYPES:
-        raise ValueError(f"DataType {number} has no numpy dtype here")
+        raise BranchyError(
+            f"A served tensor has DataType {number}, which numpy lacks. Export with an "
+            "--input_dtype such as uint8 or float32."
+        )
     return np.dtype(_DTYPES[number][0])
 
 
@@ -210,9 +221,11 @@ def to_array(proto: Any) -> np.ndarray:
     shape = shape_of(proto.tensor_shape)
     if proto.tensor_content:
         return np.frombuffer(proto.tensor_content, dtype).reshape(shape).copy()
-    values = np.array(getattr(proto, field), dtype)
-    size = int(np.prod(shape, dtype=np.int64))
-    if 0 < len(values) < size:
-        # Trailing equal values may be left out.
-        values = np.pad(values, (0, size - len(values)), mode="edge")
-    return values.reshape(shape)
+    # Halves travel as their bits.
+    kind = np.uint16 if field == "half_val" else dtype
+    values = np.array(getattr(proto, field), kind).view(dtype)
+    if not values.size:
+        return np.zeros(shape, dtype)
+    # Trailing equal values may be left out.
+    missing = max(math.prod(shape) - values.size, 0)
+    return np.pad(values, (0, missing), mode="edge").reshape(shape)

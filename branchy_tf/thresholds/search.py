@@ -165,10 +165,9 @@ def choose(
     if min_accuracy is None:
         min_accuracy = float(np.mean(_check(scores, correct, costs)[1][:, -1]))
         min_accuracy -= max_accuracy_drop or 0.0
-    # Accuracies are counts of rows: half a row's slack keeps float error out.
-    slack = 0.5 / len(np.asarray(scores))
     for point in points:
-        if point.accuracy >= min_accuracy - 1e-9 * slack:
+        # Far less than one row in any data set, far more than float error.
+        if point.accuracy >= min_accuracy - 1e-12:
             return point
     raise BranchyError(
         f"No thresholds reach accuracy {min_accuracy:.4f}; the best there are reach "
@@ -226,30 +225,24 @@ def _cuts(scores: np.ndarray, most: int) -> np.ndarray:
     upper one otherwise: the comparison is strict, so that parts them as well.
     The last lies just above the largest score and not at infinity: a row more
     unsure than any seen here goes on.
+
+    Args:
+        scores: float32 [n], at least 0.
+        most: how many thresholds at most.
     """
-    values = np.unique(scores[np.isfinite(scores)])
-    values = values[values >= 0]
-    if not len(values):
+    scores = scores[np.isfinite(scores)]
+    if not len(scores):
         return np.zeros(1, np.float32)
-    if len(values) >= most:
-        # Quantiles of the rows, the smallest and the largest score among them.
-        values = np.unique(
-            np.quantile(
-                scores[np.isfinite(scores)],
-                np.linspace(0, 1, most - 1),
-                method="inverted_cdf",
-            )
-        )
-        all_values = np.unique(scores[np.isfinite(scores)])
-        upper = all_values[
-            np.minimum(np.searchsorted(all_values, values, "right"), len(all_values) - 1)
-        ]
-    else:
-        upper = np.concatenate([values[1:], values[-1:]])
+    values = np.unique(scores)
+    upper = np.append(values[1:], np.nextafter(values[-1], np.float32(np.inf)))
     middle = ((values.astype(np.float64) + upper) / 2).astype(np.float32)
-    above = np.where(middle > values, middle, upper)
-    above[-1] = np.nextafter(values[-1], np.float32(np.inf))
-    return np.unique(np.concatenate([np.zeros(1, np.float32), above]))
+    cuts = np.where(middle > values, middle, upper)
+    if len(cuts) >= most:
+        # Above quantiles of the rows, the smallest and the largest score among them.
+        shares = np.linspace(0, 1, most - 1)
+        quantiles = np.quantile(scores, shares, method="inverted_cdf")
+        cuts = cuts[np.unique(np.searchsorted(values, quantiles))]
+    return np.append(np.float32(0), cuts)
 
 
 def _tables(

@@ -1,0 +1,66 @@
+"""A served model, in a process of its own, and clients of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import servers
+
+import branchy_tf
+from branchy_tf import thresholds
+from branchy_tf.serving import EarlyExitClient
+
+
+@pytest.fixture(scope="session")
+def served(exported, tmp_path_factory) -> Iterator[servers.ServeProcess]:
+    """`exported`, served by another process; do not stop it."""
+    server = servers.ServeProcess(exported, tmp_path_factory.mktemp("served") / "log")
+    try:
+        assert server.address
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def client(served) -> Iterator[EarlyExitClient]:
+    with EarlyExitClient(served.address, servers.MODEL, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture
+def fake() -> Iterator[servers.FakeServer]:
+    with servers.FakeServer() as server:
+        yield server
+
+
+@pytest.fixture
+def fake_client(fake) -> Iterator[EarlyExitClient]:
+    with EarlyExitClient(fake.address, servers.MODEL) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def calibrated(run_dir) -> list[float]:
+    """The thresholds that `exported` has as defaults."""
+    calibration = thresholds.Calibration.read(
+        run_dir / "thresholds.json", ["exit_1", "exit_2"]
+    )
+    return list(calibration.thresholds)
+
+
+@pytest.fixture(scope="session")
+def predictor(trained, calibrated) -> branchy_tf.EarlyExitPredictor:
+    """What a server of `exported` must agree with."""
+    return branchy_tf.EarlyExitPredictor(trained, calibrated)
+
+
+@pytest.fixture(scope="session")
+def halving(predictor, mnist_5k) -> float:
+    """A threshold that lets about half of `digits` leave and is far from any score."""
+    _, scores = predictor.all_exits(mnist_5k.test.images[:64])
+    middle = np.sort(scores[:, 0])[20:44]
+    widest = np.diff(middle).argmax()
+    return float(middle[widest : widest + 2].mean())

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import contextlib
+import itertools
+import shutil
+import threading
+
+import grpc
+import numpy as np
+import pytest
+import servers
+from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
+
+from branchy_tf.errors import ServerError
+from branchy_tf.serving import EarlyExitClient
+from branchy_tf.serving.embedded import EmbeddedServer
+from branchy_tf.serving.embedded.versions import AVAILABLE, END, UNLOADING, Versions
+
+ROW = np.zeros((1, 28, 28, 1), np.uint8)
+
+
+class Watched:
+    """A server that looks for versions often, and what can be asked of it."""
+
+    def __init__(self, server, client, channel):
+        self.client = client
+        self._models = model_service_pb2_grpc.ModelServiceStub(channel)
+        self.address = f"localhost:{server.port}"
+
+    def version(self):
+        return self.client.predict(ROW).model_version
+
+    def states(self):
+        """`{version: (state, what went wrong)}`."""
+        request = get_model_status_pb2.GetModelStatusRequest()
+        request.model_spec.name = servers.MODEL
+        found = self._models.GetModelStatus(request).model_version_status
+        return {v.version: (v.state, v.status.error_message) for v in found}
+
+
+@contextlib.contextmanager
+def watched(folder):
+    with (
+        EmbeddedServer(folder, servers.MODEL, port=0, poll_seconds=0.05) as server,
+        EarlyExitClient(f"localhost:{server.port}", servers.MODEL) as client,
+        grpc.insecure_channel(f"localhost:{server.port}") as channel,
+    ):
+        yield Watched(server, client, channel)
+
+
+@pytest.fixture
+def folder(exported, tmp_path):
+    folder = tmp_path / servers.MODEL
+    servers.add_version(exported, folder, 1)
+    return folder
+
+
+def test_versions_change_under_requests_that_all_succeed(folder, exported):
+    problems, seen, stop = [], [[] for _ in range(4)], threading.Event()
+
+    def ask(server, versions):
+        with EarlyExitClient(server.address, servers.MODEL) as client:
+            while not stop.is_set():
+                try:
+                    versions.append(client.predict(ROW).model_version)
+                except Exception as error:
+                    problems.append(error)
+
+    with watched(folder) as server:
+        threads = [threading.Thread(target=ask, args=(server, one)) for one in seen]
+        for thread in threads:
+            thread.start()
+        try:
+            for number in (2, 3):
+                servers.add_version(exported, folder, number)
+                servers.until(lambda n=number: all(one[-1:] == [n] for one in seen))
+            shutil.rmtree(folder / "3")
+            servers.until(lambda: all(one[-1:] == [2] for one in seen))
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        final = {1: (END, ""), 2: (AVAILABLE, ""), 3: (END, "")}
+        servers.until(lambda: server.states() == final)
+    assert not problems
+    for versions in seen:
+        assert [version for version, _ in itertools.groupby(versions)] == [1, 2, 3, 2]
+
+
+def test_only_folders_named_by_a_number_are_versions(folder, exported):
+    for name in ("latest", "9.tmp", "-9", "9 ", ".9"):
+        shutil.copytree(exported / "1", folder / name)
+    (folder / "9").write_text("a file")
+    servers.add_version(exported, folder, 2)
+    with watched(folder) as server:
+        assert server.version() == 2
+        assert set(server.states()) == {2}
+
+
+def without(name):
+    return lambda version: (version / name).unlink()
+
+
+def cut(name):
+    def damage(version):
+        content = (version / name).read_bytes()
+        (version / name).write_bytes(content[: len(content) // 2])
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        without("saved_model.pb"),
+        cut("saved_model.pb"),
+        cut("assets.extra/tf_serving_warmup_requests"),
+        lambda version: (version / "saved_model.pb").write_bytes(b""),
+    ],
+    ids=["no model", "half a model", "half a warm-up", "empty model"],
+)
+def test_a_damaged_version_waits_until_it_is_whole(folder, exported, damage):
+    coming = folder / ".coming"
+    shutil.copytree(exported / "1", coming)
+    damage(coming)
+    with watched(folder) as server:
+        coming.rename(folder / "2")
+        servers.until(lambda: server.states().get(2, (0, ""))[0] == END)
+        states = server.states()
+        assert states[1] == (AVAILABLE, "")
+        assert states[2][1]
+        assert server.version() == 1
+
+        shutil.copytree(exported / "1", folder / "2", dirs_exist_ok=True)
+        servers.until(lambda: server.version() == 2)
+        servers.until(lambda: server.states()[1][0] == END)
+        assert server.states()[2] == (AVAILABLE, "")
+
+
+def test_a_start_with_a_damaged_version_serves_the_one_before(folder):
+    (folder / "2").mkdir()
+    with watched(folder) as server:
+        assert server.version() == 1
+        assert server.states()[2][0] == END
+
+
+def test_a_server_may_start_before_its_first_version(exported, tmp_path):
+    with watched(tmp_path) as server:
+        with pytest.raises(ServerError) as caught:
+            server.version()
+        assert caught.value.code == "NOT_FOUND"
+        servers.add_version(exported, tmp_path, 1)
+        assert server.client.wait_until_ready() == 1
+        assert server.version() == 1
+
+
+def test_an_old_version_finishes_what_it_has_begun(folder, exported):
+    versions = Versions(folder)
+    versions.poll()
+    with versions.use(None) as (number, model):
+        assert number == 1
+        servers.add_version(exported, folder, 2)
+        versions.poll()
+        assert [v.state for v in versions.statuses()] == [AVAILABLE, UNLOADING]
+        with versions.use(None) as (newest, _):
+            assert newest == 2
+        with versions.use(1) as found:
+            assert found is None
+        assert len(model.run("serving_default", {"images": ROW})["exit"]) == 1
+    assert [v.state for v in versions.statuses()] == [AVAILABLE, END]
+    versions.stop()
+    assert [v.state for v in versions.statuses()] == [END, END]
