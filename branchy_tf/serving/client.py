@@ -233,8 +233,8 @@ class EarlyExitClient:
         if _SIGNATURE not in served or "thresholds" not in served[_SIGNATURE].inputs:
             raise BranchyError(
                 f"Model {self._model!r} on {self._server} has no {_SIGNATURE} signature "
-                f"that takes thresholds; it has {', '.join(sorted(served)) or 'none'}. Ask for a model that "
-                "branchy_tf.export wrote."
+                f"with thresholds; it has {', '.join(sorted(served)) or 'none'}. Ask for "
+                "a model that branchy_tf.export wrote."
             )
         definition = served[_SIGNATURE]
         expected = {
