@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import pathlib
 import zipfile
+import zlib
 from typing import Any
 
 import keras
@@ -177,7 +178,10 @@ def _mnist_5k() -> Dataset:
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise ValueError("it holds a single array without a name")
+        with file:
             missing = [name for name in _ARRAYS if name not in file]
             if missing:
                 raise BranchyError(
@@ -189,9 +193,10 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise BranchyError(f"There is no data file {path}.") from None
     except BranchyError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise BranchyError(
-            f"{path} cannot be read as an .npz of plain arrays: {error}."
+            f"{path} cannot be read as an .npz of plain arrays: "
+            f"{str(error).rstrip('.')}. Write it with numpy.savez, or copy it again."
         ) from None
 
 
@@ -203,9 +208,10 @@ def _download(name: str, data_dir: str | None) -> dict[str, np.ndarray]:
     except Exception as error:
         # keras raises whatever its download raised, of no common type.
         looked = f"no {name}.npz in {data_dir} and it" if data_dir else "it"
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise BranchyError(
             f"Data set {name} is not here: {looked} could not be downloaded "
-            f"({str(error).strip().splitlines()[0]}). Put {name}.npz (arrays "
+            f"({reason}). Put {name}.npz (arrays "
             f"{', '.join(_ARRAYS)}) into a folder and pass --data_dir."
         ) from None
     return dict(zip(_ARRAYS, (x_train, y_train, x_test, y_test), strict=True))
@@ -244,7 +250,9 @@ def _check_images(images: np.ndarray, name: str, source: str) -> np.ndarray:
 def _whole_labels(labels: np.ndarray, name: str, source: str) -> np.ndarray:
     flat = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     whole = np.issubdtype(flat.dtype, np.integer) or (
-        np.issubdtype(flat.dtype, np.floating) and (flat == np.rint(flat)).all()
+        np.issubdtype(flat.dtype, np.floating)
+        and np.isfinite(flat).all()
+        and (flat == np.rint(flat)).all()
     )
     if flat.ndim != 1 or not len(flat) or not whole:
         raise BranchyError(

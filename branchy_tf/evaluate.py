@@ -13,7 +13,7 @@ from absl import logging
 from tabulate import tabulate
 
 from branchy_tf import command_line, costs, exits, files, scoring
-from branchy_tf.training.phases import check_images_fit
+from branchy_tf.training.phases import check_classes_fit, check_images_fit
 from branchy_tf.training.run_folder import load_keras_file
 
 command_line.define_model_choice()
@@ -26,6 +26,7 @@ def main() -> None:
     model, run, output = command_line.chosen_model()
     limits, criterion = command_line.chosen_thresholds(run, exits.exit_names(model))
     dataset = command_line.chosen_dataset(run)
+    check_classes_fit(model, dataset)
     check_images_fit(model, dataset)
     trained_baseline = None
     if run is not None and run.baseline.is_file():

@@ -59,6 +59,14 @@ _RECORDED = (
 )  # fmt: skip
 
 
+def _make_paths_absolute() -> None:
+    """So that the run can be gone on with, repeated and read from any folder."""
+    for name in ("dataset", "data_dir", "weights"):
+        value = FLAGS[name].value
+        if value and (name == "data_dir" or value.endswith((".npz", ".keras", ".h5"))):
+            FLAGS[name].value = str(files.absolute(value))
+
+
 def _flags_text() -> str:
     lines = [
         "# Trains this run again: python -m branchy_tf.train --flagfile=THIS_FILE "
@@ -90,8 +98,7 @@ def main() -> None:
     for name in ("model", "dataset", "run_dir"):
         if not FLAGS[name].value:
             raise BranchyError(f"--{name} is missing. See --help.")
-    if FLAGS.data_dir is not None:
-        FLAGS.data_dir = str(files.absolute(FLAGS.data_dir))
+    _make_paths_absolute()
     folder = training.RunFolder(FLAGS.run_dir)
     text = _flags_text()
     if folder.flags.exists():

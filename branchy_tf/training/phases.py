@@ -66,18 +66,24 @@ class Settings:
                 f"`learning_rate` must be positive. Received {self.learning_rate}."
             )
         losses.check_loss_weights(exits.exit_names(model), self.loss_weights)
-        classes = exits.num_classes(model)
-        if classes < dataset.classes:
-            raise BranchyError(
-                f"The model tells {classes} classes apart and {dataset.name} has "
-                f"{dataset.classes}. Pass --model_args=classes={dataset.classes}."
-            )
+        check_classes_fit(model, dataset)
         check_images_fit(model, dataset)
 
 
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise BranchyError(f"Unknown {name} {value!r}. Known: {', '.join(known)}.")
+
+
+def check_classes_fit(model: keras.Model, dataset: Dataset) -> None:
+    """Raises `BranchyError` unless the model knows every class of the data set."""
+    classes = exits.num_classes(model)
+    if classes < dataset.classes:
+        raise BranchyError(
+            f"The model tells {classes} classes apart and {dataset.name} has "
+            f"{dataset.classes}. Build the model for them: "
+            f"--model_args=classes={dataset.classes}."
+        )
 
 
 def check_images_fit(model: keras.Model, dataset: Dataset) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import zipfile
 
 import keras
 
@@ -68,8 +69,8 @@ def load_keras_file(path: pathlib.Path) -> keras.Model:
     """Loads a .keras file; raises `BranchyError` in one line if it cannot."""
     try:
         return keras.models.load_model(path, compile=False)
-    except (ValueError, TypeError, OSError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else error
+    except (ValueError, TypeError, OSError, KeyError, zipfile.BadZipFile) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise BranchyError(
             f"{path} cannot be loaded as a Keras model: {reason}"
         ) from None

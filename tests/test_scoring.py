@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import types
+
+import numpy as np
+import pytest
+import small
+from scipy import stats
+
+from branchy_tf import data, exits, scoring
+
+
+def share(right: int, rows: int) -> np.ndarray:
+    return np.arange(rows) < right
+
+
+@pytest.mark.parametrize(("right", "rows"), [(95, 100), (1, 7), (0, 50), (50, 50)])
+def test_wilson_interval_by_its_formula(right, rows):
+    p, z2 = right / rows, stats.norm.ppf(0.975) ** 2
+    middle = (p + z2 / (2 * rows)) / (1 + z2 / rows)
+    half = np.sqrt(z2 * (p * (1 - p) / rows + z2 / (4 * rows**2))) / (1 + z2 / rows)
+    low, high = scoring.wilson_interval(share(right, rows))
+    assert low == pytest.approx(max(middle - half, 0), abs=1e-9)
+    assert high == pytest.approx(min(middle + half, 1), abs=1e-9)
+
+
+def test_wilson_interval_of_a_published_example():
+    # Newcombe (1998), Table I, method 3: 81 of 263 gives 0.2553 to 0.3662.
+    np.testing.assert_allclose(
+        scoring.wilson_interval(share(81, 263)), [0.2553, 0.3662], atol=5e-5
+    )
+
+
+def pair(both: int, first_only: int, second_only: int, neither: int):
+    """Two bool arrays whose rows agree and disagree so often."""
+    first = [1] * (both + first_only) + [0] * (second_only + neither)
+    second = [1] * both + [0] * first_only + [1] * second_only + [0] * neither
+    return np.array(first, bool), np.array(second, bool)
+
+
+def test_paired_interval_by_hand():
+    # 98 rows and 2 more: 11 lost and 4 won of 100, so 0.07, and a variance of
+    # (0.11 + 0.04 - 0.07^2) / 100.
+    low, high = scoring.paired_interval(*pair(70, 10, 3, 15))
+    half = 1.959964 * np.sqrt(0.001451)
+    assert (low, high) == pytest.approx((0.07 - half, 0.07 + half), abs=1e-6)
+
+
+def test_paired_interval_turns_with_its_arguments():
+    first, second = pair(70, 10, 3, 15)
+    low, high = scoring.paired_interval(first, second)
+    assert scoring.paired_interval(second, first) == pytest.approx([-high, -low])
+
+
+@pytest.mark.parametrize("rows", [10, 1000])
+def test_no_disagreement_is_not_certainty(rows):
+    first, second = pair(rows - 1, 0, 0, 1)
+    low, high = scoring.paired_interval(first, second)
+    half = 1.959964 * np.sqrt(2) / (rows + 2)
+    assert (low, high) == pytest.approx((-half, half), rel=1e-5)
+
+
+def test_paired_interval_covers_the_truth():
+    # Its promise: 95 % of such intervals hold the true difference.
+    random = np.random.default_rng(0)
+    kinds = random.choice(4, p=[0.9, 0.04, 0.01, 0.05], size=(2000, 500))
+    intervals = np.array(
+        [scoring.paired_interval((k == 0) | (k == 1), (k == 0) | (k == 2)) for k in kinds]
+    )
+    covered = (intervals[:, 0] <= 0.03) & (intervals[:, 1] >= 0.03)
+    assert 0.93 < covered.mean() < 0.98
+
+
+def test_every_exit_is_judged_by_its_own_answer():
+    probabilities = np.array([[[0.9, 0.1], [0.2, 0.8]], [[0.6, 0.4], [0.7, 0.3]]])
+    scores = np.array([[0.1, 0.2], [0.3, 0.4]], np.float32)
+    predictor = types.SimpleNamespace(
+        all_exits=lambda images, progress: (probabilities, scores)
+    )
+    split = data.Split(np.zeros((2, 1, 1, 1), np.uint8), np.array([1, 0]))
+    given, correct = scoring.every_exit(predictor, split)
+    np.testing.assert_array_equal(given, scores)
+    assert correct.tolist() == [[False, True], [True, True]]
+
+
+def test_plain_accuracy():
+    model = exits.baseline(small.model())
+    split = small.dataset().test
+    answers = np.asarray(model(split.images)).argmax(axis=1)
+    assert 0 < scoring.plain_accuracy(model, data.Split(split.images, answers)) == 1
+    wrong = np.where(np.arange(10) < 4, (answers + 1) % 3, answers)
+    assert scoring.plain_accuracy(model, data.Split(split.images, wrong)) == (
+        pytest.approx(0.6)
+    )
