@@ -20,7 +20,6 @@ from tabulate import tabulate
 
 from branchy_tf import command_line, comparison, exits, files
 from branchy_tf.errors import BranchyError
-from branchy_tf.training.phases import check_images_fit
 
 FLAGS = flags.FLAGS
 
@@ -52,8 +51,7 @@ def main() -> None:
     batch_sizes, threads = _whole_numbers("batch_sizes"), _whole_numbers("threads")
     model, run, output = command_line.chosen_model()
     limits, criterion = command_line.chosen_thresholds(run, exits.exit_names(model))
-    dataset = command_line.chosen_dataset(run)
-    check_images_fit(model, dataset)
+    dataset = command_line.chosen_dataset(run, model)
     if max(batch_sizes) > len(dataset.test):
         raise BranchyError(
             f"--batch_sizes has {max(batch_sizes)}, and {dataset.name} only "

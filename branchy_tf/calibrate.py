@@ -62,7 +62,7 @@ def main() -> None:
         raise BranchyError(f"--risk=lost goes with --max_accuracy_drop, not {given[0]}.")
     folder = RunFolder(FLAGS.run_dir)
     model = folder.load_model()
-    dataset = command_line.chosen_dataset(folder)
+    dataset = command_line.chosen_dataset(folder, model)
     names = exits.exit_names(model)
     predictor = EarlyExitPredictor(model, [0.0] * (len(names) - 1), FLAGS.criterion)
     scores, correct = scoring.every_exit(predictor, dataset.validation)

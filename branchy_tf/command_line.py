@@ -5,14 +5,16 @@ from __future__ import annotations
 import ast
 import logging as std_logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 # Before TensorFlow is imported: its notes on CPU and drivers are no news to a
 # user; what goes wrong comes as an exception all the same.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "GRPC_VERBOSITY": "NONE"}
+QUIET = {name: value for name, value in QUIET.items() if name not in os.environ}
+os.environ |= QUIET
 
 from absl import app, flags, logging
 
@@ -51,6 +53,8 @@ def run(main: Callable[[], None]) -> None:
     logging.get_absl_handler().setFormatter(_Plain())
     logging.get_absl_handler().addFilter(_is_news)
     std_logging.getLogger("tensorflow").setLevel(std_logging.WARNING)
+    # An orderly end: what is half done is tidied away, children are ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     app.run(guarded, flags_parser=_parse)
 
 
@@ -66,6 +70,11 @@ class _Plain(logging.PythonFormatter):
 
 
 def _parse(arguments: list[str]) -> list[str]:
+    if {"--help", "-help", "--helpshort", "-h", "-?"} & set(arguments[1:]):
+        # absl's own way out has status 1, and leaves out the flags defined here.
+        print(sys.modules["__main__"].__doc__)
+        print(FLAGS.main_module_help(), FLAGS.module_help(__name__), sep="\n")
+        sys.exit(0)
     try:
         return FLAGS(arguments)
     except flags.Error as error:
@@ -129,7 +138,9 @@ def define_thresholds() -> None:
         "inf: all leave. Default: the calibrated ones.",
     )
     flags.DEFINE_string(
-        "criterion", None, "Score that --thresholds are for. Default: entropy."
+        "criterion",
+        None,
+        "Score that --thresholds are for. Default: the run's, else entropy.",
     )
 
 
@@ -172,11 +183,15 @@ def chosen_model() -> Choice:
     return Choice(folder.load_model(), folder, folder)
 
 
-def chosen_dataset(run: Any) -> Any:
+def chosen_dataset(run: Any, model: Any = None) -> Any:
     """The data set that the flags name, the run's where they name none.
 
+    Args:
+        run: the folder of a training, or None.
+        model: what it must fit, if anything.
+
     Raises:
-        BranchyError: neither names one, or it cannot be loaded.
+        BranchyError: neither names one, it cannot be loaded, or does not fit.
     """
     from branchy_tf import data
 
@@ -190,12 +205,15 @@ def chosen_dataset(run: Any) -> Any:
     if name is None:
         raise BranchyError("--dataset is missing: the data to use, e.g. mnist.")
     size = value("validation_size")
-    return data.load(
+    dataset = data.load(
         name,
         value("data_dir"),
         None if size is None else int(size),
         int(value("seed") or 0),
     )
+    if model is not None:
+        data.check_fits(model, dataset)
+    return dataset
 
 
 def chosen_thresholds(run: Any, exits: list[str]) -> tuple[list[float], str]:
@@ -210,7 +228,10 @@ def chosen_thresholds(run: Any, exits: list[str]) -> tuple[list[float], str]:
     given = parse_numbers("thresholds", FLAGS.thresholds)
     if given is not None:
         thresholds.check(given, len(exits))
-        return given, check_criterion(FLAGS.criterion or "entropy")
+        criterion = FLAGS.criterion
+        if criterion is None and run is not None and run.thresholds.is_file():
+            criterion = thresholds.Calibration.read(run.thresholds, exits).criterion
+        return given, check_criterion(criterion or "entropy")
     if run is None:
         raise BranchyError(
             f"There are no calibrated thresholds for {FLAGS.model}. Pass --thresholds="
@@ -239,6 +260,8 @@ def parse_arguments(text: str) -> dict[str, Any]:
                 f"--model_args={text!r}: expected name=value,name=value, for example "
                 f"classes=100,input_shape=32x32x3. Received {part!r}."
             )
+        if name.strip() == "weights":
+            raise BranchyError("--model_args has weights; pass --weights instead.")
         arguments[name.strip()] = _value(value.strip())
     return arguments
 

@@ -76,7 +76,7 @@ def compare(
             rows = _time(model, thresholds, images, loaded, batch, seconds)
             common = {"batch": batch, "threads": count}
             results += [row | common for row in rows.values()]
-            reach = _reach(loaded["early_exit"], thresholds, images)
+            reach = _reach(loaded["early_exit"], thresholds, _batches(images, batch))
             gains += [gain | common for gain in _gains(rows, reach)]
         for session in loaded.values():
             session.close()
@@ -103,21 +103,28 @@ def _time(
     batch: int,
     seconds: float,
 ) -> dict[str, dict[str, Any]]:
-    calls = _calls(model, thresholds, _batches(images, batch), loaded)
+    batches = _batches(images, batch)
+    calls = _calls(model, thresholds, batches, loaded)
     quartiles = costs.measure_interleaved(calls, seconds)
+    rows = batch * len(batches)
     return {
         name: {
             "contender": name,
-            "ms_per_image": 1e3 * median / batch,
-            "low": 1e3 * low / batch,
-            "high": 1e3 * high / batch,
+            "ms_per_image": 1e3 * median / rows,
+            "low": 1e3 * low / rows,
+            "high": 1e3 * high / rows,
         }
         for name, (low, median, high) in quartiles.items()
     }
 
 
 def _batches(images: np.ndarray, batch: int) -> list[np.ndarray]:
-    count = max(1, min(len(images) // batch, 64))
+    """What one timed pass goes through; the same for every contender.
+
+    Early exit takes long for some batches and short for others, so the median of
+    single batches would say nothing of their mean: a pass is timed as a whole.
+    """
+    count = min(len(images) // batch, max(4, min(64, 512 // batch)))
     return [images[i * batch : (i + 1) * batch] for i in range(count)]
 
 
@@ -132,19 +139,19 @@ def _calls(
 
     def plain_call(session: SessionModel, tensors: list[np.ndarray] | None = None):
         definition = session.signatures[plain.SIGNATURE]
-        names = sorted(definition.inputs)
         if tensors is not None:
-            inputs = dict(zip(names, tensors, strict=True))
-            return lambda: session.run(plain.SIGNATURE, inputs)
-        dtype = tf.as_dtype(definition.inputs[names[0]].dtype).as_numpy_dtype
-        return _in_turn(
+            inputs = {f"x_{i}": tensor for i, tensor in enumerate(tensors)}
+            return _pass(batches, lambda _: session.run(plain.SIGNATURE, inputs))
+        (name,) = definition.inputs
+        dtype = tf.as_dtype(definition.inputs[name].dtype).as_numpy_dtype
+        return _pass(
             [b.astype(dtype) for b in batches],
-            lambda b: session.run(plain.SIGNATURE, {names[0]: b}),
+            lambda b: session.run(plain.SIGNATURE, {name: b}),
         )
 
     def exit_call(limits: np.ndarray):
         session = loaded["early_exit"]
-        return _in_turn(
+        return _pass(
             batches,
             lambda b: session.run("early_exit", {"images": b, "thresholds": limits}),
         )
@@ -170,24 +177,22 @@ def _calls(
     return calls
 
 
-def _in_turn(batches: list, call: Callable) -> Callable[[], object]:
-    state = {"next": 0}
-
+def _pass(batches: list, call: Callable) -> Callable[[], object]:
     def run():
-        batch = batches[state["next"] % len(batches)]
-        state["next"] += 1
-        return call(batch)
+        for batch in batches:
+            call(batch)
 
     return run
 
 
 def _reach(
-    session: SessionModel, thresholds: Sequence[float], images: np.ndarray
+    session: SessionModel, thresholds: Sequence[float], batches: list[np.ndarray]
 ) -> np.ndarray:
     """Share of the rows that enter each stage."""
-    limits = np.tile(np.asarray(thresholds, np.float32), (len(images), 1))
-    left = session.run("early_exit", {"images": images, "thresholds": limits}, ["exit"])
-    return np.array([(left["exit"] >= k).mean() for k in range(len(thresholds) + 1)])
+    limits = np.asarray(thresholds, np.float32)[None]
+    inputs = {"images": np.concatenate(batches), "thresholds": limits}
+    left = session.run("early_exit", inputs, ["exit"])["exit"]
+    return np.array([(left >= k).mean() for k in range(len(thresholds) + 1)])
 
 
 def _gains(rows: dict[str, dict[str, Any]], reach: np.ndarray) -> list[dict[str, Any]]:

@@ -52,7 +52,7 @@ def check_criterion(criterion: str) -> str:
     Raises:
         BranchyError: it is not.
     """
-    if criterion not in CRITERIA:
+    if criterion not in list(CRITERIA):
         raise BranchyError(
             f"Unknown criterion {criterion!r}. Known: {', '.join(CRITERIA)}."
         )

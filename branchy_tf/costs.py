@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 
 from branchy_tf import exits, stages
+from branchy_tf.errors import BranchyError
 
 _CONVOLUTIONS = (
     keras.layers.Conv1D,
@@ -37,7 +38,7 @@ def macs(model: keras.Model) -> int:
         A whole number, e.g. 1140070 for LeNet at 28 x 28.
 
     Raises:
-        BranchyError: the model is not functional.
+        BranchyError: the model is not functional, or takes inputs of any size.
     """
     exits.check_functional(model)
     return sum(
@@ -50,6 +51,8 @@ def macs(model: keras.Model) -> int:
 
 def _node_macs(node) -> int:
     layer = node.operation
+    # A Sequential keeps its graph in a functional model of its own.
+    layer = getattr(layer, "_functional", None) or layer
     if isinstance(layer, keras.Model) and hasattr(layer, "_nodes_by_depth"):
         return macs(layer)
     read, written = node.input_tensors[0].shape, node.outputs[0].shape
@@ -62,7 +65,7 @@ def _node_macs(node) -> int:
     if isinstance(layer, _CONVOLUTIONS):
         return _positions(layer, written) * _size(layer.kernel)
     if isinstance(layer, keras.layers.Dense):
-        return math.prod(written[1:-1]) * _size(layer._kernel)
+        return _product(written[1:-1], layer) * _size(layer._kernel)
     if isinstance(layer, keras.layers.EinsumDense):
         # Each output value sums over the kernel's axes that are not its own.
         return _einsum_macs(layer, read)
@@ -90,9 +93,17 @@ def _einsum_macs(layer, read) -> int:
 
 def _positions(layer, shape) -> int:
     """Number of pixels of a feature map of that shape."""
-    if layer.data_format == "channels_first":
-        return math.prod(shape[2:])
-    return math.prod(shape[1:-1])
+    first = layer.data_format == "channels_first"
+    return _product(shape[2:] if first else shape[1:-1], layer)
+
+
+def _product(sizes, layer) -> int:
+    if None in sizes:
+        raise BranchyError(
+            f"The multiply-adds of layer {layer.name} depend on the size of the input, "
+            "which the model leaves open. Build it for a fixed height and width."
+        )
+    return math.prod(sizes)
 
 
 def _size(kernel) -> int:
@@ -137,7 +148,7 @@ def measure_interleaved(
             call()
     times: dict[str, list[float]] = {name: [] for name in calls}
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(next(iter(times.values()))) < 10:
+    while time.perf_counter() < end or len(next(iter(times.values()))) < 5:
         for name, call in calls.items():
             start = time.perf_counter()
             call()

@@ -18,7 +18,8 @@ import keras
 import numpy as np
 from absl import logging
 
-from branchy_tf.errors import BranchyError
+from branchy_tf import exits
+from branchy_tf.errors import BranchyError, first_line
 
 # Number of classes of the data sets known by name.
 _KERAS_DATASETS = {
@@ -92,6 +93,11 @@ def load(
     ```
     """
     if name == "mnist_5k":
+        if validation_size is not None:
+            raise BranchyError(
+                f"mnist_5k has a fixed split, 500 rows for validation; received "
+                f"`validation_size` {validation_size}. Leave it out."
+            )
         return _mnist_5k()
     if name in _KERAS_DATASETS:
         path = pathlib.Path(data_dir or ".").expanduser() / f"{name}.npz"
@@ -208,10 +214,9 @@ def _download(name: str, data_dir: str | None) -> dict[str, np.ndarray]:
     except Exception as error:
         # keras raises whatever its download raised, of no common type.
         looked = f"no {name}.npz in {data_dir} and it" if data_dir else "it"
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise BranchyError(
             f"Data set {name} is not here: {looked} could not be downloaded "
-            f"({reason}). Put {name}.npz (arrays "
+            f"({first_line(error)}). Put {name}.npz (arrays "
             f"{', '.join(_ARRAYS)}) into a folder and pass --data_dir."
         ) from None
     return dict(zip(_ARRAYS, (x_train, y_train, x_test, y_test), strict=True))
@@ -287,6 +292,34 @@ def _check_labels(
             f"0 to {classes - 1}."
         )
     return flat
+
+
+def check_fits(model: keras.Model, dataset: Dataset) -> None:
+    """Raises `BranchyError` unless the model knows the classes and image shape."""
+    classes = exits.num_classes(model)
+    if classes < dataset.classes:
+        raise BranchyError(
+            f"The model tells {classes} classes apart and {dataset.name} has "
+            f"{dataset.classes}. Build the model for them: "
+            f"--model_args=classes={dataset.classes}."
+        )
+    shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
+    fits = (
+        len(shapes) == 1
+        and len(shapes[0]) == 3
+        and all(
+            expected in (None, given)
+            for expected, given in zip(shapes[0], dataset.image_shape, strict=True)
+        )
+    )
+    if not fits:
+        wanted = shapes[0] if len(shapes) == 1 else shapes
+        raise BranchyError(
+            f"{model.name} reads inputs of shape {wanted}"
+            f" and {dataset.name} holds images of shape {dataset.image_shape}. Build the "
+            "model for them: --model_args=input_shape="
+            f"{'x'.join(map(str, dataset.image_shape))}."
+        )
 
 
 def check_augmentation(name: str) -> str:

@@ -10,7 +10,6 @@ Each step is the command that a user would type, and is printed as such.
 
 import os
 import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from absl import flags
 from tabulate import tabulate
 
 from branchy_tf import command_line, data, files
-from branchy_tf.errors import BranchyError
+from branchy_tf.errors import BranchyError, ServerError
 from branchy_tf.serving import EarlyExitClient
 
 FLAGS = flags.FLAGS
@@ -68,40 +67,50 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _ask(port: int, calibrated: float, macs: list[int], full: int) -> list[list[str]]:
+def _ask(client: EarlyExitClient, result: dict) -> list[list[str]]:
     """Asks about all test images with three thresholds; a table row for each."""
     test = data.load("mnist_5k").test
     rows = []
-    with EarlyExitClient(f"localhost:{port}", MODEL) as client:
-        client.wait_until_ready()
-        for name, limits in (
-            ("T = 0: nobody leaves early", [0.0]),
-            (f"T = {calibrated:.4g}: calibrated", None),
-            ("T = inf: everybody leaves at exit_1", [np.inf]),
-        ):
-            exits, right, start = [], [], time.perf_counter()
-            for first in range(0, len(test), _BATCH):
-                batch = slice(first, first + _BATCH)
-                answer = client.predict(test.images[batch], limits)
-                exits.append(answer.exits)
-                right.append(answer.labels == test.labels[batch])
-            seconds = time.perf_counter() - start
-            early = float((np.concatenate(exits) == 0).mean())
-            cost = early * macs[0] + (1 - early) * macs[1]
-            rows.append(
-                [
-                    name,
-                    f"{np.concatenate(right).mean():.1%}",
-                    f"{early:.1%}",
-                    f"{cost:,.0f}",
-                    f"{full / cost:.2f}x",
-                    f"{1e3 * seconds / len(test):.2f}",
-                ]
-            )
+    for name, limits in (
+        ("T = 0: nobody leaves early", [0.0]),
+        (f"T = {result['thresholds'][0]:.4g}: calibrated", None),
+        ("T = inf: everybody leaves at exit_1", [np.inf]),
+    ):
+        answers, start = [], time.perf_counter()
+        for first in range(0, len(test), _BATCH):
+            answers.append(client.predict(test.images[first : first + _BATCH], limits))
+        seconds = time.perf_counter() - start
+        exits = np.concatenate([answer.exits for answer in answers])
+        labels = np.concatenate([answer.labels for answer in answers])
+        cost = np.take(result["exit_macs"], exits).mean()
+        rows.append(
+            [
+                name,
+                f"{(labels == test.labels).mean():.1%}",
+                f"{(exits == 0).mean():.1%}",
+                f"{cost:,.0f}",
+                f"{result['full_macs'] / cost:.2f}x",
+                f"{1e3 * seconds / len(test):.2f}",
+            ]
+        )
     return rows
 
 
-def _served(run_dir: str, exports: str) -> list[list[str]]:
+def _wait_for(server: subprocess.Popen, client: EarlyExitClient) -> None:
+    end = time.monotonic() + 60
+    while True:
+        try:
+            client.wait_until_ready(timeout=1)
+            return
+        except ServerError:
+            if server.poll() is not None or time.monotonic() > end:
+                raise BranchyError(
+                    "Step 5 failed: the server does not answer; what it said stands "
+                    "above."
+                ) from None
+
+
+def _serve_and_ask(exports: str, result: dict) -> list[list[str]]:
     port = _free_port()
     command = _step(
         5,
@@ -114,14 +123,9 @@ def _served(run_dir: str, exports: str) -> list[list[str]]:
     )
     server = subprocess.Popen(command)
     try:
-        calibration = files.read_json(os.path.join(run_dir, "thresholds.json"))
-        version = max(os.listdir(os.path.join(exports, MODEL)), key=int)
-        described = files.read_json(
-            os.path.join(exports, MODEL, version, "assets.extra", "branchy.json")
-        )
-        rows = _ask(
-            port, calibration["thresholds"][0], described["macs"], described["full_macs"]
-        )
+        with EarlyExitClient(f"localhost:{port}", MODEL) as client:
+            _wait_for(server, client)
+            rows = _ask(client, result)
         _run(
             6,
             "Ask it: a few images",
@@ -133,8 +137,11 @@ def _served(run_dir: str, exports: str) -> list[list[str]]:
         )
         return rows
     finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(30)
+        server.terminate()
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            server.kill()
 
 
 def main() -> None:
@@ -159,9 +166,9 @@ def main() -> None:
     )
     _run(3, "Evaluate on the test split", "evaluate", run_dir=run_dir)
     _run(4, "Export for TF Serving", "export", run_dir=run_dir, export_dir=exports)
-    asked = _served(run_dir, exports)
-
     result = files.read_json(os.path.join(run_dir, "evaluation.json"))
+    asked = _serve_and_ask(exports, result)
+
     rows = [
         [
             "LeNet without exits",

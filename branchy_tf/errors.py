@@ -20,3 +20,8 @@ class ServerError(RuntimeError):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's exception says, in one line; its type if nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

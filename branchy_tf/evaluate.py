@@ -12,8 +12,7 @@ Prints a table and writes evaluation.json to --run_dir.
 from absl import logging
 from tabulate import tabulate
 
-from branchy_tf import command_line, costs, exits, files, scoring
-from branchy_tf.training.phases import check_classes_fit, check_images_fit
+from branchy_tf import command_line, exits, files, scoring
 from branchy_tf.training.run_folder import load_keras_file
 
 command_line.define_model_choice()
@@ -25,9 +24,7 @@ command_line.define_seed(default=None)
 def main() -> None:
     model, run, output = command_line.chosen_model()
     limits, criterion = command_line.chosen_thresholds(run, exits.exit_names(model))
-    dataset = command_line.chosen_dataset(run)
-    check_classes_fit(model, dataset)
-    check_images_fit(model, dataset)
+    dataset = command_line.chosen_dataset(run, model)
     trained_baseline = None
     if run is not None and run.baseline.is_file():
         trained_baseline = load_keras_file(run.baseline)
@@ -35,7 +32,7 @@ def main() -> None:
     if output is not None:
         files.write_json(output.evaluation, result)
 
-    print(_table(result, costs.cumulative_macs(model)))
+    print(_table(result))
     low, high = (f"{100 * value:.2f}" for value in result["accuracy_interval"])
     print(
         f"accuracy {result['accuracy']:.2%} on {result['num_examples']:,} test images "
@@ -56,7 +53,7 @@ def main() -> None:
         logging.info("Wrote %s.", output.evaluation)
 
 
-def _table(result: dict, macs: list[int]) -> str:
+def _table(result: dict) -> str:
     rows = [
         [
             name,
@@ -68,7 +65,7 @@ def _table(result: dict, macs: list[int]) -> str:
         ]
         for name, total, alone, limit, rate, right in zip(
             result["exits"],
-            macs,
+            result["exit_macs"],
             result["exit_accuracies"],
             [*(f"{t:.4g}" for t in result["thresholds"]), "-"],
             result["exit_rates"],

@@ -22,9 +22,9 @@ def exit_name(number: int) -> str:
     return f"exit_{number}"
 
 
-def logits_head(features, classes: int, number: int):
-    """The last layer of exit `number`: a dense layer from [B, F] to logits."""
-    return keras.layers.Dense(classes, name=exit_name(number))(features)
+def logits_head(features, classes: int, name: str):
+    """The last layer of the exit `name`: a dense layer from [B, F] to logits."""
+    return keras.layers.Dense(classes, name=name)(features)
 
 
 def exit_tensors(model: keras.Model) -> dict:
@@ -45,17 +45,18 @@ def exit_tensors(model: keras.Model) -> dict:
     ```
     """
     check_functional(model)
-    tensors = dict(zip(model.output_names, model.outputs, strict=True))
-    numbers = {}
-    for name in tensors:
-        match = _NAME.match(name)
-        if match:
-            numbers[int(match[1])] = name
-    if sorted(numbers) != list(range(1, len(tensors) + 1)):
+    outputs = model.output if isinstance(model.output, dict) else {}
+    tensors = {
+        key: tensor
+        for key, tensor in outputs.items()
+        if _NAME.match(key) and tensor._keras_history.operation.name == key
+    }
+    numbers = {int(key.removeprefix("exit_")): key for key in tensors}
+    if not outputs or len(tensors) < len(outputs) or max(numbers) > len(numbers):
         raise BranchyError(
-            f"Model {model.name!r} has outputs {', '.join(model.output_names)}; "
-            "expected exit_1 ... exit_N. Name each exit's last layer exactly like "
-            "its key in the output dict."
+            f"Model {model.name!r} has outputs {_described(model)}; expected a dict of "
+            "exit_1 ... exit_N, each made by a layer of that very name. Name each "
+            "exit's last layer exactly like its key."
         )
     for name, tensor in tensors.items():
         if len(tensor.shape) != 2 or tensor.shape[-1] is None:
@@ -70,6 +71,13 @@ def exit_tensors(model: keras.Model) -> dict:
             f"{sorted(widths)}. Every exit must answer the same question."
         )
     return {numbers[n]: tensors[numbers[n]] for n in sorted(numbers)}
+
+
+def _described(model: keras.Model) -> str:
+    if not isinstance(model.output, dict):
+        return f"made by the layers {', '.join(model.output_names)}, not in a dict"
+    makers = {key: t._keras_history.operation.name for key, t in model.output.items()}
+    return ", ".join(f"{key} made by layer {name}" for key, name in makers.items())
 
 
 def check_functional(model: keras.Model) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -125,23 +126,20 @@ def calibration(
     _save(figure, path)
 
 
-def training(path: files.Path, rows: Sequence[dict[str, str]], names: list[str]) -> None:
+def training(path: files.Path, rows: Sequence[dict[str, str]]) -> None:
     """Draws each exit's validation accuracy over the epochs of all phases.
 
     Args:
         path: .png to write.
-        rows: of history.csv.
-        names: of the exits.
+        rows: of history.csv, at least one.
     """
+    columns = [c for c in rows[0] if c.startswith("val_") and c.endswith("_accuracy")]
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     epochs = np.arange(1, len(rows) + 1)
-    for name, color, style in zip(
-        names,
-        [ORANGE, BLUE, GREEN, BLACK] * len(names),
-        ["--", "-", ":", "-."] * len(names),
-        strict=False,
-    ):
-        values = [float(row[f"val_{name}_accuracy"] or "nan") for row in rows]
+    looks = itertools.product(["--", "-", ":", "-."], [ORANGE, BLUE, GREEN, BLACK])
+    for column, (style, color) in zip(columns, looks, strict=False):
+        values = [float(row[column] or "nan") for row in rows]
+        name = column.removeprefix("val_").removesuffix("_accuracy")
         axes.plot(epochs, 100 * np.array(values), style, color=color, label=name)
     for i in range(1, len(rows)):
         if rows[i]["phase"] != rows[i - 1]["phase"]:

@@ -41,7 +41,7 @@ def evaluate(
         trained_baseline: the network trained without branches, if there is one.
 
     Returns:
-        What the contract's evaluation.json lists, and 95 % intervals:
+        The fields of evaluation.json, among them 95 % intervals:
         `accuracy_interval` (Wilson), and `accuracy_drop` below the final exit
         on the same rows with `accuracy_drop_interval` (Bonett and Price).
     """
@@ -51,7 +51,8 @@ def evaluate(
     answer = predictor.predict(test.images)
     right = answer.labels == test.labels
     rates = answer.exit_rates(predictor.num_exits)
-    macs, full_macs = float(rates @ costs.cumulative_macs(model)), costs.full_macs(model)
+    exit_macs, full_macs = costs.cumulative_macs(model), costs.full_macs(model)
+    macs = float(rates @ exit_macs)
     return {
         "dataset": dataset.name,
         "split": "test",
@@ -69,6 +70,7 @@ def evaluate(
             right[answer.exits == k].mean() if (answer.exits == k).any() else None
             for k in range(predictor.num_exits)
         ],
+        "exit_macs": exit_macs,
         "macs": macs,
         "full_macs": full_macs,
         "gain": full_macs / macs,

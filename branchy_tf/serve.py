@@ -27,7 +27,9 @@ flags.DEFINE_string(
 )
 flags.DEFINE_integer("port", 8500, "Of gRPC.", lower_bound=0, upper_bound=65535)
 flags.DEFINE_enum("backend", "auto", backends.BACKENDS, "What serves.")
-flags.DEFINE_string("host", "127.0.0.1", "Address that the embedded server listens on.")
+flags.DEFINE_string(
+    "host", "127.0.0.1", "Address that the embedded server and the container listen on."
+)
 flags.DEFINE_string(
     "docker_image",
     None,
@@ -73,11 +75,18 @@ def main() -> None:
         _serve_embedded(name)
         return
     command = backends.command(
-        backend, FLAGS.model_base_path, name, FLAGS.port, FLAGS.docker_image
+        backend,
+        FLAGS.model_base_path,
+        name,
+        f"{FLAGS.host}:{FLAGS.port}",
+        FLAGS.docker_image,
     )
     logging.info("%s", " ".join(command))
-    # It takes this process's place, and so its signals.
-    os.execvp(command[0], command)
+    if backend == backends.TF_SERVING:
+        logging.warning("It listens on every interface, and asks nobody who they are.")
+    # It takes this process's place, and so its signals; it may say what it has to.
+    loud = {k: v for k, v in os.environ.items() if k not in command_line.QUIET}
+    os.execvpe(command[0], command, loud)
 
 
 if __name__ == "__main__":

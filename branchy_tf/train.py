@@ -10,12 +10,13 @@ was trained, baseline.keras. A killed training goes on when the same command is
 given again.
 """
 
+from typing import Any
+
 from absl import flags, logging
 
-from branchy_tf import command_line, data, exits, files, plots, training, zoo
+from branchy_tf import command_line, data, files, plots, training, zoo
 from branchy_tf.errors import BranchyError
 from branchy_tf.training.phases import SCHEDULES
-from branchy_tf.training.run_folder import parse_flags
 
 FLAGS = flags.FLAGS
 
@@ -67,26 +68,36 @@ def _make_paths_absolute() -> None:
             FLAGS[name].value = str(files.absolute(value))
 
 
+def _recorded(name: str, value: Any) -> str | None:
+    """A flag's value as train.flags has it; equal values have equal texts."""
+    if name == "loss_weights" and value is not None:
+        numbers = command_line.parse_numbers(name, value) or []
+        return ",".join(str(number) for number in numbers)
+    return None if value is None else str(value)
+
+
 def _flags_text() -> str:
     lines = [
         "# Trains this run again: python -m branchy_tf.train --flagfile=THIS_FILE "
         "--run_dir=FOLDER"
     ]
     for name in _RECORDED:
-        value = FLAGS[name].value
-        if value is not None:
-            text = ",".join(value) if isinstance(value, list) else value
+        text = _recorded(name, FLAGS[name].value)
+        if text is not None:
             lines.append(f"--{name}={text}")
     return "\n".join(lines) + "\n"
 
 
-def _check_same_flags(folder: training.RunFolder, text: str) -> None:
-    old, new = folder.read_flags(), parse_flags(text)
-    changed = [
-        f"--{name} was {old.get(name, 'unset')} and is now {new.get(name, 'unset')}"
-        for name in _RECORDED
-        if old.get(name) != new.get(name)
-    ]
+def _check_same_flags(folder: training.RunFolder) -> None:
+    old = folder.read_flags()
+    changed = []
+    for name in _RECORDED:
+        before = old.get(name, _recorded(name, FLAGS[name].default))
+        now = _recorded(name, FLAGS[name].value)
+        if before != now:
+            changed.append(
+                f"--{name} was {before or 'unset'} and is now {now or 'unset'}"
+            )
     if changed:
         raise BranchyError(
             f"{folder.path} holds a training with other flags: {'; '.join(changed)}. "
@@ -100,13 +111,19 @@ def main() -> None:
             raise BranchyError(f"--{name} is missing. See --help.")
     _make_paths_absolute()
     folder = training.RunFolder(FLAGS.run_dir)
-    text = _flags_text()
     if folder.flags.exists():
-        _check_same_flags(folder, text)
-        if folder.model.exists():
-            logging.info("%s is trained already; nothing to do.", folder.path)
-            return
+        _check_same_flags(folder)
+    if folder.flags.exists() and folder.model.exists():
+        logging.info("%s is trained already; nothing to do.", folder.path)
+    else:
+        _train(folder)
+    # Also where a kill came between the model and its picture.
+    if not folder.picture.exists():
+        plots.training(folder.picture, training.read_history(folder.history))
+    logging.info("Next: python -m branchy_tf.calibrate --run_dir=%s", FLAGS.run_dir)
 
+
+def _train(folder: training.RunFolder) -> None:
     settings = training.Settings(
         mode=FLAGS.mode,
         epochs=FLAGS.epochs,
@@ -127,16 +144,8 @@ def main() -> None:
 
     folder.path.mkdir(parents=True, exist_ok=True)
     with files.replacing(folder.flags) as beside:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_text(_flags_text(), encoding="utf-8")
     training.train(model, dataset, settings, folder)
-    plots.training(
-        folder.path / "training.png",
-        training.read_history(folder.history),
-        exits.exit_names(model),
-    )
-    logging.info(
-        "Trained. Next: python -m branchy_tf.calibrate --run_dir=%s", FLAGS.run_dir
-    )
 
 
 if __name__ == "__main__":

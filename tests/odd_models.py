@@ -12,7 +12,7 @@ from branchy_tf import exits
 def _head(x, number: int, classes: int = 4):
     if len(x.shape) == 4:
         x = layers.GlobalAveragePooling2D()(x)
-    return exits.logits_head(x, classes, number)
+    return exits.logits_head(x, classes, exits.exit_name(number))
 
 
 def _conv(x, filters: int = 6):

@@ -17,9 +17,9 @@ def model() -> keras.Model:
     pixels = keras.Input((8, 8, 1), dtype="uint8", name="images")
     x = layers.Flatten(name="flatten")(layers.Rescaling(1 / 255, name="rescale")(pixels))
     x = layers.Dense(6, activation="relu", name="dense_1")(x)
-    exit_1 = exits.logits_head(x, 3, 1)
+    exit_1 = exits.logits_head(x, 3, "exit_1")
     x = layers.Dense(5, activation="relu", name="dense_2")(x)
-    exit_2 = exits.logits_head(x, 3, 2)
+    exit_2 = exits.logits_head(x, 3, "exit_2")
     return keras.Model(pixels, {"exit_1": exit_1, "exit_2": exit_2}, name="small")
 
 

@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 
 from branchy_tf import costs
+from branchy_tf.errors import BranchyError
 
 
 def test_lenet_costs_what_it_costs_by_hand(lenet):
@@ -65,3 +66,16 @@ def test_measuring_takes_the_calls_in_turn():
     for low, median, high in times.values():
         assert 0 < low <= median <= high
     assert np.shape(times["a"]) == (3,)
+
+
+def test_a_sequential_model_inside_counts():
+    inner = keras.Sequential([layers.Dense(8), layers.Dense(3)])
+    x = keras.Input((5,))
+    assert costs.macs(keras.Model(x, inner(x))) == 5 * 8 + 8 * 3
+
+
+@pytest.mark.parametrize("layer", [layers.Conv2D(4, 3), layers.Dense(4)])
+def test_images_of_any_size_have_no_one_cost(layer):
+    x = keras.Input((None, None, 3))
+    with pytest.raises(BranchyError, match="fixed height and width"):
+        costs.macs(keras.Model(x, layer(x)))

@@ -87,7 +87,7 @@ def test_mnist_5k_rows_are_in_no_order_of_class(mnist_5k):
 
 
 def test_mnist_5k_is_the_same_for_everyone(mnist_5k):
-    again = data.load("mnist_5k", seed=7, validation_size=100)
+    again = data.load("mnist_5k", seed=7)
     np.testing.assert_array_equal(again.validation.images, mnist_5k.validation.images)
     # Published figures are for these very rows.
     checksums = [
@@ -443,3 +443,8 @@ def test_augmentation_follows_the_seed():
 def test_unknown_augmentation():
     with pytest.raises(BranchyError, match=r"'blur'. Known: none, shift, flip_shift\."):
         data.check_augmentation("blur")
+
+
+def test_a_validation_size_is_refused_where_the_split_is_fixed():
+    with pytest.raises(BranchyError, match="fixed split"):
+        data.load("mnist_5k", validation_size=100)

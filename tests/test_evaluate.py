@@ -259,4 +259,19 @@ def test_model_with_one_exit_alone_is_no_early_exit_model(copy):
     plain = exits.baseline(small.model())
     plain.save(copy / "model.keras")
     error = commands.run("evaluate", f"--run_dir={copy}").error
-    assert "expected exit_1 ... exit_N" in error
+    assert "expected a dict of exit_1 ... exit_N" in error
+
+
+def test_thresholds_given_by_hand_are_for_the_runs_criterion(run_dir, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run_dir, copy)
+    done = commands.run("calibrate", f"--run_dir={copy}", "--criterion=margin")
+    assert done.status == 0, done.stderr
+    flags = [f"--run_dir={copy}", "--thresholds=0.5"]
+    assert commands.run("evaluate", *flags).status == 0
+    by_run = files.read_json(copy / "evaluation.json")
+    assert by_run["criterion"] == "margin"
+    assert commands.run("evaluate", *flags, "--criterion=entropy").status == 0
+    by_flag = files.read_json(copy / "evaluation.json")
+    assert by_flag["criterion"] == "entropy"
+    assert by_run["exit_rates"] != by_flag["exit_rates"]

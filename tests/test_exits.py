@@ -55,3 +55,16 @@ def test_exits_must_be_logits():
     model = keras.Model(x, {"exit_1": layers.Conv2D(2, 1, name="exit_1")(x)})
     with pytest.raises(BranchyError, match=r"\(batch, classes\)"):
         exits.exit_names(model)
+
+
+def test_keys_and_layers_must_have_the_same_names():
+    swapped = {"exit_1": ("exit_2", 2), "exit_2": ("exit_1", 2)}
+    with pytest.raises(BranchyError, match="exit_1 made by layer exit_2"):
+        exits.exit_names(model_with(swapped))
+
+
+def test_outputs_in_a_list_are_refused():
+    x = keras.Input((3,))
+    outputs = [layers.Dense(2, name=f"exit_{n}")(x) for n in (1, 2)]
+    with pytest.raises(BranchyError, match="not in a dict"):
+        exits.exit_names(keras.Model(x, outputs))

@@ -31,7 +31,7 @@ COMMANDS = {
 # From the top down; what stands on one line may import each other.
 LAYERS = [
     {"errors"},
-    {"files", "results", "inputs"},
+    {"files", "results", "inputs", "versions"},
     {"images", "confidence", "thresholds"},
     {"exits"},
     {"zoo", "data"},

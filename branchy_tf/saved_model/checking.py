@@ -10,9 +10,9 @@ import tensorflow as tf
 
 from branchy_tf import exits
 from branchy_tf.confidence import probabilities_and_scores
-from branchy_tf.errors import BranchyError
+from branchy_tf.errors import BranchyError, first_line
 from branchy_tf.saved_model import warmup
-from branchy_tf.saved_model.early_exit import EarlyExitModule
+from branchy_tf.saved_model.early_exit import EarlyExitModule, cast_input
 from branchy_tf.saved_model.session import SessionModel
 from branchy_tf.thresholds import exit_indices
 
@@ -41,13 +41,13 @@ def check_version(
         session = SessionModel(path)
     except (tf.errors.OpError, OSError, RuntimeError, ValueError) as error:
         raise BranchyError(
-            f"The exported model does not load: {_first_line(error)}"
+            f"The exported model does not load: {first_line(error)}"
         ) from None
     try:
         _check_answers(session, model, module, defaults)
     except tf.errors.OpError as error:
         raise BranchyError(
-            f"The exported model fails on a valid request: {_first_line(error)}"
+            f"The exported model fails on a valid request: {first_line(error)}"
         ) from None
     finally:
         session.close()
@@ -97,8 +97,8 @@ def _keras_answers(
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Probabilities [B, N, C], scores [B, N], and how far off they may be."""
     tensors = [
-        tf.cast(inputs[name], tensor.dtype)
-        for name, tensor in zip(module.input_names, model.inputs, strict=True)
+        cast_input(tf.constant(inputs[name]), dtype)
+        for name, dtype in zip(module.input_names, module.model_dtypes, strict=True)
     ]
     flat = keras.tree.pack_sequence_as(model.input, tensors)
     outputs = model(flat, training=False)
@@ -143,7 +143,3 @@ def _same(what: str, found: np.ndarray, expected: np.ndarray, tolerance: float) 
             f"The {what} differ by {difference:.2g} from the Keras model's; expected at "
             f"most {tolerance:.2g}."
         )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

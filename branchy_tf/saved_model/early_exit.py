@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import keyword
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,7 +36,9 @@ class EarlyExitModule(tf.Module):
 
     Attributes:
         functions: `{signature name: tf.function}`, as `tf.saved_model.save` takes them.
-        input_names: names of the model's inputs in the signatures, in order.
+        specs: of the model's inputs in the signatures, in order.
+        input_names: their names.
+        model_dtypes: the dtypes that they are cast to.
 
     Raises:
         BranchyError: an argument does not fit the model.
@@ -56,7 +59,7 @@ class EarlyExitModule(tf.Module):
         self._defaults = check(thresholds, len(self.exit_names), rows=1)
         self.specs = _input_specs(model, input_dtype)
         self.input_names = [spec.name for spec in self.specs]
-        self._model_dtypes = [tensor.dtype for tensor in model.inputs]
+        self.model_dtypes = [tensor.dtype for tensor in model.inputs]
         self._stages = freezing.stage_functions(model, frozen)
         # The plain variables: a Session does not restore those that are only
         # reached through Keras layers.
@@ -79,8 +82,8 @@ class EarlyExitModule(tf.Module):
         for other in rows[1:]:
             tf.debugging.assert_equal(rows[0], other, "Inputs differ in their rows.")
         return [
-            tf.cast(tensor, dtype)
-            for tensor, dtype in zip(checked, self._model_dtypes, strict=True)
+            cast_input(tensor, dtype)
+            for tensor, dtype in zip(checked, self.model_dtypes, strict=True)
         ]
 
     def _route(self, tensors: Sequence[Any], thresholds: Any) -> dict[str, Any]:
@@ -118,6 +121,14 @@ class EarlyExitModule(tf.Module):
         return _signature(all_exits, self.specs)
 
 
+def cast_input(tensor: Any, dtype: str) -> Any:
+    """A served input as the model takes it; floats are rounded to whole pixels."""
+    if tensor.dtype.is_floating and tf.as_dtype(dtype).is_integer:
+        # A plain cast would cut 254.9 to 254, and wrap 256 around to 0.
+        return tf.saturate_cast(tf.round(tensor), dtype)
+    return tf.cast(tensor, dtype)
+
+
 def _signature(
     function: Callable, specs: Sequence[tf.TensorSpec], defaults: dict | None = None
 ):
@@ -146,11 +157,14 @@ def _input_specs(model: keras.Model, input_dtype: str | None) -> list[tf.TensorS
         )
     try:
         dtypes = [tf.as_dtype(input_dtype or tensor.dtype) for tensor in tensors]
+        numeric = all(d.is_floating or d.is_integer or d.is_bool for d in dtypes)
     except TypeError:
+        numeric = False
+    if not numeric:
         raise BranchyError(
             f"`input_dtype` must be a dtype such as uint8 or float32. Received "
             f"{input_dtype!r}."
-        ) from None
+        )
     if len(tensors) == 1 and len(tensors[0].shape) == 4:
         names = ["images"]
     else:
@@ -169,4 +183,5 @@ def _input_specs(model: keras.Model, input_dtype: str | None) -> list[tf.TensorS
 def _identifier(name: str) -> str:
     """A name that a Python argument, and so a signature's input, can have."""
     plain = "".join(c if c.isalnum() or c == "_" else "_" for c in name)
-    return plain if plain.isidentifier() else f"input_{plain}"
+    usable = plain.isidentifier() and not keyword.iskeyword(plain)
+    return plain if usable else f"input_{plain}"

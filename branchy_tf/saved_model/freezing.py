@@ -21,25 +21,31 @@ StageFunction = Callable[[list], tuple[Any, list]]
 FREEZE = ("auto", "true", "false")
 # Three signatures may each hold a copy of the constants, and a GraphDef ends
 # at 2 GB.
-_MOST_FROZEN_BYTES = 500e6
+_MOST_FROZEN_BYTES = 500_000_000
+_LARGEST_GRAPH = 1_900_000_000
 
 
 def should_freeze(model: keras.Model, freeze: str) -> bool:
     """Reads `--freeze`: auto freezes what stays well below GraphDef's limit.
 
     Raises:
-        BranchyError: not one of auto, true and false.
+        BranchyError: not one of auto, true and false, or too large to freeze.
     """
     if freeze not in FREEZE:
         raise BranchyError(
             f"`freeze` must be one of {', '.join(FREEZE)}. Received {freeze!r}."
         )
-    if freeze != "auto":
-        return freeze == "true"
     weights = sum(
         int(np.prod(v.shape)) * tf.as_dtype(v.dtype).size for v in model.variables
     )
-    return 3 * weights <= _MOST_FROZEN_BYTES
+    if freeze == "true" and weights > _LARGEST_GRAPH:
+        raise BranchyError(
+            f"{model.name} has {weights:,} bytes of weights, and a graph holds at most "
+            f"{_LARGEST_GRAPH:,} as constants. Pass --freeze=false."
+        )
+    if freeze == "auto":
+        return 3 * weights <= _MOST_FROZEN_BYTES
+    return freeze == "true"
 
 
 def stage_functions(model: keras.Model, frozen: bool) -> list[StageFunction]:
@@ -52,8 +58,15 @@ def stage_functions(model: keras.Model, frozen: bool) -> list[StageFunction]:
     stores each such function once, however many signatures call it.
 
     Raises:
-        BranchyError: a tensor between stages does not have the batch first.
+        BranchyError: a tensor between stages does not have the batch first, or
+            Keras runs on another backend.
     """
+    if keras.backend.backend() != "tensorflow":
+        raise BranchyError(
+            f"Keras runs on {keras.backend.backend()}; early exit and export need "
+            "TensorFlow. Set KERAS_BACKEND=tensorflow; a .keras file trained on another "
+            "backend loads there."
+        )
     parts = stages.split(model)
     for part in parts[1:]:
         for tensor in part.model.inputs:

@@ -45,7 +45,10 @@ def requests(module: EarlyExitModule) -> list[tuple[str, dict[str, np.ndarray]]]
 def example_inputs(module: EarlyExitModule, rows: int) -> dict[str, np.ndarray]:
     """A batch of noise that fits the signatures, the same each time."""
     random = np.random.default_rng(0)
-    return {spec.name: _example(spec, rows, random) for spec in module.specs}
+    return {
+        spec.name: _example(spec, dtype, rows, random)
+        for spec, dtype in zip(module.specs, module.model_dtypes, strict=True)
+    }
 
 
 def write(module: EarlyExitModule, version: pathlib.Path, model_name: str) -> None:
@@ -74,10 +77,14 @@ def read(version: pathlib.Path) -> list[predict_pb2.PredictRequest]:
     ]
 
 
-def _example(spec: tf.TensorSpec, rows: int, random: np.random.Generator) -> np.ndarray:
+def _example(
+    spec: tf.TensorSpec, model_dtype: str, rows: int, random: np.random.Generator
+) -> np.ndarray:
     shape = [rows, *(size or 32 for size in spec.shape[1:])]
-    if spec.dtype == tf.uint8:
-        return random.integers(0, 256, shape, np.uint8)
-    if spec.dtype.is_floating:
-        return random.random(shape).astype(spec.dtype.as_numpy_dtype)
-    return np.zeros(shape, spec.dtype.as_numpy_dtype)
+    if model_dtype == "uint8":
+        values = random.integers(0, 256, shape)
+    elif spec.dtype.is_floating:
+        values = random.random(shape)
+    else:
+        values = np.zeros(shape)
+    return values.astype(spec.dtype.as_numpy_dtype)

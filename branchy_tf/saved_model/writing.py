@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 
 import keras
@@ -15,12 +17,15 @@ from absl import logging
 
 import branchy_tf
 from branchy_tf import costs, files
-from branchy_tf.errors import BranchyError
+from branchy_tf.errors import BranchyError, first_line
 from branchy_tf.saved_model import freezing, warmup
 from branchy_tf.saved_model.checking import check_version
 from branchy_tf.saved_model.early_exit import EarlyExitModule
 from branchy_tf.thresholds import check
+from branchy_tf.versions import next_version
 
+# No number, so no server takes it for a version.
+_BESIDE = ".writing-"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
 
@@ -73,11 +78,15 @@ def export(
     frozen = freezing.should_freeze(model, freeze)
     module = EarlyExitModule(model, thresholds, criterion, frozen, input_dtype)
     defaults = check(thresholds, len(module.exit_names), rows=1)
+    for function in module.functions.values():
+        # What cannot be traced is found before a file is touched.
+        function.get_concrete_function()
     folder = files.absolute(export_dir) / model_name
     beside = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        beside = pathlib.Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+        _remove_leftovers(folder)
+        beside = pathlib.Path(tempfile.mkdtemp(prefix=_BESIDE, dir=folder))
         # mkdtemp keeps others out; a server often runs as another user.
         os.chmod(beside, 0o755)
         logging.info("Writing the signatures ...")
@@ -92,7 +101,7 @@ def export(
         check_version(beside, model, module, defaults)
         return _rename_to_next(beside, folder)
     except (OSError, tf.errors.OpError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise BranchyError(
             f"{folder} cannot be written: {reason}. Nothing was exported; pass an "
             "--export_dir that is writable and has room."
@@ -102,29 +111,35 @@ def export(
             shutil.rmtree(beside, ignore_errors=True)
 
 
-def version_folders(folder: pathlib.Path) -> dict[int, pathlib.Path]:
-    """`{version: its folder}`; versions are folders named by a whole number."""
-    if not folder.is_dir():
-        return {}
-    return {
-        int(entry.name): entry
-        for entry in sorted(folder.iterdir())
-        if entry.name.isascii() and entry.name.isdigit() and entry.is_dir()
-        # What TF Serving reads as a version: an int64.
-        if int(entry.name) < 2**63
-    }
+def _remove_leftovers(folder: pathlib.Path) -> None:
+    """Removes what killed exports left; none takes as long as a day."""
+    for leftover in folder.glob(f"{_BESIDE}*"):
+        if time.time() - leftover.stat().st_mtime > 24 * 3600:
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _rename_to_next(beside: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
     while True:
-        target = folder / str(max(version_folders(folder), default=0) + 1)
+        target = folder / str(next_version(folder))
         try:
-            # Fails if another export has taken the number meanwhile.
             os.rename(beside, target)
             return target
-        except OSError:
-            if not target.exists():
+        except OSError as error:
+            # Another export has taken the number meanwhile.
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
+
+
+def _macs(model: keras.Model) -> dict:
+    try:
+        return {
+            "macs": costs.cumulative_macs(model),
+            "full_macs": costs.full_macs(model),
+        }
+    except BranchyError as error:
+        # A model for images of any size can be served all the same.
+        logging.warning("%s", error)
+        return {"macs": None, "full_macs": None}
 
 
 def _description(model, module: EarlyExitModule, defaults, frozen: bool) -> dict:
@@ -133,8 +148,7 @@ def _description(model, module: EarlyExitModule, defaults, frozen: bool) -> dict
         "criterion": module.criterion,
         "thresholds": defaults[0],
         "classes": module.classes,
-        "macs": costs.cumulative_macs(model),
-        "full_macs": costs.full_macs(model),
+        **_macs(model),
         "inputs": {
             spec.name: {"dtype": spec.dtype.name, "shape": spec.shape.as_list()}
             for spec in module.specs

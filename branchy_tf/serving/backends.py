@@ -10,6 +10,7 @@ import subprocess
 
 from branchy_tf import files
 from branchy_tf.errors import BranchyError
+from branchy_tf.versions import version_folders
 
 TF_SERVING, DOCKER, EMBEDDED = "tensorflow_model_server", "docker", "embedded"
 BACKENDS = ("auto", TF_SERVING, DOCKER, EMBEDDED)
@@ -51,7 +52,7 @@ def _docker_answers() -> bool:
 
 
 def command(
-    backend: str, base_path: files.Path, model_name: str, port: int, image: str | None
+    backend: str, base_path: files.Path, model_name: str, address: str, image: str | None
 ) -> list[str]:
     """The command line that starts TF Serving.
 
@@ -59,21 +60,21 @@ def command(
         backend: tensorflow_model_server or docker.
         base_path: folder whose numbered folders are versions.
         model_name: what clients ask for.
-        port: of gRPC, on this machine.
+        address: host:port of gRPC; tensorflow_model_server takes the port alone.
         image: of the container; default: `default_image()`.
     """
     folder = files.absolute(base_path)
     if backend == TF_SERVING:
         return [
             TF_SERVING,
-            f"--port={port}",
+            f"--port={address.rpartition(':')[2]}",
             "--rest_api_port=0",
             f"--model_name={model_name}",
             f"--model_base_path={folder}",
         ]
     return [
         "docker", "run", "--rm", "--init",
-        f"--publish={port}:8500",
+        f"--publish={address}:8500",
         f"--volume={folder}:/models/{model_name}:ro",
         f"--env=MODEL_NAME={model_name}",
         image or default_image(),
@@ -87,12 +88,18 @@ def default_image() -> str:
 
 
 def check(base_path: files.Path, port: int) -> None:
-    """Raises `BranchyError` unless the folder is there and the port is free."""
+    """Raises `BranchyError` for a folder that holds no model, or a port in use."""
     folder = pathlib.Path(base_path).expanduser()
     if not folder.is_dir():
         raise BranchyError(
             f"There is no folder {folder}. Pass the folder that holds a model's "
             "versions: <export_dir>/<model_name>."
+        )
+    inside = [child for child in sorted(folder.iterdir()) if version_folders(child)]
+    if inside and not version_folders(folder):
+        raise BranchyError(
+            f"{folder} holds no versions, but {inside[0]} does. Pass the folder of one "
+            f"model: --model_base_path={inside[0]}."
         )
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -117,27 +117,18 @@ class EarlyExitClient:
             ServerError: no server, a refusal, or no answer in time.
         """
         deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
-        signature = self._signature or self._ask_signature(deadline)
-        arrays, rows = inputs.check(images, signature.inputs)
-        if not rows:
-            raise BranchyError(
-                "The batch is empty; expected at least one row. Make no call where "
-                "there is no image. (Some servers hang on an empty batch.)"
+        known = self._signature
+        try:
+            request, rows = self._request(
+                images, thresholds, known or self._ask_signature(deadline)
             )
-        request = wire.PredictRequest()
-        self._specify(request.model_spec)
-        request.model_spec.signature_name = "serving_default"
-        if thresholds is not None:
-            request.model_spec.signature_name = _SIGNATURE
-            arrays["thresholds"] = _rows_of_thresholds(thresholds, signature, rows)
-        size = sum(array.nbytes for array in arrays.values())
-        if size > _MOST_BYTES:
-            raise BranchyError(
-                f"The batch has {size:,} bytes; one request holds at most "
-                f"{_MOST_BYTES:,}. Send fewer rows at a time."
+        except BranchyError:
+            if known is None:
+                raise
+            # It may fit the version that is served by now.
+            request, rows = self._request(
+                images, thresholds, self._ask_signature(deadline)
             )
-        for name, array in arrays.items():
-            wire.fill(request.inputs[name], array)
         response = self._call(
             wire.PREDICT, request, wire.PredictResponse, deadline - time.monotonic()
         )
@@ -191,6 +182,32 @@ class EarlyExitClient:
             if time.monotonic() > end:
                 raise problem
             time.sleep(0.05)
+
+    def _request(
+        self, images: Any, thresholds: Any, signature: _Signature
+    ) -> tuple[Any, int]:
+        """A PredictRequest, checked against what the model takes, and its rows."""
+        arrays, rows = inputs.check(images, signature.inputs)
+        if not rows:
+            raise BranchyError(
+                "The batch is empty; expected at least one row. Make no call where "
+                "there is no image. (Some servers hang on an empty batch.)"
+            )
+        request = wire.PredictRequest()
+        self._specify(request.model_spec)
+        request.model_spec.signature_name = "serving_default"
+        if thresholds is not None:
+            request.model_spec.signature_name = _SIGNATURE
+            arrays["thresholds"] = _rows_of_thresholds(thresholds, signature, rows)
+        size = sum(array.nbytes for array in arrays.values())
+        if size > _MOST_BYTES:
+            raise BranchyError(
+                f"The batch has {size:,} bytes; one request holds at most "
+                f"{_MOST_BYTES:,}. Send fewer rows at a time."
+            )
+        for name, array in arrays.items():
+            wire.fill(request.inputs[name], array)
+        return request, rows
 
     def _predictions(self, response: Any, rows: int) -> Predictions:
         version = response.model_spec.version.value

@@ -54,10 +54,13 @@ class Calibration:
             raise BranchyError(
                 f"{path} lacks {', '.join(missing)}. Calibrate again to replace it."
             )
-        if list(value["exits"]) != list(exits):
+        if value["exits"] != list(exits):
+            others = value["exits"]
+            if isinstance(others, list):
+                others = ", ".join(map(str, others))
             raise BranchyError(
-                f"{path} is for a model with exits {', '.join(value['exits'])}; this one "
-                f"has {', '.join(exits)}. Calibrate this model."
+                f"{path} is for a model with exits {others}; this one has "
+                f"{', '.join(exits)}. Calibrate this model."
             )
         check(value["thresholds"], len(exits))
         return cls(**{name: value[name] for name in fields})

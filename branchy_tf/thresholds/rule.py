@@ -45,15 +45,14 @@ def check(thresholds: Any, num_exits: int, rows: int | None = None) -> np.ndarra
         values = np.asarray(thresholds, dtype=np.float32)
     except (TypeError, ValueError):
         raise BranchyError(
-            f"`thresholds` must be numbers; {expected}. Received {thresholds!r}."
+            f"`thresholds` must be numbers; {expected}. Received {_shown(thresholds)}."
         ) from None
     if values.ndim == 1:
         values = values[None]
     if values.ndim != 2 or values.shape[1] != num_exits - 1:
         raise BranchyError(
             f"`thresholds` has shape {np.shape(thresholds)}; {expected}, or a row of "
-            "that many for each example. Received "
-            f"{np.array2string(np.asarray(thresholds), threshold=8)}."
+            f"that many for each example. Received {_shown(thresholds)}."
         )
     if rows is not None and values.shape[0] not in (1, rows):
         raise BranchyError(
@@ -67,6 +66,12 @@ def check(thresholds: Any, num_exits: int, rows: int | None = None) -> np.ndarra
             "lets no example leave at that exit, inf lets all."
         )
     return values
+
+
+def _shown(value: Any) -> str:
+    """In one line, and a short one."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def exit_indices(scores: np.ndarray, thresholds: Any) -> np.ndarray:

@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 
 from branchy_tf.errors import BranchyError
+from branchy_tf.thresholds.cuts import threshold_cuts
+from branchy_tf.thresholds.descent import descend
 from branchy_tf.thresholds.rule import exit_indices
 
 # How many threshold vectors are compared at most. Two exits stay far below it
-# and are searched exactly; for three it allows 2,000 thresholds each.
+# and are searched exactly; for three it allows 2,000 thresholds each, for seven 12.
 _MAX_VECTORS = 4_000_000
+# With more gates than this a grid would have too few thresholds for each.
+_MAX_GRID_GATES = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +66,9 @@ def frontier(scores: Any, correct: Any, costs: Any) -> list[Point]:
 
     All thresholds that differ on these rows are compared for two exits, and
     for more as long as there are at most 4 million vectors of them; beyond,
-    those on a grid of quantiles of the scores.
+    those on a grid of quantiles of the scores. With more than seven exits the
+    points come from a descent, one exit at a time, and are good but not proven
+    to be the best.
 
     Args:
         scores: [n, N] float32.
@@ -84,26 +90,37 @@ def frontier(scores: Any, correct: Any, costs: Any) -> list[Point]:
     ```
     """
     scores, correct, costs = _check(scores, correct, costs)
-    num_gates = scores.shape[1] - 1
-    per_exit = max(2, math.floor(_MAX_VECTORS ** (1 / max(num_gates, 1)) + 1e-9))
-    cuts = [_cuts(scores[:, k], per_exit) for k in range(num_gates)]
+    gates = scores.shape[1] - 1
+    if gates > _MAX_GRID_GATES:
+        vectors = descend(scores, correct, costs)
+        points = [evaluate(scores, correct, costs, vector) for vector in vectors]
+        best = _undominated([p.accuracy for p in points], [p.cost for p in points])
+        return [points[i] for i in best]
+    per_exit = math.floor(_MAX_VECTORS ** (1 / max(gates, 1)) + 1e-9)
+    cuts = [threshold_cuts(scores[:, k], per_exit) for k in range(gates)]
     right, cost = _tables(scores, correct, costs, cuts)
-    grid = right.shape
-    right, cost = right.ravel(), cost.ravel()
-    # By cost, and the most accurate first among equals; stable, so that of equal
-    # vectors the one with the lowest thresholds stays.
-    order = np.lexsort((-right, cost))
-    best_before = np.maximum.accumulate(np.concatenate([[-1], right[order][:-1]]))
-    chosen = order[right[order] > best_before]
     return [
         evaluate(
             scores,
             correct,
             costs,
-            [cut[i] for cut, i in zip(cuts, np.unravel_index(index, grid), strict=True)],
+            [
+                cut[i]
+                for cut, i in zip(cuts, np.unravel_index(index, right.shape), strict=True)
+            ],
         )
-        for index in chosen
+        for index in _undominated(right.ravel(), cost.ravel())
     ]
+
+
+def _undominated(right: Any, cost: Any) -> np.ndarray:
+    """Indices of the points that none beats in both, by rising cost."""
+    right = np.asarray(right)
+    # By cost, and the most accurate first among equals; stable, so that of equal
+    # vectors the one with the lowest thresholds stays.
+    order = np.lexsort((-right, cost))
+    best_before = np.maximum.accumulate(np.concatenate([[-1], right[order][:-1]]))
+    return order[right[order] > best_before]
 
 
 def choose(
@@ -218,33 +235,6 @@ def _check(scores: Any, correct: Any, costs: Any) -> tuple:
     return scores, correct, costs
 
 
-def _cuts(scores: np.ndarray, most: int) -> np.ndarray:
-    """Thresholds that let different numbers of rows leave, rising from 0.
-
-    They lie between neighbouring scores, where float32 has room, and on the
-    upper one otherwise: the comparison is strict, so that parts them as well.
-    The last lies just above the largest score and not at infinity: a row more
-    unsure than any seen here goes on.
-
-    Args:
-        scores: float32 [n], at least 0.
-        most: how many thresholds at most.
-    """
-    scores = scores[np.isfinite(scores)]
-    if not len(scores):
-        return np.zeros(1, np.float32)
-    values = np.unique(scores)
-    upper = np.append(values[1:], np.nextafter(values[-1], np.float32(np.inf)))
-    middle = ((values.astype(np.float64) + upper) / 2).astype(np.float32)
-    cuts = np.where(middle > values, middle, upper)
-    if len(cuts) >= most:
-        # Above quantiles of the rows, the smallest and the largest score among them.
-        shares = np.linspace(0, 1, most - 1)
-        quantiles = np.quantile(scores, shares, method="inverted_cdf")
-        cuts = cuts[np.unique(np.searchsorted(values, quantiles))]
-    return np.append(np.float32(0), cuts)
-
-
 def _tables(
     scores: np.ndarray, correct: np.ndarray, costs: np.ndarray, cuts: list[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -264,7 +254,9 @@ def _tables(
     for k in range(num_exits):
         axes = min(k + 1, num_exits - 1)
         sizes = tuple(size + 1 for size in grid[:axes])
-        cells = np.ravel_multi_index(tuple(first[:axes]), sizes) if axes else 0 * first[0]
+        cells = np.zeros(len(scores), np.int64)
+        if axes:
+            cells = np.ravel_multi_index(tuple(first[:axes]), sizes)
         spread = (...,) + (None,) * (num_exits - 1 - axes)
         for total, weights in ((right, correct[:, k]), (cost, None)):
             table = np.bincount(cells, weights, math.prod(sizes)).reshape(sizes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +13,13 @@ import keras
 from absl import logging
 
 from branchy_tf import exits, files
-from branchy_tf.data import Dataset, Split, augmentation, check_augmentation
+from branchy_tf.data import (
+    Dataset,
+    Split,
+    augmentation,
+    check_augmentation,
+    check_fits,
+)
 from branchy_tf.errors import BranchyError
 from branchy_tf.training import losses
 from branchy_tf.training.callbacks import AtomicBackup, HistoryFile
@@ -66,45 +73,12 @@ class Settings:
                 f"`learning_rate` must be positive. Received {self.learning_rate}."
             )
         losses.check_loss_weights(exits.exit_names(model), self.loss_weights)
-        check_classes_fit(model, dataset)
-        check_images_fit(model, dataset)
+        check_fits(model, dataset)
 
 
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise BranchyError(f"Unknown {name} {value!r}. Known: {', '.join(known)}.")
-
-
-def check_classes_fit(model: keras.Model, dataset: Dataset) -> None:
-    """Raises `BranchyError` unless the model knows every class of the data set."""
-    classes = exits.num_classes(model)
-    if classes < dataset.classes:
-        raise BranchyError(
-            f"The model tells {classes} classes apart and {dataset.name} has "
-            f"{dataset.classes}. Build the model for them: "
-            f"--model_args=classes={dataset.classes}."
-        )
-
-
-def check_images_fit(model: keras.Model, dataset: Dataset) -> None:
-    """Raises `BranchyError` unless the model reads images of that shape."""
-    shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
-    fits = (
-        len(shapes) == 1
-        and len(shapes[0]) == 3
-        and all(
-            expected in (None, given)
-            for expected, given in zip(shapes[0], dataset.image_shape, strict=True)
-        )
-    )
-    if not fits:
-        wanted = shapes[0] if len(shapes) == 1 else shapes
-        raise BranchyError(
-            f"{model.name} reads inputs of shape {wanted}"
-            f" and {dataset.name} holds images of shape {dataset.image_shape}. Build the "
-            "model for them: --model_args=input_shape="
-            f"{'x'.join(map(str, dataset.image_shape))}."
-        )
 
 
 def make_deterministic(seed: int) -> None:
@@ -148,8 +122,7 @@ def train(
             settings.baseline_epochs,
             (dataset, settings, folder, names),
         )
-        with files.replacing(folder.baseline) as beside:
-            plain.save(beside)
+        _save(plain, folder.baseline)
     weights = losses.check_loss_weights(names, settings.loss_weights)
     _fit(
         "joint",
@@ -161,9 +134,16 @@ def train(
         settings.epochs,
         (dataset, settings, folder, names),
     )
-    with files.replacing(folder.model) as beside:
-        model.save(beside)
+    _save(model, folder.model)
     shutil.rmtree(folder.path / "backup", ignore_errors=True)
+
+
+def _save(model: keras.Model, path: pathlib.Path) -> None:
+    # The same graph, not compiled: the optimiser's state is twice the weights, and
+    # of use to a resumed training alone, which has its backup.
+    plain = keras.Model(model.input, model.output, name=model.name)
+    with files.replacing(path) as beside:
+        plain.save(beside)
 
 
 def _fit(

@@ -8,7 +8,7 @@ import zipfile
 import keras
 
 from branchy_tf import files
-from branchy_tf.errors import BranchyError
+from branchy_tf.errors import BranchyError, first_line
 
 
 class RunFolder:
@@ -23,6 +23,7 @@ class RunFolder:
         self.model = self.path / "model.keras"
         self.baseline = self.path / "baseline.keras"
         self.history = self.path / "history.csv"
+        self.picture = self.path / "training.png"
         self.logs = self.path / "logs"
         self.flags = self.path / "train.flags"
         self.thresholds = self.path / "thresholds.json"
@@ -70,9 +71,8 @@ def load_keras_file(path: pathlib.Path) -> keras.Model:
     try:
         return keras.models.load_model(path, compile=False)
     except (ValueError, TypeError, OSError, KeyError, zipfile.BadZipFile) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise BranchyError(
-            f"{path} cannot be loaded as a Keras model: {reason}"
+            f"{path} cannot be loaded as a Keras model: {first_line(error)}"
         ) from None
 
 

@@ -26,7 +26,7 @@ def _branch(x, classes: int):
     x = layers.Conv2D(10, 3, padding="same", name="branch_1_conv")(x)
     x = _pool_relu(x, "branch_1")
     x = layers.Flatten(name="branch_1_flatten")(x)
-    return exits.logits_head(x, classes, 1)
+    return exits.logits_head(x, classes, exits.exit_name(1))
 
 
 @registry.register
@@ -81,6 +81,6 @@ def branchy_lenet(
     x = layers.Flatten(name="flatten")(x)
     # No activation here: so it is in the original.
     x = layers.Dense(84, name="dense")(x)
-    exit_2 = exits.logits_head(x, classes, 2)
+    exit_2 = exits.logits_head(x, classes, exits.exit_name(2))
     model = keras.Model(pixels, {"exit_1": exit_1, "exit_2": exit_2}, name=name)
     return registry.load_weights(model, "branchy_lenet", weights)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import numbers
 import pathlib
 import zipfile
 from collections.abc import Callable
@@ -54,11 +55,11 @@ def get_builder(name: str) -> Builder:
     return _BUILDERS[name]
 
 
-def build(name: str, **arguments: Any) -> keras.Model:
+def build(model: str, /, **arguments: Any) -> keras.Model:
     """Builds a model by name.
 
     Args:
-        name: one of `list_models()`.
+        model: one of `list_models()`.
         **arguments: of that builder.
 
     Raises:
@@ -70,12 +71,12 @@ def build(name: str, **arguments: Any) -> keras.Model:
     build("branchy_lenet", classes=47)
     ```
     """
-    builder = get_builder(name)
+    builder = get_builder(model)
     known = list(inspect.signature(builder).parameters)
     unknown = [key for key in arguments if key not in known]
     if unknown:
         raise BranchyError(
-            f"{name} has no argument {unknown[0]!r}. It takes: {', '.join(known)}."
+            f"{model} has no argument {unknown[0]!r}. It takes: {', '.join(known)}."
         )
     return builder(**arguments)
 
@@ -98,7 +99,7 @@ def check_input_shape(input_shape: Any, minimum: int) -> None:
 
 def check_classes(classes: Any) -> None:
     """Raises unless it is a whole number of at least 2."""
-    if not isinstance(classes, int) or classes < 2:
+    if not isinstance(classes, numbers.Integral) or classes < 2:
         raise BranchyError(
             f"`classes` must be a whole number of at least 2. Received {classes!r}."
         )

@@ -19,8 +19,9 @@ from tensorflow.core.protobuf import saved_model_pb2
 import branchy_tf
 from branchy_tf import costs, saved_model
 from branchy_tf.errors import BranchyError
-from branchy_tf.saved_model import checking, freezing, warmup, writing
+from branchy_tf.saved_model import checking, freezing, warmup
 from branchy_tf.saved_model.session import SessionModel
+from branchy_tf.versions import version_folders
 
 
 def names_in(folder):
@@ -32,9 +33,8 @@ def test_versions_count_up_from_the_highest(lenet, tmp_path):
     assert saved_model.export(lenet, tmp_path, "m", [0.1]).name == "2"
     (tmp_path / "m" / "10").mkdir()
     (tmp_path / "m" / "notes").mkdir()
-    (tmp_path / "m" / "99").write_text("not a folder")
     assert saved_model.export(lenet, tmp_path, "m", [0.1]).name == "11"
-    assert names_in(tmp_path / "m") == ["1", "10", "11", "2", "99", "notes"]
+    assert names_in(tmp_path / "m") == ["1", "10", "11", "2", "notes"]
 
 
 def test_signatures_are_as_promised(exported):
@@ -240,11 +240,11 @@ def test_a_kill_while_exporting_leaves_no_version(run_dir, tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert writing.version_folders(tmp_path / "branchy_lenet") == {}
+    assert version_folders(tmp_path / "branchy_lenet") == {}
     # The next export is not hindered by what the killed one left.
     done = commands.run("export", f"--run_dir={run_dir}", f"--export_dir={tmp_path}")
     assert done.status == 0, done.stderr
-    assert list(writing.version_folders(tmp_path / "branchy_lenet")) == [1]
+    assert list(version_folders(tmp_path / "branchy_lenet")) == [1]
 
 
 @pytest.mark.parametrize(
@@ -255,6 +255,7 @@ def test_a_kill_while_exporting_leaves_no_version(run_dir, tmp_path):
         ({"criterion": "mood"}, "entropy, max_prob, margin"),
         ({"freeze": "maybe"}, "auto, true, false"),
         ({"input_dtype": "uint9"}, "dtype such as"),
+        ({"input_dtype": "string"}, "dtype such as"),
         ({"model_name": "../up"}, "letters, digits"),
         ({"model_name": ""}, "letters, digits"),
         ({"export_dir": "/proc/nothing"}, "cannot be written"),
@@ -290,3 +291,86 @@ def test_the_command_says_what_is_wrong_in_one_line(run_dir, tmp_path):
     assert "--export_dir is missing" in refused.error
     refused = commands.run("export", f"--run_dir={tmp_path}", f"--export_dir={tmp_path}")
     assert "holds no model.keras" in refused.error
+
+
+def test_a_file_named_like_a_version_takes_its_number(lenet, tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "1").write_text("not a folder")
+    (tmp_path / "m" / str(2**63)).mkdir()
+    assert saved_model.export(lenet, tmp_path, "m", [0.1]).name == "2"
+    assert list(version_folders(tmp_path / "m")) == [2]
+
+
+def test_leftovers_of_killed_exports_go_after_a_day(lenet, tmp_path):
+    old, young = tmp_path / "m/.writing-old", tmp_path / "m/.writing-young"
+    for folder in (old, young):
+        folder.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    saved_model.export(lenet, tmp_path, "m", [0.1])
+    assert not old.exists()
+    assert young.exists()
+
+
+def test_images_of_any_size_are_exported_without_their_cost(tmp_path):
+    x = keras.Input((None, None, 3))
+    pooled = keras.layers.GlobalAveragePooling2D()
+    early = pooled(keras.layers.Conv2D(4, 3)(x))
+    late = pooled(keras.layers.Conv2D(8, 5)(x))
+    outputs = {
+        "exit_1": keras.layers.Dense(2, name="exit_1")(early),
+        "exit_2": keras.layers.Dense(2, name="exit_2")(late),
+    }
+    version = saved_model.export(keras.Model(x, outputs), tmp_path, "m", [0.5])
+    described = json.loads((version / "assets.extra/branchy.json").read_text())
+    assert described["macs"] is None
+    session = SessionModel(version)
+    for height, width in ((8, 8), (20, 11)):
+        images = np.zeros((2, height, width, 3), "float32")
+        assert len(session.run("serving_default", {"images": images})["exit"]) == 2
+
+
+def test_floats_are_rounded_to_pixels_and_not_wrapped_around(lenet, digits, tmp_path):
+    version = saved_model.export(lenet, tmp_path, "m", [0.5], input_dtype="float32")
+    session = SessionModel(version)
+    pixels = digits.astype("float32")
+    exact = session.run("all_exits", {"images": pixels})["probabilities"]
+    beyond = np.where(pixels == 255, 300, pixels - 0.4)
+    beyond = np.where(pixels == 0, -7, beyond)
+    near = session.run("all_exits", {"images": beyond})["probabilities"]
+    np.testing.assert_array_equal(exact, near)
+
+
+def test_an_input_named_like_a_python_keyword_is_served(tmp_path):
+    x = keras.Input((3,), name="class")
+    outputs = {n: keras.layers.Dense(2, name=n)(x) for n in ("exit_1", "exit_2")}
+    version = saved_model.export(keras.Model(x, outputs), tmp_path, "m", [0.5])
+    signature = SessionModel(version).signatures["serving_default"]
+    assert list(signature.inputs) == ["input_class"]
+
+
+def test_weights_beyond_a_graph_are_not_frozen(lenet, monkeypatch):
+    monkeypatch.setattr(freezing, "_LARGEST_GRAPH", 1000)
+    with pytest.raises(BranchyError, match="--freeze=false"):
+        freezing.should_freeze(lenet, "true")
+
+
+def test_another_keras_backend_is_said(lenet, monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(BranchyError, match="KERAS_BACKEND=tensorflow"):
+        freezing.stage_functions(lenet, frozen=True)
+
+
+def test_sigterm_leaves_no_half_version(run_dir, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "branchy_tf.export", f"--run_dir={run_dir}",
+         f"--export_dir={tmp_path}"],
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not names_in(tmp_path / "branchy_lenet"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(60) in (143, 0)
+    # Either it was tidied away, or the export had just been finished.
+    assert names_in(tmp_path / "branchy_lenet") in ([], ["1"])

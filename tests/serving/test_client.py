@@ -329,3 +329,9 @@ def test_waits_no_longer_than_wanted(fake, fake_client):
     assert seconds < 5
     with EarlyExitClient(f"localhost:{servers.free_port()}", MODEL) as client:
         assert failure(client.wait_until_ready, 0.2)[0] == "UNAVAILABLE"
+
+
+def test_what_fits_the_new_version_is_sent_at_once(fake, fake_client, digits):
+    assert fake_client.predict(digits).model_version == 1
+    fake.version, fake.inputs = 2, {"images": (tf.uint8, [None, 32, 32, 3])}
+    assert len(fake_client.predict(np.zeros((2, 32, 32, 3), np.uint8))) == 2

@@ -103,7 +103,7 @@ def test_starts_the_container(path, tmp_path):
     assert name == "docker"
     assert arguments[:2] == ["run", "--rm"]
     assert {
-        f"--publish={port}:8500",
+        f"--publish=127.0.0.1:{port}:8500",
         f"--volume={tmp_path}:/models/digits:ro",
         "--env=MODEL_NAME=digits",
     } <= set(arguments)
@@ -161,5 +161,22 @@ def test_sigterm_stops_it_cleanly(exported, tmp_path, digits):
 
 def test_the_home_folder_may_be_a_tilde(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    given = backends.command(TF_SERVING, "~/models/lenet", "lenet", 8500, None)
+    given = backends.command(
+        TF_SERVING, "~/models/lenet", "lenet", "localhost:8500", None
+    )
     assert f"--model_base_path={tmp_path}/models/lenet" in given
+
+
+def test_tf_serving_may_say_what_it_has_to(path, exported, monkeypatch):
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+    program = path / TF_SERVING
+    program.write_text("#!/bin/sh\necho level=$TF_CPP_MIN_LOG_LEVEL.\n")
+    program.chmod(0o755)
+    flags = [f"--model_base_path={exported}", f"--port={servers.free_port()}"]
+    done = serve(*flags)
+    assert "level=." in done.stdout
+
+
+def test_the_folder_of_all_models_is_not_that_of_one(exported):
+    refused = commands.run("serve", f"--model_base_path={exported.parent}")
+    assert f"--model_base_path={exported}" in refused.error

@@ -8,6 +8,7 @@ import pytest
 
 from branchy_tf import thresholds
 from branchy_tf.errors import BranchyError
+from branchy_tf.thresholds.descent import descend
 
 
 def rows(n, exits, seed=0, decimals=None):
@@ -161,3 +162,36 @@ def test_ten_thousand_rows_are_searched_in_seconds(exits):
     thresholds.frontier(scores, right, np.arange(1, exits + 1))
     # Measured at about a tenth of this; it guards against another order of growth.
     assert time.perf_counter() - start < 60
+
+
+def test_one_exit_has_nothing_to_choose():
+    right = np.array([[True], [False]])
+    (point,) = thresholds.frontier(np.zeros((2, 1)), right, [3])
+    assert (point.thresholds, point.accuracy, point.cost) == ((), 0.5, 3.0)
+
+
+def test_many_exits_are_searched_too():
+    scores, right = rows(1000, 40)
+    costs = np.arange(1, 41)
+    points = thresholds.frontier(scores, right, costs)
+    assert points[0].cost == 1
+    assert points[-1].accuracy >= right[:, -1].mean()
+    accuracies = [p.accuracy for p in points]
+    assert accuracies == sorted(set(accuracies))
+    chosen = thresholds.choose(scores, right, costs)
+    assert chosen.cost < 40
+
+
+def test_the_descent_comes_close_to_the_proven_optimum():
+    scores, right = rows(2000, 4, seed=5)
+    costs = np.array([1, 2, 4, 8.0])
+    proven = thresholds.frontier(scores, right, costs)
+    vectors = descend(scores, right, costs)
+    found = [thresholds.evaluate(scores, right, costs, v) for v in vectors]
+    for price in (0.0, 0.02, 0.05, 0.1, 0.3, 1.0):
+
+        def worth(point, price=price):
+            return point.accuracy - price * point.cost / costs[-1]
+
+        # The grid of quantiles may be beaten by a little.
+        assert max(map(worth, found)) >= max(map(worth, proven)) - 0.004

@@ -211,5 +211,5 @@ def test_images_of_another_shape():
 def test_sides_that_the_model_leaves_open_fit_any_image():
     pixels = keras.Input((None, None, 1))
     logits = keras.layers.GlobalAveragePooling2D()(pixels)
-    model = keras.Model(pixels, {"exit_1": exits.logits_head(logits, 3, 1)})
-    phases.check_images_fit(model, small.dataset())
+    model = keras.Model(pixels, {"exit_1": exits.logits_head(logits, 3, "exit_1")})
+    data.check_fits(model, small.dataset())

@@ -142,3 +142,7 @@ def test_damaged_weights(tmp_path, suffix):
     path = tmp_path / suffix
     path.write_bytes(b"not weights")
     assert complaint(weights=str(path)).startswith(f"The weights in {path} do not fit ")
+
+
+def test_a_model_can_be_given_its_name():
+    assert zoo.build("branchy_lenet", name="mine").name == "mine"

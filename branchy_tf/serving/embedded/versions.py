@@ -13,7 +13,7 @@ from absl import logging
 
 from branchy_tf.saved_model import warmup
 from branchy_tf.saved_model.session import SessionModel
-from branchy_tf.saved_model.writing import version_folders
+from branchy_tf.versions import version_folders
 
 # ModelVersionStatus.State
 LOADING, AVAILABLE, UNLOADING, END = 20, 30, 40, 50
@@ -54,6 +54,8 @@ class Versions:
     def start(self) -> None:
         """Loads what is there, then goes on looking in a thread."""
         self.poll()
+        if not self._versions:
+            logging.warning("There are no versions in %s yet.", self._base_path)
         self._thread.start()
 
     def stop(self) -> None:
@@ -105,8 +107,6 @@ class Versions:
                 break
         else:
             number = -1
-            if not folders and not self._versions:
-                logging.warning("There are no versions in %s yet.", self._base_path)
         if number < 0 and folders:
             return  # nothing can be loaded: what is served goes on
         for version in self.statuses():

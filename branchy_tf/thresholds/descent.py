@@ -1,0 +1,60 @@
+"""Thresholds for many exits, one exit at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from branchy_tf.thresholds.cuts import between
+from branchy_tf.thresholds.rule import leaves
+
+# Prices of a full network's cost in accuracy; at 0 only accuracy counts.
+_PRICES = np.concatenate([[0.0], np.geomspace(1e-4, 1e3, 50)])
+_MOST_SWEEPS = 20
+
+
+def descend(
+    scores: np.ndarray, correct: np.ndarray, costs: np.ndarray
+) -> list[np.ndarray]:
+    """Good threshold vectors, from the most accurate to the cheapest.
+
+    For a series of prices, accuracy - price * cost is raised by choosing the best
+    threshold of one exit, all others as they are, until no exit changes. Each
+    choice is exact: the rows that reach the exit are sorted by score, and their
+    gains from leaving are summed up. The time grows with rows * exits.
+
+    Args:
+        scores: float32 [n, N], correct: bool [n, N], costs: [N] cumulative.
+
+    Returns:
+        Vectors of N-1 thresholds; the first lets no row leave.
+    """
+    gates = scores.shape[1] - 1
+    vector = np.zeros(gates, np.float32)
+    found = [vector.copy()]
+    for price in _PRICES:
+        value = correct - price * costs / costs[-1]
+        for _ in range(_MOST_SWEEPS):
+            before = vector.copy()
+            # What each row is worth if it goes past the exit now looked at.
+            onward = value[:, -1]
+            for k in reversed(range(gates)):
+                stays = ~leaves(scores[:, :k], vector[:k])
+                reach = stays.all(axis=1)
+                vector[k] = _best(scores[reach, k], (value[:, k] - onward)[reach])
+                onward = np.where(leaves(scores[:, k], vector[k]), value[:, k], onward)
+            if np.array_equal(vector, before):
+                break
+        found.append(vector.copy())
+    return found
+
+
+def _best(scores: np.ndarray, gains: np.ndarray) -> np.float32:
+    """The threshold below which the gains sum up to most; the lowest of equals."""
+    known = np.isfinite(scores)
+    values, group = np.unique(scores[known], return_inverse=True)
+    if not len(values):
+        return np.float32(0)
+    # Rows of equal score leave together.
+    total = np.cumsum(np.bincount(group, gains[known]))
+    best = int(total.argmax())
+    return between(values)[best] if total[best] > 1e-12 else np.float32(0)
