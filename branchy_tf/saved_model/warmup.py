@@ -81,6 +81,7 @@ def _example(
     spec: tf.TensorSpec, model_dtype: str, rows: int, random: np.random.Generator
 ) -> np.ndarray:
     shape = [rows, *(size or 32 for size in spec.shape[1:])]
+    values: np.ndarray
     if model_dtype == "uint8":
         values = random.integers(0, 256, shape)
     elif spec.dtype.is_floating:
