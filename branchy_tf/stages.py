@@ -38,8 +38,9 @@ class Stage:
 
     def __call__(self, tensors: list) -> tuple[Any, list]:
         """Runs the stage for inference: `(logits, carried)`."""
-        # Keras unwraps a list of one tensor, on the way in and on the way out.
-        logits, *carried = keras.tree.flatten(self.model(list(tensors), training=False))
+        inputs = keras.tree.pack_sequence_as(self.model.input, list(tensors))
+        # Keras unwraps a list of one output.
+        logits, *carried = keras.tree.flatten(self.model(inputs, training=False))
         return logits, carried
 
 
