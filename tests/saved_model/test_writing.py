@@ -227,17 +227,23 @@ def test_a_really_full_disk_is_said_and_leaves_nothing(lenet, run_dir):
     assert names_in(folder / "branchy_lenet") == []
 
 
-def test_a_kill_while_exporting_leaves_no_version(run_dir, tmp_path):
+def start_writing(run_dir, folder) -> subprocess.Popen:
+    """An export in a process of its own that has just begun to write."""
     process = subprocess.Popen(
         [sys.executable, "-m", "branchy_tf.export", f"--run_dir={run_dir}",
-         f"--export_dir={tmp_path}"],
+         f"--export_dir={folder}"],
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 120
-    while not names_in(tmp_path / "branchy_lenet"):
+    while not names_in(folder / "branchy_lenet"):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.01)
+    return process
+
+
+def test_a_kill_while_exporting_leaves_no_version(run_dir, tmp_path):
+    process = start_writing(run_dir, tmp_path)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert version_folders(tmp_path / "branchy_lenet") == {}
@@ -361,15 +367,7 @@ def test_another_keras_backend_is_said(lenet, monkeypatch):
 
 
 def test_sigterm_leaves_no_half_version(run_dir, tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "branchy_tf.export", f"--run_dir={run_dir}",
-         f"--export_dir={tmp_path}"],
-        stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not names_in(tmp_path / "branchy_lenet"):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    process = start_writing(run_dir, tmp_path)
     process.terminate()
     assert process.wait(60) in (143, 0)
     # Either it was tidied away, or the export had just been finished.
