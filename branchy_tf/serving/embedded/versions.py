@@ -102,15 +102,18 @@ class Versions:
     def poll(self) -> None:
         """Looks once: loads a new highest version, retires the others."""
         folders = version_folders(self._base_path)
-        for number in sorted(folders, reverse=True):
-            if self._serves(number) or self._load(number, folders[number]):
-                break
-        else:
-            number = -1
-        if number < 0 and folders:
+        newest = next(
+            (
+                number
+                for number in sorted(folders, reverse=True)
+                if self._serves(number) or self._load(number, folders[number])
+            ),
+            None,
+        )
+        if newest is None and folders:
             return  # nothing can be loaded: what is served goes on
         for version in self.statuses():
-            if version.number != number and version.state == AVAILABLE:
+            if version.number != newest:
                 self._retire(version)
 
     def _watch(self) -> None:
