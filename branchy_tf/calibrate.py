@@ -94,7 +94,7 @@ def main() -> None:
             for p in (points[i] for i in shown)
         ],
     ).write(folder.thresholds)
-    picture = folder.path / "calibration.png"
+    picture = folder.calibration_picture
     plots.calibration(picture, scores, correct, macs, points, chosen, FLAGS.criterion)
 
     print(_table(names, chosen, correct, macs))

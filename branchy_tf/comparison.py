@@ -20,6 +20,7 @@ import tensorflow as tf
 from branchy_tf import costs, exits, stages
 from branchy_tf.saved_model import EarlyExitModule, plain
 from branchy_tf.saved_model.session import SessionModel
+from branchy_tf.thresholds import forcing
 
 
 def write_contenders(
@@ -164,9 +165,9 @@ def _calls(
         tensors = [np.asarray(tensor) for tensor in live]
         calls[f"stage_{k + 1}"] = plain_call(loaded[f"stage_{k + 1}"], tensors)
         _, live = stage(live)
-    forced = np.where(np.arange(gates) < np.arange(gates + 1)[:, None], 0, np.inf)
-    for k, limits in enumerate(np.float32(forced)):
-        calls[f"forced_exit_{k + 1}"] = exit_call(np.tile(limits, (rows, 1)))
+    for k in range(gates + 1):
+        limits = np.tile(forcing(k, gates + 1), (rows, 1))
+        calls[f"forced_exit_{k + 1}"] = exit_call(limits)
     half = np.zeros((rows, gates), np.float32)
     half[::2] = np.inf
     if rows > 1:

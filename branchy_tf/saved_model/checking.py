@@ -14,7 +14,7 @@ from branchy_tf.errors import BranchyError, first_line
 from branchy_tf.saved_model import warmup
 from branchy_tf.saved_model.early_exit import EarlyExitModule, cast_input
 from branchy_tf.saved_model.session import SessionModel
-from branchy_tf.thresholds import exit_indices
+from branchy_tf.thresholds import exit_indices, forcing
 
 # Freezing folds and fuses; the order of the sums changes, and logits with it by
 # this much relative to the largest.
@@ -71,8 +71,8 @@ def _check_answers(
     _same("probabilities of all_exits", everything["probabilities"], expected, tolerance)
     _same("scores of all_exits", everything["scores"], scores, tolerance)
 
-    num_gates = len(module.exit_names) - 1
-    forced = [np.where(np.arange(num_gates) < k, 0, np.inf) for k in range(num_gates + 1)]
+    num_exits = len(module.exit_names)
+    forced = [forcing(k, num_exits) for k in range(num_exits)]
     # Thresholds in the middle of the scores part the batch.
     parting = np.median(scores, axis=0)[:-1]
     for limits in [*forced, parting, defaults[0]]:

@@ -18,6 +18,7 @@ from tensorflow_serving.apis import (
 )
 
 from branchy_tf.saved_model.early_exit import EarlyExitModule
+from branchy_tf.thresholds import forcing
 
 FILE_NAME = "tf_serving_warmup_requests"
 # Batches that reach each exit, whole; what a batch of mixed rows leaves for
@@ -27,15 +28,14 @@ BATCH_SIZES = (1, 2, 8, 32)
 
 def requests(module: EarlyExitModule) -> list[tuple[str, dict[str, np.ndarray]]]:
     """`[(signature, inputs), ...]` that reach every signature and exit."""
-    num_gates = len(module.exit_names) - 1
+    num_exits = len(module.exit_names)
     found = []
     for rows in BATCH_SIZES:
         inputs = example_inputs(module, rows)
-        for last in range(num_gates + 1):
-            # Nobody leaves before exit `last`, everybody there. [B, N-1], since
-            # with batching on every input needs the batch as first dimension.
-            limits = np.zeros((rows, num_gates), np.float32)
-            limits[:, last:] = np.inf
+        for k in range(num_exits):
+            # [B, N-1], since with batching on every input needs the batch as first
+            # dimension.
+            limits = np.tile(forcing(k, num_exits), (rows, 1))
             found.append(("early_exit", inputs | {"thresholds": limits}))
         found.append(("serving_default", inputs))
         found.append(("all_exits", inputs))

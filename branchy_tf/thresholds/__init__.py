@@ -4,7 +4,7 @@ Needs numpy alone, so that the serving client can check thresholds too.
 """
 
 from branchy_tf.thresholds.file import Calibration
-from branchy_tf.thresholds.rule import check, exit_indices, leaves
+from branchy_tf.thresholds.rule import check, exit_indices, forcing, leaves
 from branchy_tf.thresholds.search import (
     Point,
     choose,
@@ -21,6 +21,7 @@ __all__ = [
     "count_losses_only",
     "evaluate",
     "exit_indices",
+    "forcing",
     "frontier",
     "leaves",
 ]

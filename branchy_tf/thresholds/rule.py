@@ -68,6 +68,11 @@ def check(thresholds: Any, num_exits: int, rows: int | None = None) -> np.ndarra
     return values
 
 
+def forcing(exit_index: int, num_exits: int) -> np.ndarray:
+    """Thresholds with which every row leaves at one exit, 0-based: float32 [N-1]."""
+    return np.where(np.arange(num_exits - 1) < exit_index, 0, np.inf).astype(np.float32)
+
+
 def _shown(value: Any) -> str:
     """In one line, and a short one."""
     text = " ".join(repr(value).split())

@@ -135,7 +135,7 @@ def train(
         (dataset, settings, folder, names),
     )
     _save(model, folder.model)
-    shutil.rmtree(folder.path / "backup", ignore_errors=True)
+    shutil.rmtree(folder.backups, ignore_errors=True)
 
 
 def _save(model: keras.Model, path: pathlib.Path) -> None:

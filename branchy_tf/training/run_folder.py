@@ -26,13 +26,15 @@ class RunFolder:
         self.picture = self.path / "training.png"
         self.logs = self.path / "logs"
         self.flags = self.path / "train.flags"
+        self.backups = self.path / "backup"
         self.thresholds = self.path / "thresholds.json"
+        self.calibration_picture = self.path / "calibration.png"
         self.evaluation = self.path / "evaluation.json"
         self.benchmark = self.path / "benchmark.json"
 
     def backup(self, phase: str) -> pathlib.Path:
         """Where the phase keeps its backup while the run is unfinished."""
-        return self.path / "backup" / phase
+        return self.backups / phase
 
     def load_model(self) -> keras.Model:
         """The trained model.

@@ -43,3 +43,11 @@ def test_each_row_may_have_its_own():
 def test_bad_thresholds_are_refused(given, message):
     with pytest.raises(BranchyError, match=message):
         thresholds.check(given, num_exits=3, rows=4)
+
+
+@pytest.mark.parametrize("exit_index", [0, 1, 2])
+def test_forcing_sends_every_row_to_one_exit(exit_index):
+    scores = np.float32([[0, 0, 0], [1, 2, 3], [1e30, 1e30, 0]])
+    limits = thresholds.forcing(exit_index, 3)
+    assert limits.dtype == np.float32
+    assert set(thresholds.exit_indices(scores, limits)) == {exit_index}
