@@ -60,6 +60,8 @@ def main() -> None:
         raise BranchyError(f"Pass one of {' and '.join(given)}, not both.")
     if FLAGS.risk == "lost" and given not in ([], ["--max_accuracy_drop"]):
         raise BranchyError(f"--risk=lost goes with --max_accuracy_drop, not {given[0]}.")
+    budget = (FLAGS.max_accuracy_drop, FLAGS.min_accuracy, FLAGS.max_macs)
+    thresholds.check_budget(*budget)
     folder = RunFolder(FLAGS.run_dir)
     model = folder.load_model()
     dataset = command_line.chosen_dataset(folder, model)
@@ -69,9 +71,7 @@ def main() -> None:
 
     macs, full_macs = costs.cumulative_macs(model), costs.full_macs(model)
     counted = thresholds.count_losses_only(correct) if FLAGS.risk == "lost" else correct
-    chosen = thresholds.choose(
-        scores, counted, macs, FLAGS.max_accuracy_drop, FLAGS.min_accuracy, FLAGS.max_macs
-    )
+    chosen = thresholds.choose(scores, counted, macs, *budget)
     # Whatever the choice went by, accuracy is reported.
     chosen = thresholds.evaluate(scores, correct, macs, chosen.thresholds)
     points = thresholds.frontier(scores, correct, macs)

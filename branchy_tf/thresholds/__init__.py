@@ -7,6 +7,7 @@ from branchy_tf.thresholds.file import Calibration
 from branchy_tf.thresholds.rule import check, exit_indices, forcing, leaves
 from branchy_tf.thresholds.search import (
     Point,
+    check_budget,
     choose,
     count_losses_only,
     evaluate,
@@ -17,6 +18,7 @@ __all__ = [
     "Calibration",
     "Point",
     "check",
+    "check_budget",
     "choose",
     "count_losses_only",
     "evaluate",

@@ -123,6 +123,28 @@ def _undominated(right: Any, cost: Any) -> np.ndarray:
     return order[right[order] > best_before]
 
 
+def check_budget(
+    max_accuracy_drop: float | None, min_accuracy: float | None, max_cost: float | None
+) -> None:
+    """Raises `BranchyError` for more than one budget, or one out of range."""
+    budgets = [b for b in (max_accuracy_drop, min_accuracy, max_cost) if b is not None]
+    if len(budgets) > 1:
+        raise BranchyError(
+            "Give one of max_accuracy_drop, min_accuracy and the cost limit, not "
+            f"{len(budgets)} of them."
+        )
+    for name, value in (
+        ("max_accuracy_drop", max_accuracy_drop),
+        ("min_accuracy", min_accuracy),
+    ):
+        if value is not None and not 0 <= value <= 1:
+            raise BranchyError(
+                f"`{name}` is a fraction of 1, from 0 to 1. Received {value}."
+            )
+    if max_cost is not None and not max_cost > 0:
+        raise BranchyError(f"The cost limit must be positive. Received {max_cost}.")
+
+
 def choose(
     scores: Any,
     correct: Any,
@@ -154,22 +176,7 @@ def choose(
     point = choose(scores, correct, costs, max_accuracy_drop=0.005)
     ```
     """
-    budgets = [b for b in (max_accuracy_drop, min_accuracy, max_cost) if b is not None]
-    if len(budgets) > 1:
-        raise BranchyError(
-            "Give one of max_accuracy_drop, min_accuracy and the cost limit, not "
-            f"{len(budgets)} of them."
-        )
-    for name, value in (
-        ("max_accuracy_drop", max_accuracy_drop),
-        ("min_accuracy", min_accuracy),
-    ):
-        if value is not None and not 0 <= value <= 1:
-            raise BranchyError(
-                f"`{name}` is a fraction of 1, from 0 to 1. Received {value}."
-            )
-    if max_cost is not None and not max_cost > 0:
-        raise BranchyError(f"The cost limit must be positive. Received {max_cost}.")
+    check_budget(max_accuracy_drop, min_accuracy, max_cost)
     points = frontier(scores, correct, costs)
     if max_cost is not None:
         within = [point for point in points if point.cost <= max_cost]
