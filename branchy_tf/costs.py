@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from absl import logging
 
-from branchy_tf import exits, stages
+from branchy_tf import exits, graphs, stages
 from branchy_tf.errors import BranchyError
 
 _CONVOLUTIONS = (
@@ -40,7 +40,7 @@ def macs(model: keras.Model) -> int:
     Raises:
         BranchyError: the model is not functional, or takes inputs of any size.
     """
-    exits.check_functional(model)
+    graphs.check_functional(model)
     return sum(
         _node_macs(node)
         for nodes in model._nodes_by_depth.values()

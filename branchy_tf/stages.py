@@ -17,7 +17,7 @@ from typing import Any
 
 import keras
 
-from branchy_tf import exits
+from branchy_tf import exits, graphs
 from branchy_tf.errors import BranchyError
 
 
@@ -70,7 +70,7 @@ def split(model: keras.Model) -> list[Stage]:
     ```
     """
     tensors = exits.exit_tensors(model)
-    nodes = _nodes_in_order(model)
+    nodes = graphs.nodes_in_order(model)
     stage_of = _assign(tensors, nodes, model.inputs)
     last_reader = _last_readers(tensors, nodes, stage_of)
 
@@ -84,19 +84,6 @@ def split(model: keras.Model) -> list[Stage]:
         stages.append(Stage(name, _replay(model.name, name, own, live, logits, carried)))
         live = carried
     return stages
-
-
-def _nodes_in_order(model: keras.Model) -> list[Any]:
-    """The calls of layers and operations in `model`, inputs aside, in order."""
-    # Keras keeps them by depth, the distance to the output, but gives no public
-    # way to them.
-    by_depth = model._nodes_by_depth
-    return [
-        node
-        for depth in sorted(by_depth, reverse=True)
-        for node in by_depth[depth]
-        if not node.is_input
-    ]
 
 
 def _assign(tensors: dict, nodes: list, inputs: list) -> dict[int, int]:
@@ -159,12 +146,7 @@ def _replay(
         for i, tensor in enumerate(live)
     ]
     value = {id(tensor): fresh for tensor, fresh in zip(live, inputs, strict=True)}
-    for node in nodes:
-        args, kwargs = node.arguments.fill_in(value)
-        outputs = keras.tree.flatten(node.operation(*args, **kwargs))
-        value.update(
-            (id(t), fresh) for t, fresh in zip(node.outputs, outputs, strict=True)
-        )
+    graphs.replay(nodes, value)
 
     fresh_inputs = {id(tensor) for tensor in inputs}
     results = []

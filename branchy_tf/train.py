@@ -12,11 +12,13 @@ given again.
 
 from typing import Any
 
+import keras
 from absl import flags, logging
 
 from branchy_tf import command_line, data, files, plots, training, zoo
 from branchy_tf.errors import BranchyError
-from branchy_tf.training.phases import SCHEDULES
+from branchy_tf.training.optimizers import OPTIMIZERS, SCHEDULES
+from branchy_tf.training.precision import PRECISIONS
 
 FLAGS = flags.FLAGS
 
@@ -25,6 +27,17 @@ flags.DEFINE_string(
     "model_args", "", "Arguments of its builder, e.g. depth=20,classes=100."
 )
 flags.DEFINE_string("weights", None, "Start from these: a tag, or a .keras file.")
+flags.DEFINE_string(
+    "initial_weights",
+    None,
+    "Start from the equally named layers of this .keras file, e.g. another model's "
+    "baseline.keras; the others start anew.",
+)
+flags.DEFINE_string(
+    "baseline",
+    None,
+    "Instead of training a baseline: the baseline.keras of another run.",
+)
 flags.DEFINE_string("run_dir", None, "Folder to write to.")
 flags.DEFINE_enum(
     "mode",
@@ -36,7 +49,10 @@ flags.DEFINE_enum(
 flags.DEFINE_integer("epochs", 10, "Epochs of joint training.")
 flags.DEFINE_integer("baseline_epochs", 10, "Epochs of the baseline (baseline_first).")
 flags.DEFINE_integer("batch_size", 64, "Rows in a training step.")
-flags.DEFINE_float("learning_rate", 1e-3, "Of Adam, at the start of each phase.")
+flags.DEFINE_enum("optimizer", "adam", OPTIMIZERS, "sgd: Nesterov momentum 0.9.")
+flags.DEFINE_float("learning_rate", 1e-3, "The highest of each phase.")
+flags.DEFINE_float("weight_decay", 0.0, "Decoupled: times the learning rate, each step.")
+flags.DEFINE_enum("precision", "float32", PRECISIONS, "The model is saved in float32.")
 flags.DEFINE_enum("schedule", "constant", SCHEDULES, "Of the learning rate.")
 flags.DEFINE_list(
     "loss_weights",
@@ -54,15 +70,16 @@ command_line.define_seed(default=1)
 
 # What decides the result, in the order in which train.flags lists them.
 _RECORDED = (
-    "model", "model_args", "weights", "dataset", "data_dir", "validation_size", "mode",
-    "epochs", "baseline_epochs", "batch_size", "learning_rate", "schedule",
+    "model", "model_args", "weights", "initial_weights", "dataset", "data_dir",
+    "validation_size", "mode", "baseline", "epochs", "baseline_epochs", "batch_size",
+    "optimizer", "learning_rate", "schedule", "weight_decay", "precision",
     "loss_weights", "augmentation", "seed",
 )  # fmt: skip
 
 
 def _make_paths_absolute() -> None:
     """So that the run can be gone on with, repeated and read from any folder."""
-    for name in ("dataset", "data_dir", "weights"):
+    for name in ("dataset", "data_dir", "weights", "initial_weights", "baseline"):
         value = FLAGS[name].value
         if value and (name == "data_dir" or value.endswith((".npz", ".keras", ".h5"))):
             FLAGS[name].value = str(files.absolute(value))
@@ -130,17 +147,23 @@ def _train(folder: training.RunFolder) -> None:
         baseline_epochs=FLAGS.baseline_epochs,
         batch_size=FLAGS.batch_size,
         learning_rate=FLAGS.learning_rate,
+        optimizer=FLAGS.optimizer,
         schedule=FLAGS.schedule,
+        weight_decay=FLAGS.weight_decay,
         loss_weights=command_line.parse_numbers("loss_weights", FLAGS.loss_weights),
         augmentation=FLAGS.augmentation,
         seed=FLAGS.seed,
+        baseline=FLAGS.baseline,
     )
     training.make_deterministic(FLAGS.seed)
     dataset = data.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.validation_size, FLAGS.seed)
     arguments = {"input_shape": dataset.image_shape, "classes": dataset.classes}
     arguments |= command_line.parse_arguments(FLAGS.model_args)
+    keras.config.set_dtype_policy(FLAGS.precision)
     model = zoo.build(FLAGS.model, **arguments, weights=FLAGS.weights)
     settings.check(model, dataset)
+    if FLAGS.initial_weights is not None:
+        training.copy_layers(model, FLAGS.initial_weights)
 
     folder.path.mkdir(parents=True, exist_ok=True)
     with files.replacing(folder.flags) as beside:

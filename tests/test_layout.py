@@ -32,7 +32,7 @@ COMMANDS = {
 LAYERS = [
     {"errors"},
     {"files", "results", "inputs", "versions"},
-    {"images", "confidence", "thresholds"},
+    {"images", "confidence", "thresholds", "graphs"},
     {"exits"},
     {"zoo", "data"},
     {"training", "stages"},

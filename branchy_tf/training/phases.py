@@ -21,12 +21,13 @@ from branchy_tf.data import (
     check_fits,
 )
 from branchy_tf.errors import BranchyError
-from branchy_tf.training import losses
+from branchy_tf.training import losses, optimizers
 from branchy_tf.training.callbacks import AtomicBackup, HistoryFile
+from branchy_tf.training.precision import in_float32
 from branchy_tf.training.run_folder import RunFolder
+from branchy_tf.training.transfer import take_baseline
 
-MODES = ("joint", "baseline_first")
-SCHEDULES = ("constant", "cosine")
+MODES = ("joint", "baseline_first", "branches_only", "detached")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,16 +53,20 @@ class Settings:
     epochs: int = 10
     baseline_epochs: int = 10
     batch_size: int = 64
+    optimizer: str = "adam"
     learning_rate: float = 1e-3
     schedule: str = "constant"
+    weight_decay: float = 0.0
     loss_weights: Sequence[float] | None = None
     augmentation: str = "none"
     seed: int = 0
+    baseline: files.Path | None = None
 
     def check(self, model: keras.Model, dataset: Dataset) -> None:
         """Raises `BranchyError` for what cannot be trained."""
         _check_choice("mode", self.mode, MODES)
-        _check_choice("schedule", self.schedule, SCHEDULES)
+        _check_choice("optimizer", self.optimizer, optimizers.OPTIMIZERS)
+        _check_choice("schedule", self.schedule, optimizers.SCHEDULES)
         check_augmentation(self.augmentation)
         for name in ("epochs", "baseline_epochs", "batch_size"):
             if getattr(self, name) < 1:
@@ -112,17 +117,20 @@ def train(
     names = exits.exit_names(model)
     if settings.mode == "baseline_first":
         plain = exits.baseline(model)
-        _fit(
-            "baseline",
-            plain,
-            lambda trainer, optimizer: losses.compile_baseline(
-                trainer, names[-1], optimizer
-            ),
-            lambda split: split.labels,
-            settings.baseline_epochs,
-            (dataset, settings, folder, names),
-        )
-        _save(plain, folder.baseline)
+        if settings.baseline is not None:
+            take_baseline(plain, settings.baseline, folder.baseline)
+        else:
+            _fit(
+                "baseline",
+                plain,
+                lambda trainer, optimizer: losses.compile_baseline(
+                    trainer, names[-1], optimizer
+                ),
+                lambda split: split.labels,
+                settings.baseline_epochs,
+                (dataset, settings, folder, names),
+            )
+            _save(plain, folder.baseline)
     weights = losses.check_loss_weights(names, settings.loss_weights)
     _fit(
         "joint",
@@ -141,7 +149,7 @@ def train(
 def _save(model: keras.Model, path: pathlib.Path) -> None:
     # The same graph, not compiled: the optimiser's state is twice the weights, and
     # of use to a resumed training alone, which has its backup.
-    plain = keras.Model(model.input, model.output, name=model.name)
+    plain = in_float32(keras.Model(model.input, model.output, name=model.name))
     with files.replacing(path) as beside:
         plain.save(beside)
 
@@ -158,7 +166,16 @@ def _fit(
     dataset, settings, folder, names = context
     trainer = _with_augmentation(model, dataset, settings)
     steps = -(-len(dataset.train) // settings.batch_size) * epochs
-    compile_(trainer, keras.optimizers.Adam(_learning_rate(settings, steps)))
+    compile_(
+        trainer,
+        optimizers.build(
+            settings.optimizer,
+            settings.learning_rate,
+            settings.schedule,
+            settings.weight_decay,
+            steps,
+        ),
+    )
     logging.info("Phase %s: %d epochs of %d rows.", phase, epochs, len(dataset.train))
     start = time.perf_counter()
     history = trainer.fit(
@@ -192,12 +209,6 @@ def _with_augmentation(
     for layer in layers:
         varied = layer(varied)
     return keras.Model(images, model(varied), name=f"{model.name}_augmented")
-
-
-def _learning_rate(settings: Settings, steps: int):
-    if settings.schedule == "cosine":
-        return keras.optimizers.schedules.CosineDecay(settings.learning_rate, steps)
-    return settings.learning_rate
 
 
 def _tensorboard(folder: RunFolder, phase: str) -> list[keras.callbacks.Callback]:

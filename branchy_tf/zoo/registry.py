@@ -7,12 +7,13 @@ import inspect
 import numbers
 import pathlib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 
 from branchy_tf.errors import BranchyError
+from branchy_tf.exits import Head
 
 Builder = Callable[..., keras.Model]
 
@@ -103,6 +104,29 @@ def check_classes(classes: Any) -> None:
         raise BranchyError(
             f"`classes` must be a whole number of at least 2. Received {classes!r}."
         )
+
+
+def choose_exits(
+    given: Any, places: Sequence[str], heads: Callable[[str], Mapping[str, Head]]
+) -> Mapping[str, Head]:
+    """The heads that a builder's argument `exits` asks for.
+
+    Args:
+        given: a name, or `{layer name: head}`.
+        places: the names known.
+        heads: the heads of a name.
+
+    Raises:
+        BranchyError: neither of the two.
+    """
+    if isinstance(given, Mapping):
+        return given
+    if given not in places:
+        raise BranchyError(
+            f"`exits` must be one of {', '.join(places)}, or {{layer name: head}}. "
+            f"Received {given!r}."
+        )
+    return heads(given)
 
 
 def load_weights(model: keras.Model, family: str, weights: str | None) -> keras.Model:

@@ -1,4 +1,4 @@
-"""Exit heads, and the one place that names exits.
+"""The one place that names exits.
 
 Exits are called exit_1 ... exit_N from the entry on; exit_N is the network's
 own output. An exit's head layer carries that name and so does its key in the
@@ -12,6 +12,7 @@ import re
 
 import keras
 
+from branchy_tf import graphs
 from branchy_tf.errors import BranchyError
 
 _NAME = re.compile(r"exit_([1-9][0-9]*)\Z")
@@ -20,11 +21,6 @@ _NAME = re.compile(r"exit_([1-9][0-9]*)\Z")
 def exit_name(number: int) -> str:
     """The name of exit `number`, counted from 1 at the entry."""
     return f"exit_{number}"
-
-
-def logits_head(features, classes: int, name: str):
-    """The last layer of the exit `name`: a dense layer from [B, F] to logits."""
-    return keras.layers.Dense(classes, name=name)(features)
 
 
 def exit_tensors(model: keras.Model) -> dict:
@@ -44,7 +40,7 @@ def exit_tensors(model: keras.Model) -> dict:
     list(exit_tensors(branchy_lenet()))     # ["exit_1", "exit_2"]
     ```
     """
-    check_functional(model)
+    graphs.check_functional(model)
     outputs = model.output if isinstance(model.output, dict) else {}
     tensors = {
         key: tensor
@@ -78,16 +74,6 @@ def _described(model: keras.Model) -> str:
         return f"made by the layers {', '.join(model.output_names)}, not in a dict"
     makers = {key: t._keras_history.operation.name for key, t in model.output.items()}
     return ", ".join(f"{key} made by layer {name}" for key, name in makers.items())
-
-
-def check_functional(model: keras.Model) -> None:
-    """Raises `BranchyError` unless `model` is a functional Keras model."""
-    if not isinstance(model, keras.Model) or not hasattr(model, "output_names"):
-        raise BranchyError(
-            f"Expected a functional keras.Model, received {type(model).__name__}. "
-            "A subclassed model has no graph to read; build it as "
-            "keras.Model(inputs, outputs)."
-        )
 
 
 def exit_names(model: keras.Model) -> list[str]:

@@ -1,0 +1,25 @@
+"""Exits: their names, their heads, and how a model gets them."""
+
+from branchy_tf.exits.adding import add_exits
+from branchy_tf.exits.heads import Head, conv_head, linear_head, logits_head, pool_head
+from branchy_tf.exits.names import (
+    baseline,
+    exit_name,
+    exit_names,
+    exit_tensors,
+    num_classes,
+)
+
+__all__ = [
+    "Head",
+    "add_exits",
+    "baseline",
+    "conv_head",
+    "exit_name",
+    "exit_names",
+    "exit_tensors",
+    "linear_head",
+    "logits_head",
+    "num_classes",
+    "pool_head",
+]

@@ -1,0 +1,213 @@
+"""add_exits: early exits on any functional Keras model."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from branchy_tf import graphs
+from branchy_tf.errors import BranchyError
+from branchy_tf.exits.heads import Head
+from branchy_tf.exits.names import exit_name
+
+
+def add_exits(
+    model: keras.Model, heads: Mapping[str, Head], name: str | None = None
+) -> keras.Model:
+    """Gives a model early exits.
+
+    The layers of `model` are shared, so are their weights; nothing of it is
+    changed. Its own output becomes the last exit: an Identity called exit_N
+    stands after it. A softmax at its end is left away (same kernel, logits
+    out).
+
+    Args:
+        model: any functional or Sequential Keras model with one output of
+            classes: your own, or one of `keras.applications`.
+        heads: `{layer name: head}` from the entry on: exit_1 reads the output
+            of the first layer named, and so on. A head is `linear_head`,
+            `conv_head(...)`, `pool_head(...)` or any callable `(features,
+            classes, name) -> logits`. A layer of an earlier exit's branch may
+            be named too (e.g. `exit_1_conv_1`): the exits then form a tree.
+        name: of the new model; default: `branchy_` and the name of the model.
+
+    Returns:
+        A plain `keras.Model` from the same inputs to `{"exit_1": logits, ...,
+        "exit_N": logits}`, each [B, classes].
+
+    Raises:
+        BranchyError: the model has no graph or several outputs, or ends in an
+            activation other than softmax; a layer does not exist, is the
+            output, comes out of order or carries no gradient; a head does not
+            give logits.
+
+    Example:
+
+    ```python
+    trunk = keras.applications.MobileNet(weights=None)
+    model = add_exits(trunk, {"conv_pw_5_relu": conv_head(filters=[64])})
+    model(images)["exit_1"]     # logits [B, 1000]
+    ```
+    """
+    model = _functional(model)
+    logits = _without_softmax(model)
+    classes = logits.shape[-1]
+    if not isinstance(heads, Mapping) or not heads:
+        raise BranchyError(
+            "`heads` must be {layer name: head} with one entry at least. Received "
+            f"{heads!r}."
+        )
+    taken = {layer.name for layer in model.layers}
+    outputs: dict[str, Any] = {}
+    places: dict[str, Any] = {}
+    for number, (layer, head) in enumerate(heads.items(), start=1):
+        exit_ = exit_name(number)
+        features = _place(model, outputs, layer, logits)
+        _check_order(places, layer, features)
+        places[layer] = features
+        outputs[exit_] = _logits(head, features, classes, exit_, layer)
+    final = exit_name(len(heads) + 1)
+    outputs[final] = keras.layers.Identity(name=final, dtype="float32")(logits)
+    clash = sorted(taken & set(outputs))
+    if clash:
+        raise BranchyError(
+            f"Model {model.name!r} has a layer called {clash[0]!r}, the name of an exit. "
+            "Rename it."
+        )
+    return keras.Model(model.input, outputs, name=name or f"branchy_{model.name}")
+
+
+def _functional(model: keras.Model) -> keras.Model:
+    if isinstance(model, keras.Sequential):
+        if not model.built:
+            raise BranchyError(
+                f"Sequential model {model.name!r} does not know its input shape yet. "
+                "Begin it with keras.Input(shape)."
+            )
+        model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    graphs.check_functional(model)
+    if len(model.outputs) != 1:
+        raise BranchyError(
+            f"Model {model.name!r} has {len(model.outputs)} outputs: "
+            f"{', '.join(model.output_names)}. Expected one. Take the one that answers: "
+            "keras.Model(model.input, output)."
+        )
+    shape = model.outputs[0].shape
+    if len(shape) != 2 or shape[-1] is None or shape[-1] < 2:
+        raise BranchyError(
+            f"Model {model.name!r} has an output of shape {tuple(shape)}; expected "
+            "(batch, classes) with at least 2 classes."
+        )
+    return model
+
+
+def _without_softmax(model: keras.Model):
+    """The logits of the model: its output, before a softmax if it ends in one."""
+    output = model.outputs[0]
+    node = graphs.producer(output)
+    layer = node.operation
+    if isinstance(layer, keras.layers.Softmax):
+        return node.input_tensors[0]
+    activation = getattr(layer, "activation", keras.activations.linear)
+    if activation is keras.activations.linear:
+        return output
+    if activation is not keras.activations.softmax:
+        raise BranchyError(
+            f"Model {model.name!r} ends in layer {layer.name!r} with the activation "
+            f"{getattr(activation, '__name__', activation)}; expected logits or softmax."
+        )
+    if isinstance(layer, keras.layers.Activation):
+        return node.input_tensors[0]
+    if not isinstance(layer, keras.layers.Dense):
+        raise BranchyError(
+            f"Model {model.name!r} ends in layer {layer.name!r}, a "
+            f"{type(layer).__name__} with softmax inside. Expected Dense, or softmax in "
+            "a layer of its own."
+        )
+    return _linear_twin(layer)(node.input_tensors[0])
+
+
+def _linear_twin(layer: keras.layers.Dense) -> keras.layers.Dense:
+    """The same dense layer, name and variables, without its activation."""
+    twin = keras.layers.Dense.from_config(layer.get_config() | {"activation": "linear"})
+    twin._kernel, twin.bias = layer._kernel, layer.bias
+    twin.built = True
+    return twin
+
+
+def _place(model: keras.Model, outputs: dict[str, Any], name: str, logits):
+    """The output of the layer called `name`, in the trunk or in a branch."""
+    nodes = graphs.nodes_between(model.inputs, [logits, *outputs.values()])
+    tensors = [t for node in nodes if node.operation.name == name for t in node.outputs]
+    names = {node.operation.name for node in nodes}
+    if not tensors:
+        raise BranchyError(_no_such_layer(model, names, name))
+    if name == graphs.producer(logits).operation.name:
+        raise BranchyError(
+            f"Layer {name!r} makes the output of {model.name!r}, which is the last exit "
+            "already. Place the exit at an earlier layer."
+        )
+    if len(tensors) > 1:
+        raise BranchyError(
+            f"Layer {name!r} gives {len(tensors)} tensors (called several times, or with "
+            "several outputs); an exit needs one. Choose another layer."
+        )
+    if not keras.backend.is_float_dtype(tensors[0].dtype):
+        raise BranchyError(
+            f"Layer {name!r} gives {tensors[0].dtype} values, through which no gradient "
+            "flows. Place the exit at a later layer."
+        )
+    return tensors[0]
+
+
+def _no_such_layer(model: keras.Model, names: set[str], name: str) -> str:
+    if any(layer.name == name for layer in model.layers):
+        return (
+            f"Layer {name!r} comes after the logits of {model.name!r} or is its input. "
+            "Place the exit at a layer between."
+        )
+    for layer in model.layers:
+        if isinstance(layer, keras.Model) and any(x.name == name for x in layer.layers):
+            return (
+                f"Layer {name!r} is inside the sub-model {layer.name!r}, whose inner "
+                f"tensors are not part of {model.name!r}. Build the model flat, or name "
+                f"{layer.name!r}."
+            )
+    near = difflib.get_close_matches(name, sorted(names), n=3, cutoff=0.4)
+    hint = f" Nearest: {', '.join(near)}." if near else ""
+    return f"Model {model.name!r} has no layer {name!r}.{hint} See model.summary()."
+
+
+def _check_order(places: dict[str, Any], layer: str, features) -> None:
+    for earlier, tensor in places.items():
+        if graphs.depends(tensor, features):
+            raise BranchyError(
+                f"The exits must be given from the entry on, and layer {layer!r} comes "
+                f"before {earlier!r}. Give {layer!r} first."
+            )
+
+
+def _logits(head: Head, features, classes: int, exit_: str, layer: str):
+    if not callable(head):
+        raise BranchyError(
+            f"The head at {layer!r} must be a callable (features, classes, name) -> "
+            f"logits. Received {head!r}. For example: conv_head(filters=[32])."
+        )
+    logits = head(features, classes, exit_)
+    shape = getattr(logits, "shape", None)
+    if shape is None or tuple(shape[1:]) != (classes,):
+        raise BranchyError(
+            f"The head at {layer!r} must give logits of shape (batch, {classes}). "
+            f"Received {type(logits).__name__ if shape is None else tuple(shape)}."
+        )
+    if not graphs.depends(logits, features):
+        raise BranchyError(
+            f"The head at {layer!r} does not read its features, so no gradient reaches "
+            "them."
+        )
+    if graphs.producer(logits).operation.name != exit_:
+        logits = keras.layers.Identity(name=exit_)(logits)
+    return logits

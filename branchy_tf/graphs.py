@@ -1,0 +1,89 @@
+"""Reading the graph of a functional Keras model, and replaying it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras
+
+from branchy_tf.errors import BranchyError
+
+
+def check_functional(model: keras.Model) -> None:
+    """Raises `BranchyError` unless `model` is a functional Keras model."""
+    if not isinstance(model, keras.Model) or not hasattr(model, "output_names"):
+        raise BranchyError(
+            f"Expected a functional keras.Model, received {type(model).__name__}. "
+            "A subclassed model has no graph to read; build it as "
+            "keras.Model(inputs, outputs)."
+        )
+
+
+def nodes_in_order(model: keras.Model) -> list[Any]:
+    """The calls of layers and operations in `model`, inputs aside, in order."""
+    # Keras keeps them by depth, the distance to the output, but gives no public
+    # way to them.
+    by_depth = model._nodes_by_depth
+    return [
+        node
+        for depth in sorted(by_depth, reverse=True)
+        for node in by_depth[depth]
+        if not node.is_input
+    ]
+
+
+def producer(tensor: Any) -> Any:
+    """The node that makes a symbolic tensor."""
+    operation, node_index, _ = tensor._keras_history
+    return operation._inbound_nodes[node_index]
+
+
+def nodes_between(inputs: Iterable, outputs: Iterable) -> list[Any]:
+    """The nodes that `outputs` need, back to `inputs`, in no certain order."""
+    seen = {id(tensor) for tensor in inputs}
+    nodes: dict[int, Any] = {}
+    waiting = list(outputs)
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        node = producer(tensor)
+        if node.is_input or id(node) in nodes:
+            continue
+        nodes[id(node)] = node
+        waiting.extend(node.input_tensors)
+    return list(nodes.values())
+
+
+def depends(tensor: Any, source: Any) -> bool:
+    """Whether `tensor` is computed from `source`."""
+    if tensor is source:
+        return False
+    return any(
+        source is read
+        for node in nodes_between([], [tensor])
+        for read in node.input_tensors
+    )
+
+
+def replay(
+    nodes: Iterable, value: dict[int, Any], call: Callable[..., Any] | None = None
+) -> None:
+    """Calls the operations of `nodes` again, on other tensors.
+
+    Args:
+        nodes: in an order in which they can be computed.
+        value: `{id(old tensor): new tensor}`; holds what the nodes read from
+            outside and receives what they make.
+        call: `call(node, args, kwargs) -> outputs`, instead of calling the
+            node's operation.
+    """
+    for node in nodes:
+        args, kwargs = node.arguments.fill_in(value)
+        made = call(node, args, kwargs) if call else node.operation(*args, **kwargs)
+        outputs = keras.tree.flatten(made)
+        value.update(
+            (id(old), new) for old, new in zip(node.outputs, outputs, strict=True)
+        )

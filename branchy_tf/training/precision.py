@@ -1,0 +1,40 @@
+"""Training in mixed precision, and the float32 model that it leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+
+
+def in_float32(model: keras.Model) -> keras.Model:
+    """The same graph and weights with every layer in float32.
+
+    Mixed precision keeps its variables in float32 and only computes in the
+    short format, so nothing is lost. A model that needs no change is given
+    back as it is.
+    """
+    config = model.get_config()
+    plain = _without_mixed(config)
+    if plain == config:
+        return model
+    fresh = type(model).from_config(plain)
+    fresh.set_weights(model.get_weights())
+    return fresh
+
+
+def _without_mixed(config: Any) -> Any:
+    if isinstance(config, dict):
+        if config.get("class_name") == "DTypePolicy":
+            name = config["config"]["name"].replace("mixed_bfloat16", "float32")
+            name = name.replace("mixed_float16", "float32")
+            return config | {"config": config["config"] | {"name": name}}
+        # The graph's tensors carry dtypes too; building it anew finds them.
+        if config.get("class_name") == "__keras_tensor__":
+            return config | {"config": config["config"] | {"dtype": "float32"}}
+        return {key: _without_mixed(value) for key, value in config.items()}
+    if isinstance(config, (list, tuple)):
+        return type(config)(_without_mixed(value) for value in config)
+    return config
