@@ -164,7 +164,7 @@ def _numbers(name: str, given: Any, length: int | None) -> list[int]:
     """A list of `length` positive whole numbers from one or from several."""
     single = isinstance(given, numbers.Integral)
     values = [given] * (length or 1) if single else list(given)
-    good = all(isinstance(n, numbers.Integral) and n > 0 for n in values)
+    good = all(isinstance(n, numbers.Integral) and int(n) > 0 for n in values)
     if not values or not good or length not in (None, len(values)):
         wanted = "positive whole numbers" + (
             "" if length is None else f", {length} of them"
