@@ -49,8 +49,9 @@ def _whole_numbers(flag: str) -> list[int]:
 
 def main() -> None:
     batch_sizes, threads = _whole_numbers("batch_sizes"), _whole_numbers("threads")
-    model, run, output = command_line.chosen_model()
-    limits, criterion = command_line.chosen_thresholds(run, exits.exit_names(model))
+    choice = command_line.chosen_model()
+    model, run, output = choice.model, choice.run, choice.output
+    limits, criterion = command_line.chosen_thresholds(choice, exits.exit_names(model))
     dataset = command_line.chosen_dataset(run, model)
     if max(batch_sizes) > len(dataset.test):
         raise BranchyError(

@@ -151,11 +151,16 @@ class Choice(NamedTuple):
         model: a Keras model.
         run: the folder of the training it comes from, or None.
         output: the folder to write results to, or None.
+        thresholds: its calibrated thresholds, a file that need not exist, or
+            None.
+        packaged: the registry's entry where --weights is a tag, else None.
     """
 
     model: Any
     run: Any
     output: Any
+    thresholds: Any
+    packaged: Any = None
 
 
 def chosen_model() -> Choice:
@@ -177,10 +182,13 @@ def chosen_model() -> Choice:
             )
         arguments = parse_arguments(FLAGS.model_args)
         model = zoo.build(FLAGS.model, **arguments, weights=FLAGS.weights)
-        return Choice(model, None, folder)
+        tag = zoo.list_packaged(FLAGS.model).get(FLAGS.weights)
+        if tag is None:
+            return Choice(model, None, folder, None)
+        return Choice(model, None, folder, tag.thresholds, tag)
     if folder is None:
         raise BranchyError("Pass --run_dir of a training, or --model and --weights.")
-    return Choice(folder.load_model(), folder, folder)
+    return Choice(folder.load_model(), folder, folder, folder.thresholds)
 
 
 def chosen_dataset(run: Any, model: Any = None) -> Any:
@@ -216,8 +224,8 @@ def chosen_dataset(run: Any, model: Any = None) -> Any:
     return dataset
 
 
-def chosen_thresholds(run: Any, exits: list[str]) -> tuple[list[float], str]:
-    """`(thresholds, criterion)`: the flag's, else the run's calibrated ones.
+def chosen_thresholds(choice: Choice, exits: list[str]) -> tuple[list[float], str]:
+    """`(thresholds, criterion)`: the flag's, else the calibrated ones.
 
     Raises:
         BranchyError: there are none, or they do not fit the exits.
@@ -225,22 +233,23 @@ def chosen_thresholds(run: Any, exits: list[str]) -> tuple[list[float], str]:
     from branchy_tf import thresholds
     from branchy_tf.confidence import check_criterion
 
+    path = choice.thresholds
     given = parse_numbers("thresholds", FLAGS.thresholds)
     if given is not None:
         thresholds.check(given, len(exits))
         criterion = FLAGS.criterion
-        if criterion is None and run is not None and run.thresholds.is_file():
-            criterion = thresholds.Calibration.read(run.thresholds, exits).criterion
+        if criterion is None and path is not None and path.is_file():
+            criterion = thresholds.Calibration.read(path, exits).criterion
         return given, check_criterion(criterion or "entropy")
-    if run is None:
+    if path is None:
         raise BranchyError(
             f"There are no calibrated thresholds for {FLAGS.model}. Pass --thresholds="
             f"{','.join(['0.1'] * (len(exits) - 1))}, one for each exit but the last."
         )
-    calibration = thresholds.Calibration.read(run.thresholds, exits)
+    calibration = thresholds.Calibration.read(path, exits)
     if FLAGS.criterion not in (None, calibration.criterion):
         raise BranchyError(
-            f"--criterion={FLAGS.criterion}, but {run.thresholds} holds thresholds "
+            f"--criterion={FLAGS.criterion}, but {path} holds thresholds "
             f"for {calibration.criterion}. Calibrate with --criterion={FLAGS.criterion}."
         )
     return list(calibration.thresholds), check_criterion(calibration.criterion)

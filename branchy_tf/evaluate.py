@@ -22,13 +22,16 @@ command_line.define_seed(default=None)
 
 
 def main() -> None:
-    model, run, output = command_line.chosen_model()
-    limits, criterion = command_line.chosen_thresholds(run, exits.exit_names(model))
+    choice = command_line.chosen_model()
+    model, run, output = choice.model, choice.run, choice.output
+    limits, criterion = command_line.chosen_thresholds(choice, exits.exit_names(model))
     dataset = command_line.chosen_dataset(run, model)
     trained_baseline = None
     if run is not None and run.baseline.is_file():
         trained_baseline = load_keras_file(run.baseline)
     result = scoring.evaluate(model, limits, criterion, dataset, trained_baseline)
+    if choice.packaged is not None and choice.packaged.dataset == dataset.name:
+        result["baseline_accuracy"] = choice.packaged.baseline_accuracy
     if output is not None:
         files.write_json(output.evaluation, result)
 

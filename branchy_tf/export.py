@@ -32,8 +32,9 @@ flags.DEFINE_string(
 def main() -> None:
     if not FLAGS.export_dir:
         raise BranchyError("--export_dir is missing: where to write versions.")
-    model, run, _ = command_line.chosen_model()
-    limits, criterion = command_line.chosen_thresholds(run, exits.exit_names(model))
+    choice = command_line.chosen_model()
+    model = choice.model
+    limits, criterion = command_line.chosen_thresholds(choice, exits.exit_names(model))
     version = saved_model.export(
         model,
         FLAGS.export_dir,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -68,22 +68,17 @@ def depends(tensor: Any, source: Any) -> bool:
     )
 
 
-def replay(
-    nodes: Iterable, value: dict[int, Any], call: Callable[..., Any] | None = None
-) -> None:
+def replay(nodes: Iterable, value: dict[int, Any]) -> None:
     """Calls the operations of `nodes` again, on other tensors.
 
     Args:
         nodes: in an order in which they can be computed.
         value: `{id(old tensor): new tensor}`; holds what the nodes read from
             outside and receives what they make.
-        call: `call(node, args, kwargs) -> outputs`, instead of calling the
-            node's operation.
     """
     for node in nodes:
         args, kwargs = node.arguments.fill_in(value)
-        made = call(node, args, kwargs) if call else node.operation(*args, **kwargs)
-        outputs = keras.tree.flatten(made)
+        outputs = keras.tree.flatten(node.operation(*args, **kwargs))
         value.update(
             (id(old), new) for old, new in zip(node.outputs, outputs, strict=True)
         )

@@ -43,11 +43,14 @@ flags.DEFINE_enum(
     "mode",
     "joint",
     training.MODES,
-    "joint: all exits from the start; "
-    "baseline_first: the final exit alone, then all exits jointly.",
+    "joint: all exits from the start; baseline_first: the final exit alone, then all "
+    "exits jointly; branches_only: the final exit alone, then the branches on the frozen "
+    "trunk; detached: all at once, no branch's error reaches the trunk.",
 )
-flags.DEFINE_integer("epochs", 10, "Epochs of joint training.")
-flags.DEFINE_integer("baseline_epochs", 10, "Epochs of the baseline (baseline_first).")
+flags.DEFINE_integer("epochs", 10, "Epochs of the phase that trains branches.")
+flags.DEFINE_integer(
+    "baseline_epochs", 10, "Epochs of the baseline phase, where the mode has one."
+)
 flags.DEFINE_integer("batch_size", 64, "Rows in a training step.")
 flags.DEFINE_enum("optimizer", "adam", OPTIMIZERS, "sgd: Nesterov momentum 0.9.")
 flags.DEFINE_float("learning_rate", 1e-3, "The highest of each phase.")
@@ -58,6 +61,18 @@ flags.DEFINE_list(
     "loss_weights",
     None,
     "One for each exit, in exit order, e.g. 1.0,0.3. Default: 1 for each.",
+)
+flags.DEFINE_enum(
+    "gradient_scaling",
+    "none",
+    training.GRADIENT_SCALINGS,
+    "equilibrium: exits share the trunk's gradient evenly.",
+)
+flags.DEFINE_list(
+    "distillation",
+    None,
+    "gamma,tau, e.g. 0.5,3: early exits learn a share gamma from the final exit's "
+    "softmax at temperature tau.",
 )
 flags.DEFINE_enum(
     "augmentation",
@@ -73,7 +88,7 @@ _RECORDED = (
     "model", "model_args", "weights", "initial_weights", "dataset", "data_dir",
     "validation_size", "mode", "baseline", "epochs", "baseline_epochs", "batch_size",
     "optimizer", "learning_rate", "schedule", "weight_decay", "precision",
-    "loss_weights", "augmentation", "seed",
+    "loss_weights", "gradient_scaling", "distillation", "augmentation", "seed",
 )  # fmt: skip
 
 
@@ -87,7 +102,7 @@ def _make_paths_absolute() -> None:
 
 def _recorded(name: str, value: Any) -> str | None:
     """A flag's value as train.flags has it; equal values have equal texts."""
-    if name == "loss_weights" and value is not None:
+    if name in ("loss_weights", "distillation") and value is not None:
         numbers = command_line.parse_numbers(name, value) or []
         return ",".join(str(number) for number in numbers)
     return None if value is None else str(value)
@@ -151,6 +166,8 @@ def _train(folder: training.RunFolder) -> None:
         schedule=FLAGS.schedule,
         weight_decay=FLAGS.weight_decay,
         loss_weights=command_line.parse_numbers("loss_weights", FLAGS.loss_weights),
+        gradient_scaling=FLAGS.gradient_scaling,
+        distillation=command_line.parse_numbers("distillation", FLAGS.distillation),
         augmentation=FLAGS.augmentation,
         seed=FLAGS.seed,
         baseline=FLAGS.baseline,

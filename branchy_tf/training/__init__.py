@@ -1,11 +1,13 @@
-"""Training all exits at once: losses, modes, resuming, the run folder."""
+"""Training the exits: losses, modes, resuming, the run folder."""
 
 from branchy_tf.training.callbacks import read_history
-from branchy_tf.training.phases import MODES, Settings, make_deterministic, train
+from branchy_tf.training.phases import make_deterministic, train
 from branchy_tf.training.run_folder import RunFolder
+from branchy_tf.training.settings import GRADIENT_SCALINGS, MODES, Settings
 from branchy_tf.training.transfer import copy_layers
 
 __all__ = [
+    "GRADIENT_SCALINGS",
     "MODES",
     "RunFolder",
     "Settings",

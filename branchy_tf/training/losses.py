@@ -6,9 +6,7 @@ import math
 from collections.abc import Sequence
 
 import keras
-import numpy as np
 
-from branchy_tf import exits
 from branchy_tf.errors import BranchyError
 
 
@@ -75,8 +73,3 @@ def _cross_entropy() -> keras.losses.Loss:
 
 def _accuracy(name: str) -> keras.metrics.Metric:
     return keras.metrics.SparseCategoricalAccuracy(name=name)
-
-
-def joint_targets(model: keras.Model, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """The same labels for each exit: a dict output takes no plain array."""
-    return dict.fromkeys(exits.exit_names(model), labels)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import keras
 from keras import layers
 
-from branchy_tf import exits
+from branchy_tf.exits import Head, add_exits, logits_head
 from branchy_tf.zoo import registry
 
 
@@ -21,12 +23,29 @@ def _pool_relu(x, name: str):
     return layers.ReLU(name=f"{name}_relu")(x)
 
 
-def _branch(x, classes: int):
-    x = _pool_relu(x, "branch_1_in")
-    x = layers.Conv2D(10, 3, padding="same", name="branch_1_conv")(x)
-    x = _pool_relu(x, "branch_1")
-    x = layers.Flatten(name="branch_1_flatten")(x)
-    return exits.logits_head(x, classes, exits.exit_name(1))
+def _trunk(input_shape, classes: int, name: str) -> keras.Model:
+    # An input of dtype uint8 tells every later step, the exported signature
+    # among them, that this network reads raw pixels.
+    pixels = keras.Input(input_shape, dtype="uint8", name="images")
+    # Scaled to 0...1 and not centred: the black border of a digit is then the
+    # same 0 as the padding.
+    x = layers.Rescaling(1.0 / 255, name="rescale")(pixels)
+    x = _pool_relu(_conv(x, 5, "conv_1"), "conv_1")
+    x = _pool_relu(_conv(x, 10, "conv_2"), "conv_2")
+    x = _pool_relu(_conv(x, 20, "conv_3"), "conv_3")
+    x = layers.Flatten(name="flatten")(x)
+    # No activation here: so it is in the original.
+    x = layers.Dense(84, name="dense")(x)
+    x = layers.Dense(classes, name="logits")(x)
+    return keras.Model(pixels, x, name=name)
+
+
+def _paper_head(features, classes: int, name: str):
+    x = _pool_relu(features, f"{name}_in")
+    x = layers.Conv2D(10, 3, padding="same", name=f"{name}_conv")(x)
+    x = _pool_relu(x, name)
+    x = layers.Flatten(name=f"{name}_flatten")(x)
+    return logits_head(x, classes, name)
 
 
 @registry.register
@@ -34,6 +53,7 @@ def branchy_lenet(
     input_shape: tuple[int, int, int] = (28, 28, 1),
     classes: int = 10,
     weights: str | None = None,
+    exits: str | Mapping[str, Head] | None = None,
     name: str = "branchy_lenet",
 ) -> keras.Model:
     """Builds B-LeNet, two exits.
@@ -43,6 +63,8 @@ def branchy_lenet(
         classes: number of classes.
         weights: None, a tag (see `list_weights`), or the path of a `.keras` or
             `.weights.h5` file of this architecture.
+        exits: where and what: "paper" (the default), or `{layer name: head}` as
+            in `exits.add_exits`.
         name: name of the model.
 
     Returns:
@@ -65,22 +87,15 @@ def branchy_lenet(
     model(images)["exit_1"]     # logits [B, 10]
     ```
     """
+    settled = registry.settle(
+        "branchy_lenet", weights, input_shape=input_shape, classes=classes, exits=exits
+    )
+    exits = settled["exits"]
     registry.check_input_shape(input_shape, minimum=8)
     registry.check_classes(classes)
-    # An input of dtype uint8 tells every later step, the exported signature
-    # among them, that this network reads raw pixels.
-    pixels = keras.Input(input_shape, dtype="uint8", name="images")
-    # Scaled to 0...1 and not centred: the black border of a digit is then the
-    # same 0 as the padding.
-    x = layers.Rescaling(1.0 / 255, name="rescale")(pixels)
-    x = _conv(x, 5, "conv_1")
-    exit_1 = _branch(x, classes)
-    x = _pool_relu(x, "conv_1")
-    x = _pool_relu(_conv(x, 10, "conv_2"), "conv_2")
-    x = _pool_relu(_conv(x, 20, "conv_3"), "conv_3")
-    x = layers.Flatten(name="flatten")(x)
-    # No activation here: so it is in the original.
-    x = layers.Dense(84, name="dense")(x)
-    exit_2 = exits.logits_head(x, classes, exits.exit_name(2))
-    model = keras.Model(pixels, {"exit_1": exit_1, "exit_2": exit_2}, name=name)
+    trunk = _trunk(input_shape, classes, name)
+    heads = registry.choose_exits(
+        "paper" if exits is None else exits, ("paper",), lambda _: {"conv_1": _paper_head}
+    )
+    model = add_exits(trunk, heads, name)
     return registry.load_weights(model, "branchy_lenet", weights)

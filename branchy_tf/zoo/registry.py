@@ -14,12 +14,11 @@ import keras
 
 from branchy_tf.errors import BranchyError
 from branchy_tf.exits import Head
+from branchy_tf.zoo import packaged
 
 Builder = Callable[..., keras.Model]
 
 _BUILDERS: dict[str, Builder] = {}
-# {model: {tag: ...}}; no weights are packaged yet.
-_WEIGHTS: dict[str, dict[str, Any]] = {}
 
 
 def register(builder: Builder) -> Builder:
@@ -37,7 +36,7 @@ def list_weights(model: str | None = None) -> list[str]:
     """Tags of the packaged weights of one model, or "model/tag" of all."""
     if model is not None:
         get_builder(model)
-        return sorted(_WEIGHTS.get(model, {}))
+        return sorted(packaged.every(model))
     return [f"{name}/{tag}" for name in list_models() for tag in list_weights(name)]
 
 
@@ -129,21 +128,58 @@ def choose_exits(
     return heads(given)
 
 
+def settle(model: str, weights: str | None, **asked: Any) -> dict[str, Any]:
+    """The arguments of a builder, as far as a tag does not fix them.
+
+    Args:
+        model: name of the builder.
+        weights: None, a tag or a path.
+        **asked: what the builder was called with; None where it was not asked.
+
+    Returns:
+        `asked`, with the tag's own values in place.
+
+    Raises:
+        BranchyError: something else is asked than the tag's weights are for.
+    """
+    tag = packaged.every(model).get(weights or "")
+    if tag is None:
+        return asked
+    for name, fixed in tag.arguments.items():
+        given = asked[name]
+        given = tuple(given) if isinstance(given, list) else given
+        if given not in (None, fixed):
+            raise BranchyError(
+                f"The weights {weights!r} of {model} are for {name}={fixed}; received "
+                f"{given}. Leave it out, or train your own from weights=None."
+            )
+    return asked | tag.arguments
+
+
 def load_weights(model: keras.Model, family: str, weights: str | None) -> keras.Model:
     """Loads `weights` (None, a tag of `family`, or a path) into `model`.
 
     Raises:
-        BranchyError: no such tag or file, or weights of another architecture.
+        BranchyError: no such tag or file, a damaged file, or weights of another
+            architecture.
     """
     if weights is None:
         return model
-    path = pathlib.Path(weights)
+    tags = packaged.every(family)
+    if weights in tags:
+        tags[weights].check()
+        path = tags[weights].weights
+    else:
+        path = pathlib.Path(weights)
     if not path.name.endswith((".keras", ".weights.h5")):
-        tags = list_weights(family)
         raise BranchyError(
             f"Unknown weights {weights!r} for {family}. Expected "
-            f"{'one of the tags ' + ', '.join(tags) if tags else 'no tag (none ships)'}"
-            ", or the path of a .keras or .weights.h5 file."
+            + (
+                f"one of the tags {', '.join(sorted(tags))}"
+                if tags
+                else "no tag (none ships)"
+            )
+            + ", or the path of a .keras or .weights.h5 file."
         )
     if not path.is_file():
         raise BranchyError(f"There is no weights file {path}.")

@@ -131,6 +131,16 @@ def branchy_resnet(
     model(images)["exit_1"]     # logits [B, 10]
     ```
     """
+    settled = registry.settle(
+        "branchy_resnet",
+        weights,
+        input_shape=input_shape,
+        classes=classes,
+        depth=depth,
+        exits=exits,
+    )
+    depth = settled["depth"]
+    exits = settled["exits"]
     registry.check_input_shape(input_shape, minimum=16)
     registry.check_classes(classes)
     depth = 110 if depth is None else depth

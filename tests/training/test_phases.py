@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from branchy_tf import data, exits, training
 from branchy_tf.errors import BranchyError
-from branchy_tf.training import losses, phases
+from branchy_tf.training import losses
 from branchy_tf.training.callbacks import AtomicBackup
 
 TRUNK = ("dense_1", "dense_2", "exit_2")
@@ -117,14 +117,6 @@ def test_validation_rows_are_not_augmented(tmp_path):
     assert float(row["val_exit_2_accuracy"]) == pytest.approx(share)
 
 
-def test_cosine_schedule_falls_to_nothing():
-    settings = training.Settings(schedule="cosine", learning_rate=0.1)
-    schedule = phases._learning_rate(settings, 100)
-    assert float(schedule(0)) == pytest.approx(0.1)
-    assert float(schedule(50)) == pytest.approx(0.05)
-    assert float(schedule(100)) == pytest.approx(0.0, abs=1e-9)
-
-
 @pytest.mark.parametrize("phase", ["baseline", "joint"])
 def test_epoch_that_was_not_backed_up_is_trained_again(tmp_path, monkeypatch, phase):
     class Killed(BaseException):
@@ -166,8 +158,8 @@ def test_epoch_that_was_not_backed_up_is_trained_again(tmp_path, monkeypatch, ph
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"mode": "both"}, "Unknown mode 'both'. Known: joint, baseline_first."),
-        ({"schedule": "step"}, "Unknown schedule 'step'. Known: constant, cosine."),
+        ({"mode": "both"}, "Unknown mode 'both'. Known: joint, baseline_first, branches_only, detached."),
+        ({"schedule": "step"}, "Unknown schedule 'step'. Known: constant, cosine, one_cycle."),
         ({"augmentation": "blur"}, "Unknown augmentation 'blur'."),
         ({"epochs": 0}, "`epochs` must be at least 1. Received 0."),
         ({"baseline_epochs": -1}, "`baseline_epochs` must be at least 1. Received -1."),

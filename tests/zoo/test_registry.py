@@ -50,7 +50,7 @@ def test_unknown_model_near_nothing():
 def test_unknown_argument_tells_the_known_ones():
     assert complaint(depth=20) == (
         "branchy_lenet has no argument 'depth'. It takes: input_shape, classes, weights, "
-        "name."
+        "exits, name."
     )
 
 
@@ -116,7 +116,7 @@ def _dense(classes):
 @pytest.mark.parametrize(
     ("other", "expected"),
     [
-        (lambda: zoo.build("branchy_lenet", classes=5), "name=exit_1"),
+        (lambda: zoo.build("branchy_lenet", classes=5), "name=logits"),
         (lambda: zoo.build("branchy_lenet", input_shape=(20, 20, 1)), "name=dense"),
         (lambda: _dense(10), "name=conv_1"),
     ],

@@ -1,0 +1,66 @@
+"""Self-distillation: the final exit teaches the earlier ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from branchy_tf.errors import BranchyError
+
+
+def check(gamma: float, temperature: float) -> None:
+    """Raises `BranchyError` unless 0 < gamma <= 1 and the temperature is positive."""
+    if not 0 < gamma <= 1 or not 0 < temperature < float("inf"):
+        raise BranchyError(
+            "`distillation` must be two numbers gamma,tau, 0 < gamma <= 1 and tau > 0. "
+            f"Received {gamma:g},{temperature:g}. Pass for example --distillation=0.5,3."
+        )
+
+
+class DistilledModel(keras.Model):
+    """A multi-exit model whose early exits also learn from its last.
+
+    Exit n < N pays w_n ((1 - gamma) CE_n + gamma tau² KL(p_N || p_n)), p the softmax of
+    the logits divided by tau, p_N as a constant. The cross-entropies are those
+    it is compiled with; pass their weights through `label_weights`.
+
+    Args:
+        inputs: of the model.
+        outputs: `{"exit_1": logits, ..., "exit_N": logits}`.
+        loss_weights: w_1 ... w_N.
+        gamma: share of the teacher.
+        temperature: tau.
+
+    References:
+        Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network
+        (2015), arXiv 1503.02531. Phuong, Lampert: Distillation-Based Training
+        for Multi-Exit Architectures (ICCV 2019).
+    """
+
+    def __init__(self, inputs, outputs, loss_weights, gamma, temperature) -> None:
+        super().__init__(inputs=inputs, outputs=outputs)
+        self._names = list(outputs)
+        self._weights = dict(zip(self._names, loss_weights, strict=True))
+        self._gamma = gamma
+        self._temperature = temperature
+
+    def label_weights(self) -> list[float]:
+        """What is left to each exit's cross-entropy."""
+        *early, last = self._names
+        shares = [self._weights[name] * (1 - self._gamma) for name in early]
+        return [*shares, self._weights[last]]
+
+    def compute_loss(self, x=None, y=None, y_pred=None, **kwargs: Any):
+        """The compiled loss and the distillation of a batch, a scalar."""
+        loss = super().compute_loss(x=x, y=y, y_pred=y_pred, **kwargs)
+        *early, last = self._names
+        teacher = ops.stop_gradient(y_pred[last]) / self._temperature
+        wanted = ops.log_softmax(teacher)
+        scale = self._gamma * self._temperature**2
+        for name in early:
+            given = ops.log_softmax(y_pred[name] / self._temperature)
+            divergence = ops.sum(ops.exp(wanted) * (wanted - given), axis=-1)
+            loss = loss + scale * self._weights[name] * ops.mean(divergence)
+        return loss

@@ -1,0 +1,109 @@
+"""Fitting one phase: augmentation, optimiser, callbacks, resuming."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from absl import logging
+
+from branchy_tf.data import Dataset, Split, augmentation
+from branchy_tf.training import optimizers
+from branchy_tf.training.callbacks import AtomicBackup, HistoryFile
+from branchy_tf.training.run_folder import RunFolder
+from branchy_tf.training.settings import Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """One call of `fit`.
+
+    Attributes:
+        name: in history.csv and of the backup.
+        model: whose graph is trained.
+        compile: `compile(trainer, optimizer)`.
+        targets: of a split, in the structure of the model's outputs.
+        epochs: how many.
+        wrap: `wrap(inputs, outputs)`, the model around the augmented graph.
+    """
+
+    name: str
+    model: keras.Model
+    compile: Callable[[Any, keras.Optimizer], None]
+    targets: Callable[[Split], Any]
+    epochs: int
+    wrap: Callable[[Any, Any], keras.Model] = keras.Model
+
+
+def fit(
+    phase: Phase,
+    dataset: Dataset,
+    settings: Settings,
+    folder: RunFolder,
+    names: list[str],
+) -> None:
+    """Fits a phase to the data set, or what a backup leaves to be done.
+
+    Args:
+        phase: what.
+        dataset: its training split is trained on, its validation split watched.
+        settings: how.
+        folder: where history, backups and logs go.
+        names: of all exits, for the columns of the history.
+    """
+    trainer = _with_augmentation(phase, dataset, settings)
+    steps = -(-len(dataset.train) // settings.batch_size) * phase.epochs
+    phase.compile(
+        trainer,
+        optimizers.build(
+            settings.optimizer,
+            settings.learning_rate,
+            settings.schedule,
+            settings.weight_decay,
+            steps,
+        ),
+    )
+    logging.info(
+        "Phase %s: %d epochs of %d rows.", phase.name, phase.epochs, len(dataset.train)
+    )
+    start = time.perf_counter()
+    history = trainer.fit(
+        dataset.train.images,
+        phase.targets(dataset.train),
+        validation_data=(dataset.validation.images, phase.targets(dataset.validation)),
+        epochs=phase.epochs,
+        batch_size=settings.batch_size,
+        # The row of an epoch comes before its backup; see HistoryFile.
+        callbacks=[
+            HistoryFile(folder.history, phase.name, names),
+            AtomicBackup(folder.backup(phase.name)),
+            *_tensorboard(folder, phase.name),
+        ],
+    )
+    trained = len(history.epoch) * len(dataset.train)
+    if trained:
+        rate = trained / (time.perf_counter() - start)
+        logging.info("Phase %s: %.0f images per second.", phase.name, rate)
+
+
+def _with_augmentation(phase: Phase, dataset: Dataset, settings: Settings) -> keras.Model:
+    """A model around the phase's that first varies its images, when training."""
+    layers = augmentation(settings.augmentation, dataset.image_shape, settings.seed)
+    if not layers:
+        return phase.wrap(phase.model.input, phase.model.output)
+    images = keras.Input(dataset.image_shape, dtype=phase.model.inputs[0].dtype)
+    varied = images
+    for layer in layers:
+        varied = layer(varied)
+    return phase.wrap(images, phase.model(varied))
+
+
+def _tensorboard(folder: RunFolder, phase: str) -> list[keras.callbacks.Callback]:
+    if keras.backend.backend() != "tensorflow":
+        # Keras writes TensorBoard's files with TensorFlow.
+        logging.info("No TensorBoard logs: they need Keras on TensorFlow.")
+        return []
+    return [keras.callbacks.TensorBoard(str(folder.logs / phase), write_graph=False)]

@@ -1,0 +1,128 @@
+"""What can be said about a training, and what of it makes no sense."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import keras
+
+from branchy_tf import exits, files
+from branchy_tf.data import Dataset, check_augmentation, check_fits
+from branchy_tf.errors import BranchyError
+from branchy_tf.training import branches, distillation, losses, optimizers
+
+MODES = ("joint", "baseline_first", "branches_only", "detached")
+GRADIENT_SCALINGS = ("none", "equilibrium")
+
+_WITH_BASELINE = ("baseline_first", "branches_only")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to train.
+
+    Attributes:
+        mode: `joint`: all exits at once from the start. `baseline_first`: the
+            final exit alone, then all exits jointly from those weights, which
+            is the paper's recipe. `branches_only`: the final exit alone, then
+            the branches on the trunk as it is, batch norm statistics included;
+            with linear heads this is conditional deep learning. `detached`: all
+            at once, and no branch's error reaches the trunk (tree training).
+        epochs: of the phase that trains branches.
+        baseline_epochs: of the baseline phase.
+        batch_size: rows in a step.
+        optimizer: a name from `optimizers.OPTIMIZERS`.
+        learning_rate: the highest of each phase.
+        schedule: a name from `optimizers.SCHEDULES`, over each phase.
+        weight_decay: see `optimizers.build`.
+        loss_weights: one for each exit, or None for 1 each.
+        gradient_scaling: `none`, or `equilibrium`; see `branches.equilibrium`.
+        distillation: None, or (gamma, tau); see `distillation.DistilledModel`.
+        augmentation: a name from `data.AUGMENTATIONS`.
+        seed: of the augmentation. (Weights and shuffling follow the seed set
+            by `keras.utils.set_random_seed` before the model is built.)
+        baseline: a baseline.keras to start from instead of training one.
+    """
+
+    mode: str = "joint"
+    epochs: int = 10
+    baseline_epochs: int = 10
+    batch_size: int = 64
+    optimizer: str = "adam"
+    learning_rate: float = 1e-3
+    schedule: str = "constant"
+    weight_decay: float = 0.0
+    loss_weights: Sequence[float] | None = None
+    gradient_scaling: str = "none"
+    distillation: Sequence[float] | None = None
+    augmentation: str = "none"
+    seed: int = 0
+    baseline: files.Path | None = None
+
+    @property
+    def has_baseline_phase(self) -> bool:
+        """Whether the final exit is trained alone first."""
+        return self.mode in _WITH_BASELINE
+
+    def check(self, model: keras.Model, dataset: Dataset) -> None:
+        """Raises `BranchyError` for what cannot be trained."""
+        _check_choice("mode", self.mode, MODES)
+        _check_choice("optimizer", self.optimizer, optimizers.OPTIMIZERS)
+        _check_choice("schedule", self.schedule, optimizers.SCHEDULES)
+        _check_choice("gradient_scaling", self.gradient_scaling, GRADIENT_SCALINGS)
+        check_augmentation(self.augmentation)
+        for name in ("epochs", "baseline_epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise BranchyError(
+                    f"`{name}` must be at least 1. Received {getattr(self, name)}."
+                )
+        if not 0 < self.learning_rate < float("inf"):
+            raise BranchyError(
+                f"`learning_rate` must be positive. Received {self.learning_rate}."
+            )
+        if not 0 <= self.weight_decay < float("inf"):
+            raise BranchyError(
+                f"`weight_decay` must not be negative. Received {self.weight_decay}."
+            )
+        self._check_exits(model)
+        if self.baseline is not None and not self.has_baseline_phase:
+            raise BranchyError(
+                f"Mode {self.mode} does not begin with a baseline, so `baseline` "
+                f"{self.baseline} would not be used. Choose one of the modes "
+                f"{', '.join(_WITH_BASELINE)}, or pass --initial_weights."
+            )
+        check_fits(model, dataset)
+
+    def _check_exits(self, model: keras.Model) -> None:
+        names = exits.exit_names(model)
+        weights = losses.check_loss_weights(names, self.loss_weights)
+        if len(names) < 2 and self.mode != "joint":
+            raise BranchyError(
+                f"Mode {self.mode} trains branches, and {model.name} has none. Add exits "
+                "with exits.add_exits."
+            )
+        if self.mode == "branches_only" and not any(weights[:-1]):
+            raise BranchyError(
+                "Mode branches_only trains the early exits, whose `loss_weights` are all "
+                f"0: {weights}. Give one of them a weight."
+            )
+        if self.gradient_scaling == "equilibrium":
+            if self.mode in ("branches_only", "detached"):
+                raise BranchyError(
+                    f"In mode {self.mode} no gradient of a branch reaches the trunk; "
+                    "`gradient_scaling` equilibrium is for joint and baseline_first."
+                )
+            branches.equilibrium(model)
+        if self.distillation is not None:
+            if len(self.distillation) != 2:
+                raise BranchyError(
+                    "`distillation` must be two numbers gamma,tau, e.g. 0.5,3. Received "
+                    f"{list(self.distillation)}."
+                )
+            distillation.check(*self.distillation)
+
+
+def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise BranchyError(f"Unknown {name} {value!r}. Known: {', '.join(known)}.")

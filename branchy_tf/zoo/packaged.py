@@ -1,0 +1,80 @@
+"""The weights that ship with the package: which there are, and that they are whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+from branchy_tf.errors import BranchyError
+
+FOLDER = pathlib.Path(__file__).parent / "weights"
+REGISTRY = FOLDER / "registry.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Packaged:
+    """One set of weights.
+
+    Attributes:
+        model: name of the builder.
+        tag: name of the set.
+        arguments: of the builder, which the set fixes.
+        dataset: what it was trained on.
+        baseline_accuracy: of the trained baseline, on the test split.
+        sha256: of each file, `{"weights": ..., "thresholds": ...}`.
+    """
+
+    model: str
+    tag: str
+    arguments: dict[str, Any]
+    dataset: str
+    baseline_accuracy: float
+    sha256: dict[str, str]
+
+    @property
+    def weights(self) -> pathlib.Path:
+        """The weights, a `.weights.h5` file."""
+        return FOLDER / f"{self.model}_{self.tag}.weights.h5"
+
+    @property
+    def thresholds(self) -> pathlib.Path:
+        """The calibrated thresholds, a thresholds.json."""
+        return FOLDER / f"{self.model}_{self.tag}.thresholds.json"
+
+    def check(self) -> None:
+        """Raises `BranchyError` unless both files are what was packaged."""
+        for kind, path in (("weights", self.weights), ("thresholds", self.thresholds)):
+            found = sha256(path) if path.is_file() else "no file"
+            if found != self.sha256[kind]:
+                raise BranchyError(
+                    f"The packaged file {path} is damaged: its SHA-256 is {found}, "
+                    f"expected {self.sha256[kind]}. Install branchy_tf again."
+                )
+
+
+def sha256(path: pathlib.Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def every(model: str) -> dict[str, Packaged]:
+    """`{tag: Packaged}` of one model."""
+    entries = json.loads(REGISTRY.read_text(encoding="utf-8")).get(model, {})
+    return {
+        tag: Packaged(
+            model,
+            tag,
+            {
+                # JSON has no tuples.
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in entry["arguments"].items()
+            },
+            entry["dataset"],
+            entry["baseline_accuracy"],
+            entry["sha256"],
+        )
+        for tag, entry in entries.items()
+    }
