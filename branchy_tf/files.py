@@ -22,7 +22,7 @@ Path = str | os.PathLike
 def replacing(path: Path) -> Iterator[pathlib.Path]:
     """Gives a file name beside `path`; on success that file becomes `path`.
 
-    The name keeps the suffix of `path`, for writers that go by it. On an
+    The name keeps the suffixes of `path`, for writers that go by it. On an
     error, `path` is as it was before and the other file is gone.
 
     Example:
@@ -35,7 +35,7 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(
-        prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent
+        prefix=f".{path.stem}-", suffix="".join(path.suffixes), dir=path.parent
     )
     os.close(handle)
     os.chmod(name, 0o666 & ~_umask())

@@ -9,6 +9,7 @@ from branchy_tf.exits.names import (
     exit_tensors,
     num_classes,
 )
+from branchy_tf.exits.proposing import propose_exits
 
 __all__ = [
     "Head",
@@ -22,4 +23,5 @@ __all__ = [
     "logits_head",
     "num_classes",
     "pool_head",
+    "propose_exits",
 ]

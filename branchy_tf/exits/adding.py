@@ -52,7 +52,7 @@ def add_exits(
     model(images)["exit_1"]     # logits [B, 1000]
     ```
     """
-    model = _functional(model)
+    model = single_output(model)
     logits = _without_softmax(model)
     classes = logits.shape[-1]
     if not isinstance(heads, Mapping) or not heads:
@@ -80,7 +80,8 @@ def add_exits(
     return keras.Model(model.input, outputs, name=name or f"branchy_{model.name}")
 
 
-def _functional(model: keras.Model) -> keras.Model:
+def single_output(model: keras.Model) -> keras.Model:
+    """The model as a functional one; raises unless it has one output of classes."""
     if isinstance(model, keras.Sequential):
         if not model.built:
             raise BranchyError(

@@ -119,6 +119,6 @@ def branchy_alexnet(
     registry.check_input_shape(input_shape, minimum=16)
     registry.check_classes(classes)
     trunk = _trunk(input_shape, classes, name)
-    heads = registry.choose_exits("paper" if exits is None else exits, _PLACES, _exits)
+    heads = registry.choose_exits(exits, _PLACES, _exits)
     model = add_exits(trunk, heads, name)
     return registry.load_weights(model, "branchy_alexnet", weights)

@@ -94,8 +94,6 @@ def branchy_lenet(
     registry.check_input_shape(input_shape, minimum=8)
     registry.check_classes(classes)
     trunk = _trunk(input_shape, classes, name)
-    heads = registry.choose_exits(
-        "paper" if exits is None else exits, ("paper",), lambda _: {"conv_1": _paper_head}
-    )
+    heads = registry.choose_exits(exits, ("paper",), lambda _: {"conv_1": _paper_head})
     model = add_exits(trunk, heads, name)
     return registry.load_weights(model, "branchy_lenet", weights)

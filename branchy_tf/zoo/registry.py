@@ -111,7 +111,7 @@ def choose_exits(
     """The heads that a builder's argument `exits` asks for.
 
     Args:
-        given: a name, or `{layer name: head}`.
+        given: a name, `{layer name: head}`, or None for the first name known.
         places: the names known.
         heads: the heads of a name.
 
@@ -120,6 +120,7 @@ def choose_exits(
     """
     if isinstance(given, Mapping):
         return given
+    given = places[0] if given is None else given
     if given not in places:
         raise BranchyError(
             f"`exits` must be one of {', '.join(places)}, or {{layer name: head}}. "

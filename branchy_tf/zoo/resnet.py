@@ -151,7 +151,7 @@ def branchy_resnet(
     blocks = (depth - 2) // 6
     trunk = _trunk(input_shape, classes, blocks, name)
     heads = registry.choose_exits(
-        "paper" if exits is None else exits,
+        exits,
         _PLACES,
         lambda places: _exits(places, blocks),
     )

@@ -97,6 +97,6 @@ def branchy_vgg(
     registry.check_input_shape(input_shape, minimum=32)
     registry.check_classes(classes)
     trunk = _trunk(input_shape, classes, name)
-    heads = registry.choose_exits("light" if exits is None else exits, _PLACES, _exits)
+    heads = registry.choose_exits(exits, _PLACES, _exits)
     model = add_exits(trunk, heads, name)
     return registry.load_weights(model, "branchy_vgg", weights)

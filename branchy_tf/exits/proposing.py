@@ -1,0 +1,82 @@
+"""Where exits could go in a network that has none."""
+
+from __future__ import annotations
+
+import keras
+
+from branchy_tf import graphs
+from branchy_tf.errors import BranchyError
+from branchy_tf.exits.adding import single_output
+from branchy_tf.macs import node_macs
+
+
+def propose_exits(model: keras.Model, n: int) -> list[str]:
+    """Names n layers after which exits would share the network evenly.
+
+    The places are those nearest to 1/(n+1), 2/(n+1), ... of the multiply-adds,
+    of all where a single tensor carries everything on: the end of a residual
+    block, and not its middle. Where several follow each other at the same cost
+    (convolution, batch norm, ReLU) it is the last.
+
+    Args:
+        model: a functional or Sequential Keras model with one output.
+        n: number of early exits.
+
+    Returns:
+        n layer names from the entry on, for `add_exits`.
+
+    Raises:
+        BranchyError: the model has fewer such places.
+
+    Example:
+
+    ```python
+    places = propose_exits(model, 3)
+    model = add_exits(model, dict.fromkeys(places, conv_head(filters=[64])))
+    ```
+    """
+    model = single_output(model)
+    places = _places(model)
+    if not isinstance(n, int) or not 1 <= n <= len(places):
+        raise BranchyError(
+            f"`n` must be between 1 and {len(places)}, the number of places in "
+            f"{model.name!r} where an exit could go. Received {n!r}."
+        )
+    names, costs = list(places), list(places.values())
+    total = sum(node_macs(node) for node in graphs.nodes_in_order(model))
+    chosen: list[int] = []
+    for k in range(1, n + 1):
+        # Leaves room before for those chosen, and after for those to come.
+        first = chosen[-1] + 1 if chosen else 0
+        free = range(first, len(names) - (n - k))
+        chosen.append(min(free, key=lambda i: abs(costs[i] - total * k / (n + 1))))
+    return [names[i] for i in chosen]
+
+
+def _places(model: keras.Model) -> dict[str, int]:
+    """{layer: multiply-adds up to it} where one tensor carries everything on."""
+    nodes = graphs.nodes_in_order(model)
+    last_reader = {id(t): i for i, node in enumerate(nodes) for t in node.input_tensors}
+    calls = [node.operation.name for node in nodes]
+    live = {id(tensor) for tensor in model.inputs}
+    places: dict[int, str] = {}
+    spent = 0
+    for i, node in enumerate(nodes[:-1]):
+        spent += node_macs(node)
+        live = {t for t in live if last_reader.get(t, -1) > i}
+        live |= {id(t) for t in node.outputs if id(t) in last_reader}
+        if (
+            live == {id(node.outputs[0])}
+            and spent > 0
+            and isinstance(node.operation, keras.layers.Layer)
+            and calls.count(node.operation.name) == 1
+            and keras.backend.is_float_dtype(node.outputs[0].dtype)
+            and _leads_on(nodes[i + 1 :])
+        ):
+            places[spent] = node.operation.name
+    return {name: cost for cost, name in places.items()}
+
+
+def _leads_on(nodes: list) -> bool:
+    """Whether there is more to save than the last layer's own multiply-adds."""
+    return sum(node_macs(node) > 0 for node in nodes) > 1

@@ -1,0 +1,108 @@
+"""Takes a finished run into the zoo: its weights, thresholds and figures.
+
+For a checkout of the project. Example:
+
+  python -m branchy_tf.publish --run_dir=runs/lenet --tag=mnist
+
+The run must be trained (in a mode with a baseline), calibrated and evaluated.
+Writes weights and thresholds into the package, with their SHA-256 in its
+registry, <zoo_dir>/<model>/<tag>.evaluation.json, and the figures in the model
+card <zoo_dir>/<model>/<tag>.md and in the table of <zoo_dir>/README.md. Without
+--run_dir only the pages are written anew.
+"""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+from absl import flags, logging
+
+from branchy_tf import command_line, files, model_cards, training, zoo
+from branchy_tf.errors import BranchyError
+from branchy_tf.zoo import packaged
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("run_dir", None, "Folder of a training.")
+flags.DEFINE_string("tag", None, "What the weights will be called, e.g. cifar10.")
+flags.DEFINE_string("zoo_dir", "zoo", "Folder of recipes, model cards and figures.")
+
+
+def main() -> None:
+    if not pathlib.Path(FLAGS.zoo_dir).is_dir():
+        raise BranchyError(
+            f"There is no folder {FLAGS.zoo_dir}. Run this in a checkout of the project, "
+            "or pass --zoo_dir."
+        )
+    if FLAGS.run_dir:
+        if not FLAGS.tag or not FLAGS.tag.isidentifier():
+            raise BranchyError(
+                f"--tag must be a name of letters, digits and _. Received {FLAGS.tag!r}."
+            )
+        _take_in(training.RunFolder(FLAGS.run_dir), FLAGS.tag)
+    sets = {model: zoo.list_weights(model) for model in zoo.list_models()}
+    for path, text in model_cards.pages(FLAGS.zoo_dir, sets).items():
+        with files.replacing(path) as beside:
+            beside.write_text(text, encoding="utf-8")
+        logging.info("Wrote the figures of %s.", path)
+
+
+def _take_in(run: training.RunFolder, tag: str) -> None:
+    for path in (run.baseline, run.thresholds, run.evaluation):
+        if not path.is_file():
+            raise BranchyError(
+                f"{path} is missing. Train with a baseline, calibrate and evaluate first."
+            )
+    recorded = run.read_flags()
+    evaluation = files.read_json(run.evaluation)
+    name = recorded["model"]
+    model = run.load_model()
+    arguments = {
+        "input_shape": list(model.input_shape[1:]),
+        "classes": model.output_shape["exit_1"][-1],
+    } | command_line.parse_arguments(recorded.get("model_args", ""))
+    if "exits" not in arguments:
+        raise BranchyError(
+            f"{run.flags} does not say which exits. Train with "
+            "--model_args=exits=..., so that the tag fixes them."
+        )
+    card = model_cards.card_file(FLAGS.zoo_dir, name, tag)
+    if not card.is_file():
+        raise BranchyError(f"There is no model card {card}. Write it first.")
+
+    entry = packaged.Packaged(
+        model=name,
+        tag=tag,
+        arguments=arguments,
+        dataset=recorded["dataset"],
+        baseline_accuracy=evaluation["baseline_accuracy"],
+        sha256={},
+    )
+    with files.replacing(entry.weights) as beside:
+        model.save_weights(beside)
+    with files.replacing(entry.thresholds) as beside:
+        shutil.copyfile(run.thresholds, beside)
+    registry = json.loads(packaged.REGISTRY.read_text(encoding="utf-8"))
+    registry.setdefault(name, {})[tag] = {
+        "arguments": arguments,
+        "dataset": entry.dataset,
+        "baseline_accuracy": entry.baseline_accuracy,
+        "sha256": {
+            "weights": packaged.sha256(entry.weights),
+            "thresholds": packaged.sha256(entry.thresholds),
+        },
+    }
+    files.write_json(packaged.REGISTRY, registry)
+    shipped = zoo.build(name, weights=tag)
+    for ours, theirs in zip(shipped.weights, model.weights, strict=True):
+        if not np.array_equal(ours, theirs):
+            raise BranchyError(f"{entry.weights} does not give {ours.path} back.")
+    kept = model_cards.evaluation_file(FLAGS.zoo_dir, name, tag)
+    with files.replacing(kept) as beside:
+        shutil.copyfile(run.evaluation, beside)
+    logging.info("Took %s in as %s, weights %s.", run.path, name, tag)
+
+
+if __name__ == "__main__":
+    command_line.run(main)
