@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import pathlib
+import shutil
 from typing import Any
 
+import keras
+
+from branchy_tf import files
 from branchy_tf.errors import BranchyError
 
 FOLDER = pathlib.Path(__file__).parent / "weights"
@@ -32,7 +35,7 @@ class Packaged:
     arguments: dict[str, Any]
     dataset: str
     baseline_accuracy: float
-    sha256: dict[str, str]
+    sha256: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def weights(self) -> pathlib.Path:
@@ -62,7 +65,7 @@ def sha256(path: pathlib.Path) -> str:
 
 def every(model: str) -> dict[str, Packaged]:
     """`{tag: Packaged}` of one model."""
-    entries = json.loads(REGISTRY.read_text(encoding="utf-8")).get(model, {})
+    entries = files.read_json(REGISTRY).get(model, {})
     return {
         tag: Packaged(
             model,
@@ -78,3 +81,28 @@ def every(model: str) -> dict[str, Packaged]:
         )
         for tag, entry in entries.items()
     }
+
+
+def add(entry: Packaged, model: keras.Model, thresholds: files.Path) -> None:
+    """Writes the files of a set of weights and enters it in the registry.
+
+    Args:
+        entry: what to call it; its `sha256` is found here.
+        model: whose weights.
+        thresholds: the calibrated thresholds.json.
+    """
+    with files.replacing(entry.weights) as beside:
+        model.save_weights(beside)
+    with files.replacing(entry.thresholds) as beside:
+        shutil.copyfile(thresholds, beside)
+    registry = files.read_json(REGISTRY)
+    registry.setdefault(entry.model, {})[entry.tag] = {
+        "arguments": entry.arguments,
+        "dataset": entry.dataset,
+        "baseline_accuracy": entry.baseline_accuracy,
+        "sha256": {
+            "weights": sha256(entry.weights),
+            "thresholds": sha256(entry.thresholds),
+        },
+    }
+    files.write_json(REGISTRY, dict(sorted(registry.items())))

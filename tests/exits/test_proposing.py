@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import keras
+import pytest
+from keras import layers
+
+import branchy_tf
+from branchy_tf import costs, zoo
+from branchy_tf.errors import BranchyError
+from branchy_tf.exits import add_exits, linear_head, propose_exits
+
+
+def chain(convolutions: int = 8) -> keras.Model:
+    x = inputs = keras.Input((8, 8, 4))
+    for i in range(1, convolutions + 1):
+        x = layers.Conv2D(4, 3, padding="same", name=f"conv_{i}")(x)
+        x = layers.ReLU(name=f"relu_{i}")(x)
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    return keras.Model(inputs, layers.Dense(3, name="logits")(x), name="chain")
+
+
+def test_places_share_the_multiply_adds_evenly():
+    assert propose_exits(chain(8), 3) == ["relu_2", "relu_4", "relu_6"]
+    assert propose_exits(chain(8), 1) == ["relu_4"]
+
+
+def test_every_place_can_be_asked_for_and_takes_an_exit():
+    model = chain(4)
+    places = propose_exits(model, 3)
+    assert places == ["relu_1", "relu_2", "relu_3"]
+    spent = costs.cumulative_macs(add_exits(model, dict.fromkeys(places, linear_head)))
+    assert spent == sorted(spent)
+
+
+def test_no_place_is_inside_a_residual_block():
+    trunk = branchy_tf.baseline(zoo.branchy_resnet(depth=20))
+    places = propose_exits(trunk, 8)
+    assert len(set(places)) == 8
+    for place in places:
+        assert place == "stem" or place.startswith("stack_")
+        assert place.count("_") in (0, 3), place
+
+
+def test_sequential_models_are_read_too():
+    model = keras.Sequential(
+        [keras.Input((8,)), layers.Dense(8, name="a"), layers.Dense(8, name="b"),
+         layers.Dense(3)]
+    )  # fmt: skip
+    assert propose_exits(model, 2) == ["a", "b"]
+
+
+@pytest.mark.parametrize("n", [0, 8, -1, 1.5, "3"])
+def test_impossible_numbers(n):
+    with pytest.raises(BranchyError) as caught:
+        propose_exits(chain(8), n)
+    assert str(caught.value) == (
+        "`n` must be between 1 and 7, the number of places in 'chain' where an exit "
+        f"could go. Received {n!r}."
+    )

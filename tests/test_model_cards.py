@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+
+from branchy_tf import files, model_cards, zoo
+from branchy_tf.errors import BranchyError
+
+ZOO = pathlib.Path(__file__).resolve().parent.parent / "zoo"
+FOUND = {
+    "criterion": "entropy",
+    "exits": ["exit_1", "exit_2"],
+    "exit_macs": [250, 1100],
+    "exit_accuracies": [0.9, 0.95],
+    "thresholds": [0.25],
+    "exit_rates": [0.8, 0.2],
+    "leaving_accuracies": [0.96, None],
+    "accuracy": 0.955,
+    "accuracy_interval": [0.95, 0.96],
+    "accuracy_drop": -0.005,
+    "accuracy_drop_interval": [-0.01, 0.0],
+    "num_examples": 1000,
+    "baseline_accuracy": 0.94,
+    "macs": 420.0,
+    "full_macs": 1000,
+    "gain": 2.381,
+}
+
+
+def test_the_zoos_pages_have_the_figures_of_its_evaluations():
+    sets = {model: zoo.list_weights(model) for model in zoo.list_models()}
+    for path, text in model_cards.pages(ZOO, sets).items():
+        assert path.read_text(encoding="utf-8") == text, (
+            "run python -m branchy_tf.publish"
+        )
+
+
+def test_evaluations_are_of_the_packaged_thresholds():
+    for model in zoo.list_models():
+        for tag, found in zoo.list_packaged(model).items():
+            evaluation = files.read_json(model_cards.evaluation_file(ZOO, model, tag))
+            thresholds = files.read_json(found.thresholds)
+            assert evaluation["thresholds"] == thresholds["thresholds"]
+            assert evaluation["criterion"] == thresholds["criterion"]
+            assert evaluation["baseline_accuracy"] == found.baseline_accuracy
+            assert evaluation["dataset"] == found.dataset
+
+
+def test_a_card_shows_each_exit():
+    text = model_cards.card_figures(FOUND)
+    assert "| exit_1 | 250             | 90.00%        | 0.25" in text
+    assert "**95.50%** of 1,000 test images" in text
+    assert "-0.50 points below the last exit (-1.00 to +0.00)" in text
+    assert "gain **2.38x**" in text
+
+
+def test_the_table_has_the_papers_numbers_beside():
+    text = model_cards.zoo_table({("branchy_lenet", "mnist"): FOUND})
+    (row,) = [line for line in text.splitlines() if "mnist" in line]
+    for figure in ("95.50%", "94.00%", "80.0%", "2.38x", "99.20% → 99.25%"):
+        assert figure in row
+
+
+def test_figures_replace_what_stood_between_the_markers():
+    page = f"a\n{model_cards.BEGIN}\nold\n{model_cards.END}\nb\n"
+    once = model_cards.with_figures(page, "new", "x.md")
+    assert once == f"a\n{model_cards.BEGIN}\nnew\n{model_cards.END}\nb\n"
+    assert model_cards.with_figures(once, "new", "x.md") == once
+
+
+def test_a_page_without_markers_is_refused():
+    with pytest.raises(BranchyError, match="has no place for its figures"):
+        model_cards.with_figures("nothing", "new", "x.md")
+
+
+def test_missing_pages_are_named(tmp_path):
+    (tmp_path / "m").mkdir()
+    files.write_json(tmp_path / "m" / "t.evaluation.json", FOUND)
+    with pytest.raises(BranchyError) as caught:
+        model_cards.pages(tmp_path, {"m": ["t"]})
+    assert str(tmp_path / "README.md") in str(caught.value)
+    assert str(tmp_path / "m" / "t.md") in str(caught.value)

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from branchy_tf import zoo
+from branchy_tf.errors import BranchyError
+from branchy_tf.zoo import packaged
+
+
+@pytest.fixture
+def entry(tmp_path, monkeypatch):
+    """An untrained B-LeNet in a package folder of its own, tag `mine`."""
+    monkeypatch.setattr(packaged, "FOLDER", tmp_path)
+    monkeypatch.setattr(packaged, "REGISTRY", tmp_path / "registry.json")
+    packaged.REGISTRY.write_text("{}")
+    thresholds = tmp_path / "some.json"
+    thresholds.write_text("{}")
+    made = packaged.Packaged(
+        "branchy_lenet",
+        "mine",
+        {"input_shape": (16, 16, 1), "classes": 3, "exits": "paper"},
+        "mnist",
+        0.5,
+    )
+    model = zoo.branchy_lenet(input_shape=(16, 16, 1), classes=3)
+    packaged.add(made, model, thresholds)
+    return made, model
+
+
+def test_a_set_comes_back_as_it_was_added(entry):
+    made, model = entry
+    assert zoo.list_weights("branchy_lenet") == ["mine"]
+    found = zoo.list_packaged("branchy_lenet")["mine"]
+    assert dataclasses.replace(found, sha256={}) == made
+    loaded = zoo.branchy_lenet(input_shape=(16, 16, 1), classes=3, weights="mine")
+    for ours, theirs in zip(loaded.weights, model.weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", ["weights", "thresholds"])
+@pytest.mark.parametrize("damage", ["flipped", "missing"])
+def test_a_damaged_file_is_refused(entry, kind, damage):
+    path = getattr(entry[0], kind)
+    if damage == "missing":
+        path.unlink()
+    else:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    with pytest.raises(BranchyError) as caught:
+        zoo.branchy_lenet(input_shape=(16, 16, 1), classes=3, weights="mine")
+    text = str(caught.value)
+    assert text.startswith(f"The packaged file {path} is damaged: its SHA-256 is ")
+    assert text.endswith("Install branchy_tf again.")
+
+
+@pytest.mark.parametrize(
+    "asked", [{"classes": 10}, {"input_shape": (28, 28, 1)}, {"exits": {"conv_2": len}}]
+)
+def test_a_tag_fixes_what_its_weights_are_for(entry, asked):
+    arguments = {"input_shape": (16, 16, 1), "classes": 3} | asked
+    with pytest.raises(BranchyError, match="The weights 'mine' of branchy_lenet are for"):
+        zoo.branchy_lenet(weights="mine", **arguments)
+
+
+def test_every_packaged_file_is_whole_and_small():
+    total = 0
+    for model in zoo.list_models():
+        for found in zoo.list_packaged(model).values():
+            found.check()
+            total += found.weights.stat().st_size + found.thresholds.stat().st_size
+    assert total < 40e6
