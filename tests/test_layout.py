@@ -27,6 +27,7 @@ COMMANDS = {
     "predict",
     "publish",
     "serve",
+    "study",
     "train",
 }
 # From the top down; what stands on one line may import each other.
@@ -42,7 +43,7 @@ LAYERS = [
     {"saved_model"},
     {"predictor"},
     {"scoring", "plots", "comparison", "model_cards"},
-    {"serving"},
+    {"serving", "studies"},
     {"command_line"},
     COMMANDS,
 ]

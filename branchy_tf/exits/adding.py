@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import difflib
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,7 +44,7 @@ def add_exits(
         BranchyError: the model has no graph or several outputs, or ends in an
             activation other than softmax; a layer does not exist, is the
             output, comes out of order or carries no gradient; a head does not
-            give logits.
+            give logits; two layers would have the same name.
 
     Example:
 
@@ -60,7 +62,6 @@ def add_exits(
             "`heads` must be {layer name: head} with one entry at least. Received "
             f"{heads!r}."
         )
-    taken = {layer.name for layer in model.layers}
     outputs: dict[str, Any] = {}
     places: dict[str, Any] = {}
     for number, (layer, head) in enumerate(heads.items(), start=1):
@@ -71,12 +72,7 @@ def add_exits(
         outputs[exit_] = _logits(head, features, classes, exit_, layer)
     final = exit_name(len(heads) + 1)
     outputs[final] = keras.layers.Identity(name=final, dtype="float32")(logits)
-    clash = sorted(taken & set(outputs))
-    if clash:
-        raise BranchyError(
-            f"Model {model.name!r} has a layer called {clash[0]!r}, the name of an exit. "
-            "Rename it."
-        )
+    _check_names(model, outputs)
     return keras.Model(model.input, outputs, name=name or f"branchy_{model.name}")
 
 
@@ -110,9 +106,7 @@ def _without_softmax(model: keras.Model):
     output = model.outputs[0]
     node = graphs.producer(output)
     layer = node.operation
-    if isinstance(layer, keras.layers.Softmax):
-        return node.input_tensors[0]
-    activation = getattr(layer, "activation", keras.activations.linear)
+    activation = _activation(layer)
     if activation is keras.activations.linear:
         return output
     if activation is not keras.activations.softmax:
@@ -120,15 +114,30 @@ def _without_softmax(model: keras.Model):
             f"Model {model.name!r} ends in layer {layer.name!r} with the activation "
             f"{getattr(activation, '__name__', activation)}; expected logits or softmax."
         )
-    if isinstance(layer, keras.layers.Activation):
-        return node.input_tensors[0]
-    if not isinstance(layer, keras.layers.Dense):
+    if isinstance(layer, keras.layers.Dense):
+        return _linear_twin(layer)(node.input_tensors[0])
+    alone = (keras.layers.Activation, keras.layers.Softmax)
+    if isinstance(layer, keras.layers.Layer) and not isinstance(layer, alone):
         raise BranchyError(
             f"Model {model.name!r} ends in layer {layer.name!r}, a "
             f"{type(layer).__name__} with softmax inside. Expected Dense, or softmax in "
             "a layer of its own."
         )
-    return _linear_twin(layer)(node.input_tensors[0])
+    return node.input_tensors[0]
+
+
+def _activation(operation: Any) -> Any:
+    """The activation that `operation` ends in, one of `keras.activations`."""
+    # A subclassed model does not show how it ends.
+    ends = getattr(operation, "outputs", [])
+    if isinstance(operation, keras.Model) and len(ends) == 1:
+        return _activation(graphs.producer(ends[0]).operation)
+    if hasattr(operation, "activation"):
+        return operation.activation
+    # Layers (ReLU) and operations (keras.ops.relu) that are an activation.
+    kind = type(operation).__name__.lower()
+    known = {name.replace("_", ""): name for name in dir(keras.activations)}
+    return getattr(keras.activations, known.get(kind, "linear"))
 
 
 def _linear_twin(layer: keras.layers.Dense) -> keras.layers.Dense:
@@ -177,7 +186,7 @@ def _no_such_layer(model: keras.Model, names: set[str], name: str) -> str:
                 f"tensors are not part of {model.name!r}. Build the model flat, or name "
                 f"{layer.name!r}."
             )
-    near = difflib.get_close_matches(name, sorted(names), n=3, cutoff=0.4)
+    near = difflib.get_close_matches(str(name), sorted(names), n=3, cutoff=0.4)
     hint = f" Nearest: {', '.join(near)}." if near else ""
     return f"Model {model.name!r} has no layer {name!r}.{hint} See model.summary()."
 
@@ -192,17 +201,17 @@ def _check_order(places: dict[str, Any], layer: str, features) -> None:
 
 
 def _logits(head: Head, features, classes: int, exit_: str, layer: str):
-    if not callable(head):
+    if not _takes_features(head):
         raise BranchyError(
             f"The head at {layer!r} must be a callable (features, classes, name) -> "
             f"logits. Received {head!r}. For example: conv_head(filters=[32])."
         )
     logits = head(features, classes, exit_)
-    shape = getattr(logits, "shape", None)
-    if shape is None or tuple(shape[1:]) != (classes,):
+    shape = tuple(logits.shape) if keras.utils.is_keras_tensor(logits) else None
+    if shape is None or shape[1:] != (classes,):
         raise BranchyError(
-            f"The head at {layer!r} must give logits of shape (batch, {classes}). "
-            f"Received {type(logits).__name__ if shape is None else tuple(shape)}."
+            f"The head at {layer!r} must give logits of shape (batch, {classes}), made "
+            f"from its features. Received {shape or type(logits).__name__}."
         )
     if not graphs.depends(logits, features):
         raise BranchyError(
@@ -210,5 +219,30 @@ def _logits(head: Head, features, classes: int, exit_: str, layer: str):
             "them."
         )
     if graphs.producer(logits).operation.name != exit_:
-        logits = keras.layers.Identity(name=exit_)(logits)
+        logits = keras.layers.Identity(name=exit_, dtype="float32")(logits)
     return logits
+
+
+def _takes_features(head: Any) -> bool:
+    """Whether `head` can be called as (features, classes, name)."""
+    # A layer can be called with anything, and would complain in its own words.
+    if not callable(head) or isinstance(head, keras.layers.Layer):
+        return False
+    try:
+        inspect.signature(head).bind("features", "classes", "name")
+    except TypeError:
+        return False
+    return True
+
+
+def _check_names(model: keras.Model, outputs: dict[str, Any]) -> None:
+    nodes = graphs.nodes_between([], outputs.values())
+    layers = {id(node.operation): node.operation.name for node in nodes}
+    inputs = [tensor._keras_history.operation.name for tensor in model.inputs]
+    for name, times in collections.Counter([*layers.values(), *inputs]).items():
+        if times > 1:
+            raise BranchyError(
+                f"{times} layers of {model.name!r} and its heads would be called "
+                f"{name!r}. Rename that of the model, or begin the name of the head's "
+                "with the `name` it is given."
+            )

@@ -129,6 +129,12 @@ def pool_head(size: int) -> Head:
 
     def head(features, classes: int, name: str):
         pool = _for_rank(_POOLS, features, "pool_head", name)
+        if None in features.shape[1:]:
+            raise BranchyError(
+                f"pool_head for {name} needs a feature map of known size; received shape "
+                f"{tuple(features.shape)}. Build the model for images of one size, or "
+                "choose linear_head."
+            )
         x = pool(size, padding="same", name=f"{name}_pool")(features)
         x = layers.Flatten(name=f"{name}_flatten")(x)
         return logits_head(x, classes, name)
@@ -163,7 +169,8 @@ def _for_rank(kinds: dict[int, Any], features, head: str, name: str) -> Any:
 def _numbers(name: str, given: Any, length: int | None) -> list[int]:
     """A list of `length` positive whole numbers from one or from several."""
     single = isinstance(given, numbers.Integral)
-    values = [given] * (length or 1) if single else list(given)
+    several = list(given) if isinstance(given, Sequence) else []
+    values = [given] * (length or 1) if single else several
     good = all(isinstance(n, numbers.Integral) and int(n) > 0 for n in values)
     if not values or not good or length not in (None, len(values)):
         wanted = "positive whole numbers" + (

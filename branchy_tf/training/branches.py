@@ -24,6 +24,7 @@ class ScaleGradient(keras.layers.Layer):
     def __init__(self, scale: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.scale = scale
+        self.supports_masking = True
 
     def call(self, x):
         """The values of `x`, of any shape, bit for bit."""
@@ -40,11 +41,13 @@ def trunk(model: keras.Model) -> list[Any]:
 @contextlib.contextmanager
 def frozen_trunk(model: keras.Model) -> Iterator[None]:
     """Keeps the trunk's weights and batch norm statistics as they are."""
-    layers = {id(node.operation): node.operation for node in trunk(model)}
+    # A layer hands what it is told on to those inside it, which come after it here:
+    # each gets its own back in the end.
     before = [
         (layer, layer.trainable)
-        for layer in layers.values()
-        if isinstance(layer, keras.layers.Layer)
+        for node in trunk(model)
+        if isinstance(node.operation, keras.layers.Layer)
+        for layer in node.operation._flatten_layers()
     ]
     for layer, _ in before:
         layer.trainable = False
@@ -84,7 +87,8 @@ def equilibrium(model: keras.Model) -> keras.Model:
     where all meet, and their sum keeps its variance.
 
     Raises:
-        BranchyError: an exit hangs off the branch of another.
+        BranchyError: an exit hangs off the branch of another, or leaves the
+            trunk at several places.
 
     References:
         Li, Zhang, Qi, Yang, Huang: Improved Techniques for Training Adaptive
@@ -110,7 +114,13 @@ def equilibrium(model: keras.Model) -> keras.Model:
             for node in nodes
             if id(node) in own
             for tensor in node.input_tensors
+            if keras.backend.is_float_dtype(tensor.dtype)
         } - {id(t) for node in nodes if id(node) in own for t in node.outputs}
+        if len(left) > 1:
+            raise BranchyError(
+                f"Gradient equilibrium is for exits that leave the trunk at one place; "
+                f"{name} reads {len(left)} tensors of it. Train it without."
+            )
         for node in nodes:
             if id(node) in taken and id(node) not in own:
                 continue  # an earlier exit's branch at the same place

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 from keras import ops
 
@@ -52,9 +50,11 @@ class DistilledModel(keras.Model):
         shares = [self._weights[name] * (1 - self._gamma) for name in early]
         return [*shares, self._weights[last]]
 
-    def compute_loss(self, x=None, y=None, y_pred=None, **kwargs: Any):
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
         """The compiled loss and the distillation of a batch, a scalar."""
-        loss = super().compute_loss(x=x, y=y, y_pred=y_pred, **kwargs)
+        loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         *early, last = self._names
         teacher = ops.stop_gradient(y_pred[last]) / self._temperature
         wanted = ops.log_softmax(teacher)

@@ -47,11 +47,13 @@ def compile_joint(
         L = sum_n w_n L_n, BranchyNet (2016), section III. Its L_n carries a
         constant 1/|C| that only rescales the loss; it is left out here.
     """
+    # Keras puts an output's name before its figures where there are several.
+    accuracy = "accuracy" if len(names) > 1 else f"{names[0]}_accuracy"
     model.compile(
         optimizer=optimizer,
         loss={name: _cross_entropy() for name in names},
         loss_weights=dict(zip(names, loss_weights, strict=True)),
-        metrics={name: [_accuracy("accuracy")] for name in names},
+        metrics={name: [_accuracy(accuracy)] for name in names},
     )
 
 

@@ -92,7 +92,7 @@ def _train_branches(
         trained = branches.detached(model)
     if settings.gradient_scaling == "equilibrium":
         trained = branches.equilibrium(trained)
-    shown = list(trained.output)
+    shown = [name for name in names if name in trained.output]
     weights = weights[: len(shown)]
 
     def compile_(trainer: keras.Model, optimizer: keras.Optimizer) -> None:
@@ -102,7 +102,8 @@ def _train_branches(
     def wrap(inputs, outputs) -> keras.Model:
         if settings.distillation is None:
             return keras.Model(inputs, outputs)
-        return DistilledModel(inputs, outputs, weights, *settings.distillation)
+        ordered = {name: outputs[name] for name in shown}
+        return DistilledModel(inputs, ordered, weights, *settings.distillation)
 
     phase = Phase(
         name,

@@ -31,9 +31,6 @@ def _without_mixed(config: Any) -> Any:
             name = config["config"]["name"].replace("mixed_bfloat16", "float32")
             name = name.replace("mixed_float16", "float32")
             return config | {"config": config["config"] | {"name": name}}
-        # The graph's tensors carry dtypes too; building it anew finds them.
-        if config.get("class_name") == "__keras_tensor__":
-            return config | {"config": config["config"] | {"dtype": "float32"}}
         return {key: _without_mixed(value) for key, value in config.items()}
     if isinstance(config, (list, tuple)):
         return type(config)(_without_mixed(value) for value in config)

@@ -30,25 +30,16 @@ def copy_layers(model: keras.Model, path: files.Path) -> list[str]:
     Raises:
         BranchyError: no such file, or no layer fits.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise BranchyError(f"There is no file {path} to take weights from.")
-    source = {layer.name: layer for layer in load_keras_file(path).layers}
-    fresh, copied = [], 0
-    for layer in model.layers:
-        if not layer.weights:
-            continue
-        theirs = source.get(layer.name)
-        if theirs is None or _shapes(theirs) != _shapes(layer):
-            fresh.append(layer.name)
-            continue
-        layer.set_weights(theirs.get_weights())
-        copied += 1
+    ours, theirs = _layers(model), _layers(_load(path))
+    fresh = [name for name in ours if _shapes(name, theirs) != _shapes(name, ours)]
+    copied = len(ours) - len(fresh)
     if not copied:
         raise BranchyError(
             f"No layer of {path} has the name and shapes of one of {model.name}: nothing "
             "could be taken over. Pass a file of the same family."
         )
+    for name in ours.keys() - set(fresh):
+        ours[name].set_weights(theirs[name].get_weights())
     logging.info(
         "%d layers start from %s, %d anew%s.",
         copied,
@@ -70,15 +61,31 @@ def take_baseline(model: keras.Model, path: files.Path, to: files.Path) -> None:
     Raises:
         BranchyError: it is not the baseline of this model.
     """
-    fresh = copy_layers(model, path)
-    if fresh:
-        raise BranchyError(
-            f"{path} is no baseline of {model.name}: layer {fresh[0]!r} is missing or "
-            "of another shape."
-        )
+    ours, theirs = _layers(model), _layers(_load(path))
+    for name in [*ours, *theirs]:
+        if _shapes(name, theirs) != _shapes(name, ours):
+            raise BranchyError(
+                f"{path} is no {model.name}: layer {name!r} is not in both, or of "
+                "another shape. Pass the baseline.keras of a run with the same model."
+            )
+    for name, layer in ours.items():
+        layer.set_weights(theirs[name].get_weights())
     with files.replacing(to) as beside:
         shutil.copyfile(path, beside)
 
 
-def _shapes(layer) -> list[tuple]:
-    return [tuple(weight.shape) for weight in layer.weights]
+def _load(path: files.Path) -> keras.Model:
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise BranchyError(f"There is no file {path} to take weights from.")
+    return load_keras_file(path)
+
+
+def _layers(model: keras.Model) -> dict[str, keras.layers.Layer]:
+    return {layer.name: layer for layer in model.layers if layer.weights}
+
+
+def _shapes(name: str, layers: dict[str, keras.layers.Layer]) -> list[tuple]:
+    """The shapes of a layer's weights; none if there is no such layer."""
+    weights = layers[name].weights if name in layers else []
+    return [tuple(weight.shape) for weight in weights]

@@ -158,8 +158,14 @@ def test_epoch_that_was_not_backed_up_is_trained_again(tmp_path, monkeypatch, ph
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"mode": "both"}, "Unknown mode 'both'. Known: joint, baseline_first, branches_only, detached."),
-        ({"schedule": "step"}, "Unknown schedule 'step'. Known: constant, cosine, one_cycle."),
+        (
+            {"mode": "both"},
+            "Unknown mode 'both'. Known: joint, baseline_first, branches_only, detached.",
+        ),
+        (
+            {"schedule": "step"},
+            "Unknown schedule 'step'. Known: constant, cosine, one_cycle.",
+        ),
         ({"augmentation": "blur"}, "Unknown augmentation 'blur'."),
         ({"epochs": 0}, "`epochs` must be at least 1. Received 0."),
         ({"baseline_epochs": -1}, "`baseline_epochs` must be at least 1. Received -1."),

@@ -1,0 +1,460 @@
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+from branchy_tf import exits, stages
+from branchy_tf.errors import BranchyError
+from branchy_tf.exits import add_exits, conv_head, linear_head, pool_head
+
+
+def trunk(top=None, name: str = "trunk") -> keras.Model:
+    """c1 - c2 - pool - top on 8 x 8 images; top: a softmax layer of 4 classes."""
+    keras.utils.set_random_seed(5)
+    images = keras.Input((8, 8, 3), name="images")
+    x = layers.Conv2D(5, 3, activation="relu", name="c1")(images)
+    x = layers.Conv2D(6, 3, activation="relu", name="c2")(x)
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    top = top or layers.Dense(4, activation="softmax", name="predictions")
+    return keras.Model(images, top(x), name=name)
+
+
+def sequential() -> keras.Model:
+    keras.utils.set_random_seed(5)
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.Conv2D(5, 3, name="c1"),
+            layers.Flatten(),
+            layers.Dense(4, activation="softmax", name="predictions"),
+        ],
+        name="in_a_row",
+    )
+
+
+def mobile_net() -> keras.Model:
+    return keras.applications.MobileNet((32, 32, 3), 0.25, weights=None, classes=4)
+
+
+def mobile_net_v2() -> keras.Model:
+    return keras.applications.MobileNetV2((32, 32, 3), 0.35, weights=None, classes=4)
+
+
+def images_for(model) -> np.ndarray:
+    shape = (6, *model.inputs[0].shape[1:])
+    return np.random.default_rng(1).normal(size=shape).astype("float32")
+
+
+def names(model) -> set[str]:
+    """Of its layers, inputs aside: Sequential does not list them."""
+    kind = layers.InputLayer
+    return {layer.name for layer in model.layers if not isinstance(layer, kind)}
+
+
+def assert_log_of(logits, probabilities):
+    """Logits are the logarithm of probabilities up to a constant for each row."""
+    difference = np.asarray(logits) - np.log(np.asarray(probabilities))
+    difference -= difference.mean(axis=-1, keepdims=True)
+    np.testing.assert_allclose(difference, 0, atol=1e-4)
+
+
+def complaint(heads, model=None) -> str:
+    with pytest.raises(BranchyError) as caught:
+        add_exits(trunk() if model is None else model, heads)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("build", "heads"),
+    [
+        (trunk, {"c1": conv_head([4]), "c2": linear_head}),
+        (sequential, {"c1": pool_head(2)}),
+        (mobile_net, {"conv_pw_3_relu": linear_head, "conv_pw_8_relu": conv_head([8])}),
+        # Inside a block and across its skip connection.
+        (mobile_net_v2, {"block_2_expand_relu": linear_head, "block_4_add": linear_head}),
+    ],
+    ids=["own", "sequential", "mobile_net", "mobile_net_v2"],
+)
+def test_a_model_gets_exits_and_stays_what_it_was(build, heads, tmp_path):
+    model = build()
+    config, before = model.get_config(), model.get_weights()
+    images = images_for(model)
+    probabilities = np.asarray(model(images))
+    branchy = add_exits(model, heads)
+
+    *early, final = exits.exit_names(branchy)
+    assert len(early) == len(heads)
+    assert branchy.name == f"branchy_{model.name}"
+    logits = branchy(images)
+    assert {tuple(z.shape) for z in logits.values()} == {(6, 4)}
+    assert_log_of(logits[final], probabilities)
+
+    new, old = names(branchy), names(model)
+    assert all(name.startswith("exit_") for name in new - old)
+    assert old - new <= {layer.name for layer in model.layers[-1:] if not layer.weights}
+    shared = {id(v) for v in branchy.variables}
+    assert all(id(v) in shared for v in model.weights)
+
+    assert model.get_config() == config
+    np.testing.assert_array_equal(model(images), probabilities)
+    for ours, theirs in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+    assert all(type(layer).__module__.startswith("keras.") for layer in branchy.layers)
+    branchy.save(tmp_path / "m.keras")
+    again = keras.models.load_model(tmp_path / "m.keras")(images)
+    for name in logits:
+        np.testing.assert_array_equal(again[name], logits[name])
+
+
+def in_an_activation(x):
+    return layers.Activation("softmax")(layers.Dense(4, name="predictions")(x))
+
+
+def in_a_softmax_layer(x):
+    return layers.Softmax()(layers.Dense(4, name="predictions")(x))
+
+
+def in_an_operation(x):
+    return ops.softmax(layers.Dense(4, name="predictions")(x))
+
+
+def in_a_dense_layer_without_bias(x):
+    return layers.Dense(4, "softmax", use_bias=False, name="predictions")(x)
+
+
+@pytest.mark.parametrize(
+    "top",
+    [None, in_an_activation, in_a_softmax_layer, in_an_operation,
+     in_a_dense_layer_without_bias],
+)  # fmt: skip
+def test_a_final_softmax_is_peeled(top):
+    model = trunk(top)
+    branchy = add_exits(model, {"c1": linear_head})
+    images = images_for(model)
+    assert_log_of(branchy(images)["exit_2"], model(images))
+    ours, theirs = branchy.get_layer("predictions"), model.get_layer("predictions")
+    assert ours.kernel is theirs.kernel
+    assert ours.bias is theirs.bias
+    assert len(ours.trainable_weights) == len(theirs.trainable_weights)
+
+
+def test_training_the_exits_trains_the_model():
+    model = trunk()
+    branchy = add_exits(model, {"c1": linear_head})
+    branchy.compile(
+        keras.optimizers.SGD(0.1),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        run_eagerly=True,
+    )
+    before = model.get_weights()
+    labels = np.arange(6) % 4
+    images = images_for(model)
+    branchy.train_on_batch(images, {"exit_1": labels, "exit_2": labels})
+    assert all(
+        (ours != theirs).any()
+        for ours, theirs in zip(model.get_weights(), before, strict=True)
+    )
+    assert_log_of(branchy(images)["exit_2"], model(images))
+
+
+@pytest.mark.parametrize("activation", [None, "linear"])
+def test_logits_stay_as_they_are(activation):
+    model = trunk(layers.Dense(4, activation=activation))
+    images = images_for(model)
+    branchy = add_exits(model, {"c1": linear_head}, name="mine")
+    assert branchy.name == "mine"
+    np.testing.assert_array_equal(branchy(images)["exit_2"], model(images))
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(4)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [lambda: keras.Sequential([keras.Input((6,)), layers.Dense(4)]), Subclassed],
+    ids=["sequential", "subclassed"],
+)
+def test_logits_of_a_sub_model_stay_as_they_are(inner):
+    model = trunk(inner())
+    images = images_for(model)
+    branchy = add_exits(model, {"c1": linear_head})
+    np.testing.assert_array_equal(branchy(images)["exit_2"], model(images))
+
+
+def test_a_frozen_layer_stays_frozen_without_its_softmax():
+    model = trunk()
+    model.trainable = False
+    branchy = add_exits(model, {"c1": linear_head})
+    assert {v.path for v in branchy.trainable_weights} == {"exit_1/kernel", "exit_1/bias"}
+
+
+def test_an_exit_gets_its_name_whatever_its_head_calls_its_layers():
+    def head(features, classes, name):
+        return ops.mean(layers.Conv2D(classes, 1, name=f"{name}_map")(features), (1, 2))
+
+    branchy = add_exits(trunk(), {"c1": head, "c2": head})
+    assert exits.exit_names(branchy) == ["exit_1", "exit_2", "exit_3"]
+
+
+def test_exits_are_float32_in_a_model_of_mixed_precision():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        branchy = add_exits(
+            trunk(),
+            {"c1": linear_head, "c2": lambda x, n, name: ops.mean(x, (1, 2))[:, :n]},
+        )
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert branchy.get_layer("c1").compute_dtype == "bfloat16"
+    assert {z.dtype for z in branchy.output.values()} == {"float32"}
+
+
+def test_an_exit_may_hang_off_the_branch_of_another(tmp_path):
+    branchy = add_exits(
+        trunk(),
+        {"c1": conv_head([4, 3]), "exit_1_conv_1": linear_head, "c2": linear_head},
+    )
+    assert exits.exit_names(branchy) == ["exit_1", "exit_2", "exit_3", "exit_4"]
+    images = images_for(branchy)
+    whole = branchy(images, training=False)
+    mean = branchy.get_layer("exit_2_mean").input._keras_history.operation
+    assert mean.name == "exit_1_conv_1"
+    live = [images]
+    for stage in stages.split(branchy):
+        logits, live = stage(live)
+        np.testing.assert_array_equal(logits, whole[stage.name])
+    assert stage.name == "exit_4"
+    branchy.save(tmp_path / "m.keras")
+    again = keras.models.load_model(tmp_path / "m.keras")(images, training=False)
+    np.testing.assert_array_equal(again["exit_2"], whole["exit_2"])
+
+
+def test_several_inputs_keep_their_structure():
+    image = keras.Input((8, 8, 3), name="image")
+    extra = keras.Input((2,), name="extra")
+    x = layers.GlobalAveragePooling2D(name="pool")(image)
+    x = layers.Concatenate()([layers.Dense(4, name="d")(x), extra])
+    model = keras.Model({"image": image, "extra": extra}, layers.Dense(3)(x))
+    branchy = add_exits(model, {"d": linear_head})
+    assert set(branchy.input) == {"image", "extra"}
+    feed = {"image": np.ones((2, 8, 8, 3)), "extra": np.ones((2, 2))}
+    np.testing.assert_array_equal(branchy(feed)["exit_2"], model(feed))
+
+
+@pytest.mark.parametrize(
+    ("top", "expected"),
+    [
+        (
+            layers.Dense(4, "sigmoid", name="out"),
+            "Model 'trunk' ends in layer 'out' with the activation sigmoid; expected "
+            "logits or softmax.",
+        ),
+        (
+            lambda x: layers.ReLU(name="out")(layers.Dense(4)(x)),
+            "ends in layer 'out' with the activation relu; expected logits or softmax.",
+        ),
+        (
+            lambda x: ops.sigmoid(layers.Dense(4)(x)),
+            "with the activation sigmoid; expected logits or softmax.",
+        ),
+        (
+            layers.EinsumDense("af,fb->ab", 4, "softmax", name="out"),
+            "ends in layer 'out', a EinsumDense with softmax inside. Expected Dense, or "
+            "softmax in a layer of its own.",
+        ),
+        (
+            keras.Sequential(
+                [keras.Input((6,)), layers.Dense(4), layers.Softmax()], name="inner"
+            ),
+            "ends in layer 'inner', a Sequential with softmax inside.",
+        ),
+        (layers.Dense(1), "has an output of shape (None, 1); expected (batch, classes)"),
+        (layers.Reshape((2, 3)), "has an output of shape (None, 2, 3); expected (batch"),
+    ],
+)
+def test_models_that_give_no_logits(top, expected):
+    assert expected in complaint({"c1": linear_head}, trunk(top))
+
+
+def test_a_model_with_several_outputs():
+    x = keras.Input((3,))
+    outputs = [layers.Dense(2, name=name)(x) for name in ("a", "b")]
+    text = complaint({"a": linear_head}, keras.Model(x, outputs, name="two"))
+    assert text == (
+        "Model 'two' has 2 outputs: a, b. Expected one. Take the one that answers: "
+        "keras.Model(model.input, output)."
+    )
+
+
+def test_models_without_a_graph():
+    class Mine(keras.Model):
+        def call(self, x):
+            return x
+
+    assert "received Mine. A subclassed model" in complaint({"a": linear_head}, Mine())
+    unbuilt = keras.Sequential([layers.Dense(3)], name="later")
+    assert complaint({"a": linear_head}, unbuilt) == (
+        "Sequential model 'later' does not know its input shape yet. Begin it with "
+        "keras.Input(shape)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("c3", "Model 'trunk' has no layer 'c3'. Nearest: c2, c1. See model.summary()."),
+        ("zzz", "Model 'trunk' has no layer 'zzz'. See model.summary()."),
+        (0, "Model 'trunk' has no layer 0. See model.summary()."),
+        (
+            "predictions",
+            "Layer 'predictions' makes the output of 'trunk', which is the last exit "
+            "already. Place the exit at an earlier layer.",
+        ),
+        (
+            "images",
+            "Layer 'images' comes after the logits of 'trunk' or is its input. Place the "
+            "exit at a layer between.",
+        ),
+    ],
+)
+def test_places_that_are_none(place, expected):
+    assert complaint({place: linear_head}) == expected
+
+
+def test_a_place_after_the_logits():
+    def top(x):
+        return layers.Softmax(name="end")(layers.Dense(4, name="logits")(x))
+
+    assert "'end' comes after the logits" in complaint({"end": linear_head}, trunk(top))
+    assert "'logits' makes the output" in complaint({"logits": linear_head}, trunk(top))
+
+
+def test_a_place_inside_a_sub_model():
+    inner_in = keras.Input((6,))
+    hidden = layers.Dense(5, name="hidden")(inner_in)
+    inner = keras.Model(inner_in, layers.Dense(4)(hidden), name="inner")
+    model = trunk(lambda x: layers.Dense(4)(inner(x)))
+    assert complaint({"hidden": linear_head}, model) == (
+        "Layer 'hidden' is inside the sub-model 'inner', whose inner tensors are not "
+        "part of 'trunk'. Build the model flat, or name 'inner'."
+    )
+    assert len(exits.exit_names(add_exits(model, {"inner": linear_head}))) == 2
+
+
+def test_a_layer_that_is_called_twice():
+    twice = layers.Dense(6, name="twice")
+    model = trunk(lambda x: layers.Dense(4)(twice(twice(x))))
+    assert complaint({"twice": linear_head}, model) == (
+        "Layer 'twice' gives 2 tensors (called several times, or with several outputs); "
+        "an exit needs one. Choose another layer."
+    )
+
+
+def test_a_layer_that_another_model_calls_too():
+    model = trunk()
+    layers.Dense(3)(model.get_layer("pool")(keras.Input((5, 5, 6))))
+    assert len(exits.exit_names(add_exits(model, {"pool": linear_head}))) == 2
+
+
+def test_a_layer_without_a_gradient():
+    tokens = keras.Input((6,), dtype="int32")
+    x = layers.Flatten(name="flat")(tokens)
+    x = layers.Flatten()(layers.Embedding(9, 3)(x))
+    model = keras.Model(tokens, layers.Dense(2)(x))
+    assert complaint({"flat": linear_head}, model) == (
+        "Layer 'flat' gives int32 values, through which no gradient flows. Place the "
+        "exit at a later layer."
+    )
+
+
+def test_exits_out_of_order():
+    expected = (
+        "The exits must be given from the entry on, and layer 'c1' comes before 'c2'. "
+        "Give 'c1' first."
+    )
+    assert complaint({"c2": linear_head, "c1": linear_head}) == expected
+    tree = {"c2": conv_head([3]), "exit_1_conv_1": linear_head, "c1": linear_head}
+    assert complaint(tree) == expected
+
+
+@pytest.mark.parametrize("heads", [{}, None, ["c1"], linear_head])
+def test_heads_that_are_no_mapping(heads):
+    assert complaint(heads).startswith(
+        "`heads` must be {layer name: head} with one entry at least. Received "
+    )
+
+
+def wide(x, classes, name):
+    return linear_head(x, classes + 1, name)
+
+
+def flat(x, classes, name):
+    return layers.Conv2D(classes, 1, name=name)(x)
+
+
+def constant(x, classes, name):
+    return np.zeros((1, classes))
+
+
+def of_itself(x, classes, name):
+    return layers.Dense(classes, name=name)(keras.Input((3,)))
+
+
+def unnamed(x, classes, name):
+    return layers.Dense(classes, name="c2")(ops.mean(x, (1, 2)))
+
+
+LOGITS = "The head at 'c1' must give logits of shape (batch, 4), made from its features. "
+CALLABLE = "The head at 'c1' must be a callable (features, classes, name) -> logits. "
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        (32, CALLABLE + "Received 32. For example: conv_head(filters=[32])."),
+        (layers.Dense(4), CALLABLE),
+        (pool_head, CALLABLE),
+        (lambda features: features, CALLABLE),
+        (conv_head, "`filters` must be positive whole numbers, or one for all. Received"),
+        (wide, LOGITS + "Received (None, 5)."),
+        (flat, LOGITS + "Received (None, 6, 6, 4)."),
+        (constant, LOGITS + "Received ndarray."),
+        (lambda *_: None, LOGITS + "Received NoneType."),
+        (of_itself, "The head at 'c1' does not read its features, so no gradient"),
+        (unnamed, "2 layers of 'trunk' and its heads would be called 'c2'. Rename that"),
+    ],
+)
+def test_heads_that_give_no_logits(head, expected):
+    assert complaint({"c1": head}).startswith(expected)
+
+
+def test_two_heads_that_use_the_same_names():
+    def head(x, classes, name):
+        return linear_head(layers.ReLU(name="hidden")(x), classes, name)
+
+    assert "would be called 'hidden'" in complaint({"c1": head, "c2": head})
+
+
+@pytest.mark.parametrize("taken", ["exit_1", "exit_2", "exit_1_mean"])
+def test_a_model_that_uses_the_names_of_exits(taken):
+    model = trunk(lambda x: layers.Dense(4)(layers.ReLU(name=taken)(x)))
+    assert complaint({"c1": linear_head}, model) == (
+        f"2 layers of 'trunk' and its heads would be called {taken!r}. Rename that of "
+        "the model, or begin the name of the head's with the `name` it is given."
+    )
+
+
+def test_an_input_that_uses_the_name_of_an_exit():
+    x = keras.Input((3,), name="exit_1")
+    model = keras.Model(x, layers.Dense(2)(layers.Dense(3, name="d")(x)))
+    assert "would be called 'exit_1'" in complaint({"d": linear_head}, model)
