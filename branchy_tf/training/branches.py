@@ -84,7 +84,9 @@ def equilibrium(model: keras.Model) -> keras.Model:
     Where the branch of exit i of k leaves the trunk, the gradient from the
     branch is multiplied by 1 / (k - i + 1) and the one from further on by
     (k - i) / (k - i + 1). The trunk then sees each exit's gradient at one k-th
-    where all meet, and their sum keeps its variance.
+    where all meet, and their sum keeps its variance. (Where a shortcut passes by
+    an exit's place, as inside a residual block, the gradient through it is not
+    scaled.)
 
     Raises:
         BranchyError: an exit hangs off the branch of another, or leaves the
