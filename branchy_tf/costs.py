@@ -110,6 +110,25 @@ def _size(kernel) -> int:
     return math.prod(kernel.shape)
 
 
+def by_stage(model: keras.Model) -> list[dict[str, int | str]]:
+    """What each stage adds: multiply-adds of an example, and parameters.
+
+    Returns:
+        `[{"exit": "exit_1", "macs": ..., "parameters": ...}, ...]`. A layer that
+        several stages share counts at the first; macs count each time.
+    """
+    rows: list[dict[str, int | str]] = []
+    seen: set[int] = set()
+    for stage in stages.split(model):
+        own = {id(w): math.prod(w.shape) for w in stage.model.weights}
+        parameters = sum(size for key, size in own.items() if key not in seen)
+        seen |= own.keys()
+        rows.append(
+            {"exit": stage.name, "macs": macs(stage.model), "parameters": parameters}
+        )
+    return rows
+
+
 def cumulative_macs(model: keras.Model) -> list[int]:
     """Multiply-adds spent on an example that leaves at each exit.
 

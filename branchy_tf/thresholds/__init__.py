@@ -7,6 +7,7 @@ too; guarantees and temperatures need scipy where they are computed.
 from branchy_tf.thresholds.budgets import check_budget, choose, find_knee, quantiles
 from branchy_tf.thresholds.file import Calibration
 from branchy_tf.thresholds.guarantee import (
+    EXPECTATION,
     Guarantee,
     check_guarantee,
     control_risk,
@@ -16,11 +17,12 @@ from branchy_tf.thresholds.guarantee import (
 from branchy_tf.thresholds.intervals import bootstrap
 from branchy_tf.thresholds.losses import agreement, count_losses_only
 from branchy_tf.thresholds.points import Point, evaluate
-from branchy_tf.thresholds.rule import check, exit_indices, forcing, leaves
+from branchy_tf.thresholds.rule import check, exit_indices, forcing, leaves, near
 from branchy_tf.thresholds.search import frontier
 from branchy_tf.thresholds.temperature import check_temperatures, fit_temperature
 
 __all__ = [
+    "EXPECTATION",
     "Calibration",
     "Guarantee",
     "Point",
@@ -41,6 +43,7 @@ __all__ = [
     "frontier",
     "halves",
     "leaves",
+    "near",
     "quantiles",
     "rows_needed",
 ]

@@ -44,7 +44,7 @@ def thin(cuts: np.ndarray, scores: np.ndarray, most: int) -> np.ndarray:
     Args:
         cuts: float32, rising, from `threshold_cuts`.
         scores: float32 [n].
-        most: at least 2.
+        most: at least 3: the lowest cut and those of the least and largest score.
     """
     if len(cuts) <= most:
         return cuts

@@ -10,7 +10,7 @@ import pytest
 from branchy_tf import thresholds
 from branchy_tf.errors import BranchyError
 from branchy_tf.thresholds import grid, search
-from branchy_tf.thresholds.cuts import stoppers, thin, threshold_cuts
+from branchy_tf.thresholds.cuts import stoppers, threshold_cuts
 from branchy_tf.thresholds.descent import refine
 
 
@@ -255,7 +255,6 @@ def test_a_threshold_stands_only_below_rows_that_leaving_harms():
     right = np.array([[1, 1], [0, 1], [1, 1], [0, 1], [0, 0]], bool)
     cuts = threshold_cuts(scores, stoppers(right, np.array([1, 2.0]), 0))
     assert cuts == pytest.approx([0.15, 0.25, 0.4], abs=1e-6)
-    assert 0.2 < thin(cuts, scores, 2)[-1]
 
 
 def test_costs_that_do_not_increase_are_allowed_but_said():

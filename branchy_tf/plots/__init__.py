@@ -1,0 +1,18 @@
+"""Pictures of results, as PNG."""
+
+from branchy_tf.plots.classes import classes
+from branchy_tf.plots.frontier import frontier
+from branchy_tf.plots.gallery import gallery
+from branchy_tf.plots.gates import histograms, leaving
+from branchy_tf.plots.reliability import reliability
+from branchy_tf.plots.training import training
+
+__all__ = [
+    "classes",
+    "frontier",
+    "gallery",
+    "histograms",
+    "leaving",
+    "reliability",
+    "training",
+]

@@ -1,0 +1,70 @@
+"""Whether an exit is right as often as it says."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from branchy_tf import files
+from branchy_tf.plots.style import BLACK, BLUE, ORANGE, panels, save
+
+_BINS = 10
+
+
+def reliability(
+    path: files.Path, before: np.ndarray, after: np.ndarray, labels: np.ndarray
+) -> None:
+    """Draws each exit's accuracy against its confidence, without and with temperature.
+
+    Args:
+        path: .png to write.
+        before: float32 [n, N, classes], probabilities without temperature.
+        after: the same with it.
+        labels: int [n].
+
+    References:
+        Guo et al. (ICML 2017, arXiv 1706.04599), Figures 1 and 4.
+    """
+    figure, axes = panels(before.shape[1], height=3.0, sharex=True)
+    for k, panel in enumerate(axes):
+        panel.plot([0, 100], [0, 100], color="0.6", linewidth=1)
+        for probabilities, style, color, name in (
+            (before[:, k], "s--", ORANGE, "before temperature"),
+            (after[:, k], "o-", BLUE, "after"),
+        ):
+            confidence, accuracy, error = bins(probabilities, labels)
+            panel.plot(
+                100 * confidence,
+                100 * accuracy,
+                style,
+                color=color,
+                markeredgecolor=BLACK,
+                label=f"{name}, off by {100 * error:.2f} points",
+            )
+        panel.set(ylabel="right (%)", title=f"exit_{k + 1}")
+        panel.legend(loc="upper left", fontsize=8)
+    axes[-1].set_xlabel("confidence: the largest probability (%)")
+    save(figure, path)
+
+
+def bins(
+    probabilities: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Mean confidence and accuracy of ten bins, and how far they are apart.
+
+    Args:
+        probabilities: [n, classes].
+        labels: int [n].
+
+    Returns:
+        `(confidence, accuracy, error)`: the bins that hold a row, of equal width,
+        and the expected calibration error, a fraction of 1.
+    """
+    confidence = probabilities.max(axis=-1).astype(np.float64)
+    right = probabilities.argmax(axis=-1) == labels
+    index = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
+    counts = np.bincount(index, minlength=_BINS)
+    used = counts > 0
+    means = np.bincount(index, confidence, _BINS)[used] / counts[used]
+    accuracies = np.bincount(index, right, _BINS)[used] / counts[used]
+    error = float((counts[used] * np.abs(means - accuracies)).sum() / len(labels))
+    return means, accuracies, error
