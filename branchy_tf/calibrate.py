@@ -14,6 +14,8 @@ not looked at.
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from absl import flags, logging
@@ -107,14 +109,14 @@ _BUDGETS = (
 )
 
 
-def _given() -> dict[str, object]:
+def _given() -> dict[str, Any]:
     """The budget's flags and their values, None and False aside."""
-    values = {name: FLAGS[name].value for name in _BUDGETS}
+    values: dict[str, Any] = {name: FLAGS[name].value for name in _BUDGETS}
     values["exit_rates"] = command_line.parse_numbers("exit_rates", FLAGS.exit_rates)
     return {name: value for name, value in values.items() if value not in (None, False)}
 
 
-def _request(num_exits: int) -> calibration.Request:
+def _request(num_exits: int | None) -> calibration.Request:
     """What the flags ask for.
 
     Raises:
@@ -126,7 +128,7 @@ def _request(num_exits: int) -> calibration.Request:
         raise BranchyError(
             f"Pass one of {names}, not {'both' if len(given) == 2 else 'all'}."
         )
-    guarantee: object = FLAGS.guarantee
+    guarantee: Any = FLAGS.guarantee
     if guarantee not in (None, thresholds.EXPECTATION):
         try:
             guarantee = float(FLAGS.guarantee)
@@ -137,9 +139,8 @@ def _request(num_exits: int) -> calibration.Request:
             ) from None
     risk = FLAGS.risk or ("accuracy" if guarantee is None else "lost")
     if risk != "accuracy" and given.keys() - {"max_accuracy_drop"}:
-        raise BranchyError(
-            f"--risk={risk} goes with --max_accuracy_drop, not with --{next(iter(given))}."
-        )
+        other = next(iter(given))
+        raise BranchyError(f"--risk={risk} goes with --max_accuracy_drop, not --{other}.")
     if guarantee is not None and risk == "accuracy":
         raise BranchyError(
             "--guarantee promises a share of losses; a difference of accuracies, which "
@@ -151,8 +152,8 @@ def _request(num_exits: int) -> calibration.Request:
             "--max_latency_ms and --latency_batch_size go together: a time holds for a "
             "batch size. Pass both."
         )
-    names = {"max_macs": "max_cost", "max_latency_ms": "max_cost"}
-    budget = {names.get(name, name): value for name, value in given.items()}
+    arguments = {"max_macs": "max_cost", "max_latency_ms": "max_cost"}
+    budget = {arguments.get(name, name): value for name, value in given.items()}
     budget["guarantee"] = guarantee
     thresholds.check_budget(**budget, num_exits=num_exits)
     return calibration.Request(
@@ -173,7 +174,7 @@ def main() -> None:
     split = dataset.validation
     calibration.check_rows(split.labels, request)
     macs, full_macs = costs.cumulative_macs(model), costs.full_macs(model)
-    budget_costs = macs
+    budget_costs: Sequence[float] = macs
     if FLAGS.max_latency_ms is not None:
         batch = FLAGS.latency_batch_size
         times = latency.stage_milliseconds(model, split.images, [batch])

@@ -16,8 +16,8 @@ from branchy_tf.thresholds import Guarantee, Point
 
 # What a drop in accuracy counts.
 RISKS = ("accuracy", "lost", "disagreement")
-# Where between the cheapest and the full network criteria are compared.
-_SHARES = (0.1, 0.25, 0.5, 0.75)
+# Where between the cheapest and the most accurate thresholds criteria are compared.
+_SHARES = (0.2, 0.4, 0.6, 0.8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,13 +125,13 @@ def calibrate(
         _try(name, answers(logits, labels, name, temperatures), tuning, costs, request)
         for name in names
     ]
-    best = min(tried, key=lambda one: one.worse)
+    best = _best(tried, request)
     taken, promised = best.answers, None
     vector = best.point.thresholds
     if request.budget.get("guarantee") is not None:
         promised = thresholds.control_risk(
             taken.scores,
-            _kept(taken, request),
+            kept(taken, request.risk),
             costs,
             request.budget["max_accuracy_drop"],
             request.budget["guarantee"],
@@ -149,7 +149,7 @@ def calibrate(
         points,
         thresholds.evaluate(taken.scores, taken.correct, macs, vector),
         promised,
-        [one.row() for one in tried] if len(tried) > 1 else [],
+        [one.row(_equal_costs(tried)) for one in tried] if len(tried) > 1 else [],
     )
 
 
@@ -163,33 +163,35 @@ def _temperatures(
     )
 
 
-def _kept(every: Answers, request: Request) -> np.ndarray:
-    """Where leaving loses nothing, by the risk: bool [n, N]."""
-    if request.risk == "disagreement":
+def kept(every: Answers, risk: str) -> np.ndarray:
+    """Where leaving loses nothing, by one of the `RISKS`: bool [n, N].
+
+    For "accuracy" simply where the answer is right.
+    """
+    if risk == "disagreement":
         return thresholds.agreement(every.given)
-    if request.risk == "lost":
+    if risk == "lost":
         return thresholds.count_losses_only(every.correct)
     return every.correct
 
 
 @dataclasses.dataclass(frozen=True)
 class _Tried:
+    """The plain choice with one criterion, on the rows that choices may see."""
+
     criterion: str
     answers: Answers
     points: list[Point]
     point: Point
-    # (cost, accuracy) of the frontier at equal costs.
-    equal: list[tuple[float, float]]
-    # What is asked for, as a number that is to be small.
-    worse: float
 
-    def row(self) -> dict[str, Any]:
+    def row(self, equal: Sequence[float]) -> dict[str, Any]:
         return {
             "criterion": self.criterion,
             "accuracy": self.point.accuracy,
             "cost": self.point.cost,
             "at_equal_cost": [
-                {"cost": cost, "accuracy": accuracy} for cost, accuracy in self.equal
+                {"cost": cost, "accuracy": _accuracy_at(self.points, cost)}
+                for cost in equal
             ],
         }
 
@@ -201,22 +203,31 @@ def _try(
     costs: Sequence[float],
     request: Request,
 ) -> _Tried:
-    """The plain choice with one criterion, on the rows that choices may see."""
-    scores, kept = every.scores[tuning], _kept(every, request)[tuning]
-    points = thresholds.frontier(scores, kept, costs)
+    scores, right = every.scores[tuning], kept(every, request.risk)[tuning]
+    points = thresholds.frontier(scores, right, costs)
     plain = {k: v for k, v in request.budget.items() if k != "guarantee"}
-    point = thresholds.choose(scores, kept, costs, points=points, **plain)
-    # From leaving all at exit_1 to the full network, the same for all criteria.
-    span = [costs[0] + share * (costs[-1] - costs[0]) for share in _SHARES]
-    equal = [(cost, _accuracy_at(points, cost)) for cost in span]
-    if plain.get("knee"):
-        worse = -float(np.mean([accuracy for _, accuracy in equal]))
-    elif plain.get("max_cost") is not None or plain.get("exit_rates") is not None:
-        worse = -point.accuracy
-    else:
-        worse = point.cost
-    return _Tried(criterion, every, points, point, equal, worse)
+    point = thresholds.choose(scores, right, costs, points=points, **plain)
+    return _Tried(criterion, every, points, point)
+
+
+def _equal_costs(tried: Sequence[_Tried]) -> list[float]:
+    """Costs at which all criteria have something to offer, and still differ."""
+    low = max(one.points[0].cost for one in tried)
+    high = max(one.points[-1].cost for one in tried)
+    return [low + share * (high - low) for share in _SHARES]
+
+
+def _best(tried: Sequence[_Tried], request: Request) -> _Tried:
+    """The criterion that does best at what is asked for; the first of equals."""
+    if request.budget.get("knee"):
+        equal = _equal_costs(tried)
+        return max(
+            tried, key=lambda t: sum(_accuracy_at(t.points, cost) for cost in equal)
+        )
+    if {"max_cost", "exit_rates"} & request.budget.keys():
+        return max(tried, key=lambda t: t.point.accuracy)
+    return min(tried, key=lambda t: t.point.cost)
 
 
 def _accuracy_at(points: Sequence[Point], cost: float) -> float:
-    return max((p.accuracy for p in points if p.cost <= cost), default=float("nan"))
+    return max(p.accuracy for p in points if p.cost <= cost)

@@ -43,7 +43,7 @@ class Answers:
 
     @property
     def correct(self) -> np.ndarray:
-        """bool [n, N], whether it is the right one."""
+        """Whether it is the right one, bool [n, N]."""
         return self.given == self.labels[:, None]
 
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "demo",
     "evaluate",
     "export",
+    "guarantee_study",
     "measure",
     "predict",
     "serve",

@@ -33,7 +33,7 @@ def frontier(
     References:
         BranchyNet (2016), Figure 3.
     """
-    figure, axes = plt.subplots(figsize=(WIDTH, 4.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(WIDTH, 5.0), layout="constrained")
     unit, name = _unit(max(cost for cost, _ in exits))
     # On other rows than it was found on, the frontier goes up and down.
     if points:
@@ -91,7 +91,7 @@ def frontier(
         xlim=(0, None),
     )
     axes.margins(x=0.1, y=0.12)
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside lower center", ncols=3, fontsize=9)
     save(figure, path)
 
 

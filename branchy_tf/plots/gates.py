@@ -52,10 +52,9 @@ def leaving(
             linewidth=2.5,
             label="right among these",
         )
-        _mark(panel, limit)
-        panel.set(ylabel="%", ylim=(0, 105), title=f"exit_{k + 1}")
-        panel.legend(loc="lower right", fontsize=8)
-    _score_axis(axes, scores[:, :-1], criterion)
+        _mark(panel, k, limit)
+        panel.set(ylabel="%", ylim=(0, 105))
+    _score_axis(figure, axes, criterion)
     save(figure, path)
 
 
@@ -91,22 +90,29 @@ def histograms(
             hatch="////",
             label="answered wrongly",
         )
-        _mark(panel, limit)
+        _mark(panel, k, limit)
         panel.set_yscale("log")
-        panel.set(ylim=(0.7, None), ylabel="images", title=f"exit_{k + 1}")
-        panel.legend(loc="upper left", fontsize=8)
-    _score_axis(axes, scores[:, :-1], criterion)
+        panel.set(ylim=(0.7, None), ylabel="images")
+    _score_axis(figure, axes, criterion)
     save(figure, path)
 
 
-def _mark(panel: Any, limit: float) -> None:
+def _mark(panel: Any, k: int, limit: float) -> None:
+    panel.set_title(f"exit_{k + 1}: T = {limit:.3g}")
     # A line at infinity would stretch the axis; the right end stands for it.
     where = limit if np.isfinite(limit) else panel.get_xlim()[1]
-    panel.axvline(where, color=ORANGE, linestyle="-.", label=f"T = {limit:.3g}")
+    panel.axvline(where, color=ORANGE, linestyle="-.", linewidth=2, label="threshold T")
 
 
-def _score_axis(axes: list, scores: np.ndarray, criterion: str) -> None:
+def _score_axis(figure: Any, axes: list, criterion: str) -> None:
     for panel in axes:
         panel.set_xscale("symlog", linthresh=_LINEAR)
         panel.set_xlim(0, None)
     axes[-1].set_xlabel(f"score ({criterion}); logarithmic from {_LINEAR:g}")
+    # The same in all panels.
+    figure.legend(
+        *axes[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=3,
+        fontsize=9,
+    )

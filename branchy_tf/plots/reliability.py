@@ -27,37 +27,45 @@ def reliability(
     figure, axes = panels(before.shape[1], height=3.0, sharex=True)
     for k, panel in enumerate(axes):
         panel.plot([0, 100], [0, 100], color="0.6", linewidth=1)
-        for probabilities, style, color, name in (
-            (before[:, k], "s--", ORANGE, "before temperature"),
-            (after[:, k], "o-", BLUE, "after"),
+        for probabilities, style, marker, color, name in (
+            (before[:, k], "--", "s", ORANGE, "before temperature"),
+            (after[:, k], "-", "o", BLUE, "after"),
         ):
-            confidence, accuracy, error = bins(probabilities, labels)
-            panel.plot(
-                100 * confidence,
-                100 * accuracy,
-                style,
+            confidence, accuracy, share, error = bins(probabilities, labels)
+            x, y = 100 * confidence, 100 * accuracy
+            label = f"{name}, off by {100 * error:.2f} points"
+            panel.plot(x, y, style, color=color)
+            # Few rows, small mark: their accuracy is chance.
+            panel.scatter(
+                x,
+                y,
+                12 + 140 * np.sqrt(share),
                 color=color,
-                markeredgecolor=BLACK,
-                label=f"{name}, off by {100 * error:.2f} points",
+                marker=marker,
+                edgecolor=BLACK,
+                label=label,
+                zorder=3,
             )
         panel.set(ylabel="right (%)", title=f"exit_{k + 1}")
-        panel.legend(loc="upper left", fontsize=8)
+        legend = panel.legend(loc="upper left", fontsize=8)
+        for handle in legend.legend_handles:
+            handle.set_sizes([40])
     axes[-1].set_xlabel("confidence: the largest probability (%)")
     save(figure, path)
 
 
 def bins(
     probabilities: np.ndarray, labels: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Mean confidence and accuracy of ten bins, and how far they are apart.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """Mean confidence, accuracy and share of ten bins, and how far the two are apart.
 
     Args:
         probabilities: [n, classes].
         labels: int [n].
 
     Returns:
-        `(confidence, accuracy, error)`: the bins that hold a row, of equal width,
-        and the expected calibration error, a fraction of 1.
+        `(confidence, accuracy, share, error)`: of the bins that hold a row, of equal
+        width, and the expected calibration error, a fraction of 1.
     """
     confidence = probabilities.max(axis=-1).astype(np.float64)
     right = probabilities.argmax(axis=-1) == labels
@@ -66,5 +74,5 @@ def bins(
     used = counts > 0
     means = np.bincount(index, confidence, _BINS)[used] / counts[used]
     accuracies = np.bincount(index, right, _BINS)[used] / counts[used]
-    error = float((counts[used] * np.abs(means - accuracies)).sum() / len(labels))
-    return means, accuracies, error
+    share = counts[used] / len(labels)
+    return means, accuracies, share, float(share @ np.abs(means - accuracies))

@@ -49,8 +49,8 @@ def validation_section(
         f"Chosen: accuracy {chosen.accuracy:.2%} (95 % bootstrap interval {low:.2%} to "
         f"{high:.2%}; the full network {known['final_exit_accuracy']:.2%}), "
         f"{chosen.cost:,.0f} multiply-adds of {known['full_macs']:,}, gain "
-        f"{known['gain']:.2f}×. Chosen on these images, so a little flattered; the test "
-        "split says what it is worth."
+        f"{known['gain']:.2f} times. Chosen on these images, so a little flattered; the "
+        "test split says what it is worth."
     )
     if calibrated.guarantee is not None:
         section.paragraph(guarantee_in_words(calibrated.guarantee), note=True)
@@ -102,7 +102,7 @@ def test_section(
         f"Accuracy {result['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}); "
         f"{100 * result['accuracy_drop']:+.2f} points below the full network "
         f"({100 * down:+.2f} to {100 * up:+.2f}). {result['macs']:,.0f} multiply-adds of "
-        f"{result['full_macs']:,}, gain {result['gain']:.2f}×."
+        f"{result['full_macs']:,}, gain {result['gain']:.2f} times."
     )
     macs, limits = result["exit_macs"], result["thresholds"]
     points = [

@@ -113,7 +113,7 @@ def _keras_answers(
     probabilities, scores = (
         np.stack([np.asarray(part[i]) for part in each], axis=1) for i in range(2)
     )
-    logits /= np.float32(module.temperatures)[:, None]
+    logits /= np.array(module.temperatures, np.float32)[:, None]
     tolerance = _TOLERANCE * max(1.0, float(np.abs(logits).max()))
     return probabilities, scores, tolerance
 

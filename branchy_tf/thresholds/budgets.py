@@ -71,7 +71,7 @@ def choose(
         guarantee,
         num_exits=len(costs),
     )
-    if guarantee is not None:
+    if guarantee is not None and max_accuracy_drop is not None:
         kept = count_losses_only(correct)
         promised = control_risk(scores, kept, costs, max_accuracy_drop, guarantee, seed)
         return evaluate(scores, correct, costs, promised.thresholds)

@@ -39,7 +39,7 @@ def refine(
     for price in _PRICES:
         value = correct - price * costs / costs[-1]
         start = max(starts, key=lambda p: p.accuracy - price * p.cost / costs[-1])
-        found.append(_descend(scores, value, np.float32(start.thresholds)))
+        found.append(_descend(scores, value, np.array(start.thresholds, np.float32)))
     return found
 
 

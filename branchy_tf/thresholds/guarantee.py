@@ -17,11 +17,14 @@ from typing import Any
 import numpy as np
 
 from branchy_tf.errors import BranchyError
+from branchy_tf.thresholds.cuts import between
 from branchy_tf.thresholds.points import check_arrays
-from branchy_tf.thresholds.rule import exit_indices
+from branchy_tf.thresholds.rule import exit_indices, leaves
 from branchy_tf.thresholds.search import frontier
 
 EXPECTATION = "expectation"
+# Steps from T=0 to the frontier, as shares of the rows that leave there.
+_SHARES = np.linspace(0, 1, 30, endpoint=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +109,9 @@ def control_risk(
     """The cheapest thresholds for which the risk can be promised.
 
     With a probability: learn then test. The path is walked from its safest
-    vector outward while the Hoeffding-Bentkus p-value of "the risk is above
-    max_risk" is at most 1 - level; the last to pass is taken. T=0 has no risk and
-    needs no test. P(risk <= max_risk) >= level, over the draw of the test rows.
+    vector outward while the p-value of "the risk is above max_risk" is at most
+    1 - level; the last to pass is taken. T=0 has no risk and needs no test.
+    P(risk <= max_risk) >= level, over the draw of the test rows.
 
     With "expectation": conformal risk control. The last vector of the path with
     (n risk + 1) / (n + 1) <= max_risk is taken, where a row's loss at a vector is
@@ -132,9 +135,7 @@ def control_risk(
 
     References:
         Angelopoulos, Bates, Candes, Jordan, Lei, Learn then Test (2021, arXiv
-        2110.01052): fixed sequence testing. Bates et al., Distribution-Free,
-        Risk-Controlling Prediction Sets (2021, arXiv 2101.02703): the p-value.
-        Angelopoulos et al., Conformal Risk Control (2022, arXiv 2208.02814): the
+        2110.01052): fixed sequence testing. Angelopoulos et al., Conformal Risk Control (2022, arXiv 2208.02814): the
         bound on the expectation, and the loss made monotone. Schuster et al.,
         CALM (2022, arXiv 2207.07061) and Jazbec et al., Fast yet Safe (2024, arXiv
         2405.20915): for early exits.
@@ -147,12 +148,9 @@ def control_risk(
         )
     check_guarantee(level, max_risk, len(scores))
     tuning, test = halves(len(scores), seed)
-    safest = [0.0] * (len(costs) - 1)
-    path = [p.thresholds for p in frontier(scores[tuning], kept[tuning], costs)][::-1]
+    path = _path(scores[tuning], kept[tuning], costs)
     passes = _in_expectation if level == EXPECTATION else _in_probability
-    taken, risk, p_value = passes(
-        [safest, *path], scores[test], kept[test], max_risk, level
-    )
+    taken, risk, chance = passes(path, scores[test], kept[test], max_risk, level)
     return Guarantee(
         tuple(float(t) for t in taken),
         level,
@@ -160,41 +158,49 @@ def control_risk(
         len(tuning),
         len(test),
         risk,
-        p_value,
+        chance,
     )
 
 
-def hoeffding_bentkus(losses: int, rows: int, max_risk: float) -> float:
-    """p-value of "the risk is above max_risk", from losses between 0 and 1.
+def p_value(losses: int, rows: int, max_risk: float) -> float:
+    """Of "the risk is above max_risk": how likely so few losses are then at most.
 
     Args:
-        losses: their sum.
-        rows: how many there are.
+        losses: how many rows were lost.
+        rows: of how many.
         max_risk: between 0 and 1.
 
     Returns:
-        min(exp(-n h(min(R, m), m)), e P(Binomial(n, m) <= ceil(n R))), where h is
-        the Kullback-Leibler divergence of two coins.
+        P(Binomial(rows, max_risk) <= losses). A loss is 1 or 0, so this is exact; the
+        Hoeffding-Bentkus bound, for losses anywhere between, is never smaller.
 
     Example:
 
     ```python
-    hoeffding_bentkus(0, 230, 0.01)     # 0.0991: 230 rows without a loss are enough
+    p_value(0, 230, 0.01)     # 0.0991: 230 rows without a loss are enough for 0.1
     ```
 
     References:
-        Bates et al. (2021, arXiv 2101.02703), proposition 6 and section 3.1.
+        Bates et al., Distribution-Free, Risk-Controlling Prediction Sets (2021, arXiv
+        2101.02703), section 3.1, whose bounds are bounds of this tail.
     """
     # Not at the top: a serving client imports this package and has numpy alone.
-    from scipy import special, stats
+    from scipy import stats
 
-    share = min(losses / rows, max_risk)
-    divergence = special.rel_entr(share, max_risk) + special.rel_entr(
-        1 - share, 1 - max_risk
-    )
-    hoeffding = math.exp(-rows * float(divergence))
-    bentkus = math.e * float(stats.binom.cdf(math.ceil(losses), rows, max_risk))
-    return min(hoeffding, bentkus, 1.0)
+    return float(stats.binom.cdf(losses, rows, max_risk))
+
+
+def _path(scores: np.ndarray, kept: np.ndarray, costs: np.ndarray) -> list:
+    """From T=0 to the frontier's most accurate vector, and along it to the cheapest."""
+    front = [point.thresholds for point in frontier(scores, kept, costs)][::-1]
+    below = []
+    for limit, column in zip(front[0], scores.T, strict=False):
+        values = np.unique(column[leaves(column, limit)])
+        below.append(between(values) if len(values) else np.zeros(1, np.float32))
+    # The first vector of the frontier loses nothing on these rows, and may be
+    # far too bold on others.
+    safer = [[float(cuts[int(share * len(cuts))]) for cuts in below] for share in _SHARES]
+    return [[0.0] * len(below), *safer, *front]
 
 
 _Passed = tuple[Sequence[float], float, float | None]
@@ -206,10 +212,10 @@ def _in_probability(
     taken: _Passed = (path[0], 0.0, 0.0)
     for vector, lost in zip(path, _lost_along(path, scores, kept), strict=True):
         losses = int(lost.sum())
-        p_value = hoeffding_bentkus(losses, len(lost), max_risk) if any(vector) else 0.0
-        if p_value > 1 - level:
+        chance = p_value(losses, len(lost), max_risk) if any(vector) else 0.0
+        if chance > 1 - level:
             break
-        taken = (vector, losses / len(lost), p_value)
+        taken = (vector, losses / len(lost), chance)
     return taken
 
 
