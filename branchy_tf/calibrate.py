@@ -177,7 +177,7 @@ def main() -> None:
     budget_costs: Sequence[float] = macs
     if FLAGS.max_latency_ms is not None:
         batch = FLAGS.latency_batch_size
-        times = latency.stage_milliseconds(model, split.images, [batch])
+        times = latency.stage_milliseconds(model, split.images, [batch], seconds=1.0)
         budget_costs = latency.cumulative_milliseconds(times, batch)
     calibration.check_cost(request, budget_costs)
     baseline = load_keras_file(folder.baseline) if folder.baseline.is_file() else None

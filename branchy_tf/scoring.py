@@ -59,7 +59,7 @@ def every_exit(predictor: EarlyExitPredictor, split: Split) -> np.ndarray:
     if len(rows):
         raise BranchyError(
             f"exit_{columns[0] + 1} gives NaN for {len(set(rows))} of {len(logits):,} "
-            f"rows, the first is row {rows[0]}; expected numbers. The weights or the "
+            f"rows, first for row {rows[0]}; expected numbers. The weights or the "
             "data are damaged; train again."
         )
     return logits

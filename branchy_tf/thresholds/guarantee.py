@@ -135,10 +135,10 @@ def control_risk(
 
     References:
         Angelopoulos, Bates, Candes, Jordan, Lei, Learn then Test (2021, arXiv
-        2110.01052): fixed sequence testing. Angelopoulos et al., Conformal Risk Control (2022, arXiv 2208.02814): the
-        bound on the expectation, and the loss made monotone. Schuster et al.,
-        CALM (2022, arXiv 2207.07061) and Jazbec et al., Fast yet Safe (2024, arXiv
-        2405.20915): for early exits.
+        2110.01052): fixed sequence testing. Angelopoulos et al., Conformal Risk
+        Control (2022, arXiv 2208.02814): the bound on the expectation, and the loss
+        made monotone. Schuster et al., CALM (2022, arXiv 2207.07061) and Jazbec et
+        al., Fast yet Safe (2024, arXiv 2405.20915): for early exits.
     """
     scores, kept, costs = check_arrays(scores, kept, costs)
     if not kept[:, -1].all():
