@@ -60,7 +60,7 @@ def classes(
         label="right, of all of the class",
     )
     axes.set_yticks(y, [str(name) for name in names[kept]])
-    axes.invert_yaxis()
+    axes.set_ylim(len(kept) - 0.4, -0.6)
     axes.set(xlabel="%", ylabel="class", xlim=(0, 102), title=title)
     columns = min(shares.shape[1] + 1, 3)
     figure.legend(loc="outside lower center", ncols=columns, fontsize=8)

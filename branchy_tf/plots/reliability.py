@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.lines import Line2D
 
 from branchy_tf import files
 from branchy_tf.plots.style import BLACK, BLUE, ORANGE, panels, save
 
 _BINS = 10
+# Line, marker, colour, name.
+_BEFORE = ("--", "s", ORANGE, "before temperature")
+_AFTER = ("-", "o", BLUE, "after")
 
 
 def reliability(
@@ -27,30 +31,26 @@ def reliability(
     figure, axes = panels(before.shape[1], height=3.0, sharex=True)
     for k, panel in enumerate(axes):
         panel.plot([0, 100], [0, 100], color="0.6", linewidth=1)
-        for probabilities, style, marker, color, name in (
-            (before[:, k], "--", "s", ORANGE, "before temperature"),
-            (after[:, k], "-", "o", BLUE, "after"),
+        errors = []
+        for probabilities, style, marker, color, _ in (
+            (before[:, k], *_BEFORE),
+            (after[:, k], *_AFTER),
         ):
             confidence, accuracy, share, error = bins(probabilities, labels)
             x, y = 100 * confidence, 100 * accuracy
-            label = f"{name}, off by {100 * error:.2f} points"
             panel.plot(x, y, style, color=color)
             # Few rows, small mark: their accuracy is chance.
-            panel.scatter(
-                x,
-                y,
-                12 + 140 * np.sqrt(share),
-                color=color,
-                marker=marker,
-                edgecolor=BLACK,
-                label=label,
-                zorder=3,
-            )
-        panel.set(ylabel="right (%)", title=f"exit_{k + 1}")
-        legend = panel.legend(loc="upper left", fontsize=8)
-        for handle in legend.legend_handles:
-            handle.set_sizes([40])
+            sizes = 12 + 140 * np.sqrt(share)
+            panel.scatter(x, y, sizes, color, marker, edgecolor=BLACK, zorder=3)
+            errors.append(f"{100 * error:.2f}")
+        title = f"exit_{k + 1}: off by {errors[0]} points, then {errors[1]}"
+        panel.set(ylabel="right (%)", title=title)
     axes[-1].set_xlabel("confidence: the largest probability (%)")
+    handles = [
+        Line2D([], [], color=color, linestyle=style, marker=marker, label=name)
+        for style, marker, color, name in (_BEFORE, _AFTER)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=9)
     save(figure, path)
 
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy import special, stats
 from samples import rows
+from scipy import special, stats
 
 from branchy_tf import scoring, thresholds
 from branchy_tf.errors import BranchyError

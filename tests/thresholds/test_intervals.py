@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import stats
 from samples import rows
+from scipy import stats
 
 from branchy_tf import thresholds
 
