@@ -11,6 +11,8 @@ of them. Then the choices of the run's own validation split, and fixed threshold
 as they do on the test split. Writes guarantee_study.json to --run_dir.
 """
 
+from typing import Any
+
 import numpy as np
 from absl import flags, logging
 from tabulate import tabulate
@@ -89,8 +91,8 @@ def main() -> None:
         row["gain"] = full_macs / row["mean_cost"]
     choices = _choices(validation, dataset, macs, fixed)
     tested = [
-        {"choice": name} | _tested(*choice, test, dataset.test.labels, macs, full_macs)
-        for name, choice in choices.items()
+        {"choice": name} | _tested(gates, test, dataset.test.labels, macs, full_macs)
+        for name, gates in choices.items()
     ]
     result = {
         "dataset": dataset.name,
@@ -108,9 +110,9 @@ def main() -> None:
     logging.info("Wrote %s.", folder.guarantee_study)
 
 
-def _choices(logits, dataset, macs, fixed) -> dict[str, tuple]:
-    """`{name: (thresholds, criterion, temperatures)}`, from the validation split."""
-    wanted = {
+def _choices(logits, dataset, macs, fixed) -> dict[str, command_line.Gates]:
+    """What each way chooses on the validation split."""
+    wanted: dict[str, tuple[dict[str, Any], str]] = {
         "plain, no less accurate": ({}, "accuracy"),
         "plain": ({"max_accuracy_drop": FLAGS.max_accuracy_drop}, FLAGS.risk),
     }
@@ -127,14 +129,17 @@ def _choices(logits, dataset, macs, fixed) -> dict[str, tuple]:
             # The other rows are worth having without it.
             logging.warning("Left out: %s. %s", name, error)
             continue
-        choices[name] = (found.chosen.thresholds, FLAGS.criterion, found.temperatures)
+        choices[name] = command_line.Gates(
+            list(found.chosen.thresholds), FLAGS.criterion, found.temperatures
+        )
     if fixed is not None:
-        choices["fixed"] = (fixed, "entropy", None)
+        choices["fixed"] = command_line.Gates(fixed, "entropy", (1.0,) * len(macs))
     return choices
 
 
-def _tested(limits, criterion, temperatures, logits, labels, macs, full_macs) -> dict:
-    every = scoring.answers(logits, labels, criterion, temperatures)
+def _tested(gates, logits, labels, macs, full_macs) -> dict[str, Any]:
+    every = scoring.answers(logits, labels, gates.criterion, gates.temperatures)
+    limits = gates.thresholds
     correct = every.correct
     exits_taken = thresholds.exit_indices(every.scores, limits)
     right = correct[np.arange(len(labels)), exits_taken]

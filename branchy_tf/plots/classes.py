@@ -9,7 +9,6 @@ from branchy_tf.plots.style import (
     BLACK,
     GREYS,
     HATCHES,
-    ORANGE,
     WIDTH,
     plt,
     save,
@@ -55,8 +54,9 @@ def classes(
         100 * accuracy[kept],
         y,
         "D",
-        color=ORANGE,
+        color="white",
         markeredgecolor=BLACK,
+        markeredgewidth=1.8,
         label="right, of all of the class",
     )
     axes.set_yticks(y, [str(name) for name in names[kept]])

@@ -54,13 +54,16 @@ def violations(
     scores, kept, costs = check_arrays(scores, kept, costs)
     random = np.random.default_rng(seed)
 
-    def plain(*drawn: Any) -> Sequence[float]:
-        return choose(*drawn, max_accuracy_drop=max_risk).thresholds
+    def plain(rows: np.ndarray) -> Sequence[float]:
+        drawn, right = scores[rows], kept[rows]
+        return choose(drawn, right, costs, max_accuracy_drop=max_risk).thresholds
 
-    def promised(by: float | str) -> Callable[..., Sequence[float]]:
-        return lambda *drawn: control_risk(*drawn, max_risk, by).thresholds
+    def promised(by: float | str) -> Callable[[np.ndarray], Sequence[float]]:
+        return lambda rows: (
+            control_risk(scores[rows], kept[rows], costs, max_risk, by).thresholds
+        )
 
-    ways = {
+    ways: dict[str, Callable[[np.ndarray], Sequence[float]]] = {
         "plain": plain,
         "guaranteed": promised(level),
         "expectation": promised(EXPECTATION),
@@ -70,8 +73,7 @@ def violations(
     for _ in range(resamplings):
         drawn = random.integers(len(scores), size=rows)
         for name, way in ways.items():
-            found = way(scores[drawn], kept[drawn], costs)
-            point = evaluate(scores, kept, costs, found)
+            point = evaluate(scores, kept, costs, way(drawn))
             risks[name].append(1 - point.accuracy)
             spent[name].append(point.cost)
         progress(1)
