@@ -16,6 +16,8 @@ from branchy_tf.thresholds import Guarantee, Point
 
 # What a drop in accuracy counts.
 RISKS = ("accuracy", "lost", "disagreement")
+# What there is 1 of, less the risk.
+_MEASURES = {"accuracy": "accuracy", "lost": "not lost", "disagreement": "agreement"}
 # Where between the cheapest and the most accurate thresholds criteria are compared.
 _SHARES = (0.2, 0.4, 0.6, 0.8)
 
@@ -50,7 +52,8 @@ class Calibrated:
         points: the frontier of accuracy against macs.
         chosen: what the chosen thresholds do, its cost in macs.
         guarantee: what is promised of them, if anything.
-        compared: a row for each criterion that was looked at.
+        compared: where criteria were, a row for each. Its accuracies are those of
+            `measure`: "accuracy", or what is not at risk.
     """
 
     criterion: str
@@ -149,7 +152,9 @@ def calibrate(
         points,
         thresholds.evaluate(taken.scores, taken.correct, macs, vector),
         promised,
-        [one.row(_equal_costs(tried)) for one in tried] if len(tried) > 1 else [],
+        [one.row(_equal_costs(tried), request.risk) for one in tried]
+        if len(tried) > 1
+        else [],
     )
 
 
@@ -184,9 +189,10 @@ class _Tried:
     points: list[Point]
     point: Point
 
-    def row(self, equal: Sequence[float]) -> dict[str, Any]:
+    def row(self, equal: Sequence[float], risk: str) -> dict[str, Any]:
         return {
             "criterion": self.criterion,
+            "measure": _MEASURES[risk],
             "accuracy": self.point.accuracy,
             "cost": self.point.cost,
             "at_equal_cost": [

@@ -45,7 +45,7 @@ def main() -> None:
     result = evaluation.result
     if output is not None:
         files.write_json(output.evaluation, result)
-        _report(model, run, output, dataset.test, evaluation)
+        _report(model, run, output, gates, dataset.test, evaluation)
 
     print(_table(result))
     low, high = (f"{100 * value:.2f}" for value in result["accuracy_interval"])
@@ -69,13 +69,13 @@ def main() -> None:
         logging.info("Wrote %s and %s.", output.evaluation, output.report)
 
 
-def _report(model, run, output, split, evaluation) -> None:
+def _report(model, run, output, gates, split, evaluation) -> None:
     frontier: Sequence[dict] = ()
     if run is not None and run.thresholds.is_file():
-        names = exits.exit_names(model)
-        known = thresholds.Calibration.read(run.thresholds, names)
-        # Those of another score would mean nothing here.
-        if known.criterion == evaluation.result["criterion"]:
+        known = thresholds.Calibration.read(run.thresholds, exits.exit_names(model))
+        # Thresholds for other scores would mean nothing here.
+        scored = (known.criterion, tuple(known.temperatures))
+        if scored == (gates.criterion, gates.temperatures):
             frontier = known.frontier
     section = report.test_section(output.pictures, evaluation, split, frontier)
     page = report.Report(output.report, output.pictures, f"{model.name} with early exits")

@@ -146,10 +146,11 @@ def guarantee_in_words(promised: thresholds.Guarantee) -> str:
 def criteria_table(
     compared: Sequence[dict[str, Any]],
 ) -> tuple[list[str], list[list[str]]]:
-    """`(head, rows)`: accuracy of each criterion at equal cost, and its choice."""
+    """`(head, rows)`: what each criterion reaches at equal cost, and its choice."""
+    measure = compared[0]["measure"]
     costs = [point["cost"] for point in compared[0]["at_equal_cost"]]
-    head = ["criterion", *(f"accuracy at {cost:,.4g}" for cost in costs)]
-    head += ["its choice: accuracy", "cost"]
+    head = ["criterion", *(f"{measure} at {cost:,.4g}" for cost in costs)]
+    head += [f"its choice: {measure}", "cost"]
     rows = [
         [row["criterion"]]
         + [f"{point['accuracy']:.2%}" for point in row["at_equal_cost"]]
