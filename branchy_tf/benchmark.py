@@ -18,7 +18,7 @@ import tempfile
 from absl import flags, logging
 from tabulate import tabulate
 
-from branchy_tf import command_line, comparison, exits, files
+from branchy_tf import command_line, comparison, files
 from branchy_tf.errors import BranchyError
 
 FLAGS = flags.FLAGS
@@ -37,21 +37,12 @@ flags.DEFINE_float(
 )
 
 
-def _whole_numbers(flag: str) -> list[int]:
-    numbers = command_line.parse_numbers(flag, FLAGS[flag].value) or []
-    if not numbers or any(n < 1 or n != int(n) for n in numbers):
-        raise BranchyError(
-            f"--{flag} must be whole numbers of at least 1, parted by commas. Received "
-            f"{','.join(FLAGS[flag].value)}."
-        )
-    return [int(n) for n in numbers]
-
-
 def main() -> None:
-    batch_sizes, threads = _whole_numbers("batch_sizes"), _whole_numbers("threads")
+    batch_sizes = command_line.whole_numbers("batch_sizes")
+    threads = command_line.whole_numbers("threads")
     choice = command_line.chosen_model()
     model, run, output = choice.model, choice.run, choice.output
-    limits, criterion = command_line.chosen_thresholds(choice, exits.exit_names(model))
+    gates = command_line.chosen_gates(choice)
     dataset = command_line.chosen_dataset(run, model)
     if max(batch_sizes) > len(dataset.test):
         raise BranchyError(
@@ -61,14 +52,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         result = comparison.compare(
             model,
-            limits,
-            criterion,
+            gates.thresholds,
+            gates.criterion,
             dataset.test.images[:4096],
             pathlib.Path(folder),
             batch_sizes,
             threads,
             FLAGS.seconds,
             progress=lambda what: logging.info("Timing %s ...", what),
+            temperatures=gates.temperatures,
         )
     if output is not None:
         files.write_json(output.benchmark, result)

@@ -1,27 +1,52 @@
 """Chooses thresholds on the validation split and writes thresholds.json.
 
-Example:
+Examples:
 
   python -m branchy_tf.calibrate --run_dir=runs/lenet --max_accuracy_drop=0.005
+  python -m branchy_tf.calibrate --run_dir=runs/lenet --max_accuracy_drop=0.01 \
+    --guarantee=0.95
+  python -m branchy_tf.calibrate --run_dir=runs/lenet --max_latency_ms=0.05 \
+    --latency_batch_size=32
 
 Without a budget: the cheapest thresholds that are no less accurate than the
-final exit alone. The test split is not looked at.
+final exit alone. Writes report.html with its pictures too. The test split is
+not looked at.
 """
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from absl import flags, logging
 from tabulate import tabulate
 
-from branchy_tf import command_line, costs, exits, plots, scoring, thresholds
+from branchy_tf import (
+    calibration,
+    command_line,
+    costs,
+    exits,
+    graphs,
+    latency,
+    report,
+    scoring,
+    thresholds,
+)
 from branchy_tf.confidence import CRITERIA
 from branchy_tf.errors import BranchyError
 from branchy_tf.predictor import EarlyExitPredictor
 from branchy_tf.training import RunFolder
+from branchy_tf.training.run_folder import load_keras_file
 
 FLAGS = flags.FLAGS
 
 flags.DEFINE_string("run_dir", None, "Folder of a training; read and written.")
-flags.DEFINE_enum("criterion", "entropy", list(CRITERIA), "Score of an exit.")
+flags.DEFINE_enum(
+    "criterion",
+    "entropy",
+    [*CRITERIA, "all"],
+    "Score of an exit; all: the one that does best on the validation split.",
+)
 flags.DEFINE_float(
     "max_accuracy_drop",
     None,
@@ -35,92 +60,226 @@ flags.DEFINE_float(
     "Or: the most accurate at most this expensive, in "
     "expected multiply-adds of an image.",
 )
+flags.DEFINE_float(
+    "max_latency_ms",
+    None,
+    "Or: in expected milliseconds of an image, by the stages' times on this machine "
+    "at --latency_batch_size; what a server adds is not in it.",
+)
+flags.DEFINE_integer("latency_batch_size", None, "See --max_latency_ms.", lower_bound=1)
+flags.DEFINE_list(
+    "exit_rates", None, "Or: the shares that are to leave early, e.g. 0.6,0.3."
+)
+flags.DEFINE_bool(
+    "knee", False, "Or: where the frontier of accuracy against cost bends most."
+)
+flags.DEFINE_string(
+    "guarantee",
+    None,
+    "Probability, e.g. 0.95, with which the drop is to stay within "
+    "--max_accuracy_drop on images never seen; or expectation. Needs half of the "
+    "validation split as a test.",
+)
 flags.DEFINE_enum(
     "risk",
-    "accuracy",
-    ["accuracy", "lost"],
+    None,
+    calibration.RISKS,
     "What --max_accuracy_drop "
     "bounds. accuracy: the difference of the accuracies. lost: the share "
     "of rows answered wrongly that the final exit knew, which rows won "
-    "elsewhere do not make up for; safer on few rows.",
+    "elsewhere do not make up for; safer on few rows. disagreement: of rows answered "
+    "otherwise than by the final exit, right or wrong. Default: accuracy; lost with "
+    "--guarantee.",
+)
+flags.DEFINE_bool(
+    "fit_temperatures", True, "Fit a temperature for each exit, and export it with it."
 )
 command_line.define_data(required=False)
 command_line.define_seed(default=None)
 
 # thresholds.json is to be read by people too.
 _MOST_POINTS = 200
+_BUDGETS = (
+    "max_accuracy_drop",
+    "min_accuracy",
+    "max_macs",
+    "max_latency_ms",
+    "exit_rates",
+    "knee",
+)
+
+
+def _given() -> dict[str, Any]:
+    """The budget's flags and their values, None and False aside."""
+    values: dict[str, Any] = {name: FLAGS[name].value for name in _BUDGETS}
+    values["exit_rates"] = command_line.parse_numbers("exit_rates", FLAGS.exit_rates)
+    return {name: value for name, value in values.items() if value not in (None, False)}
+
+
+def _request(num_exits: int | None) -> calibration.Request:
+    """What the flags ask for.
+
+    Raises:
+        BranchyError: they contradict each other, or a value is out of range.
+    """
+    given = _given()
+    if len(given) > 1:
+        names = " and ".join(f"--{name}" for name in given)
+        raise BranchyError(
+            f"Pass one of {names}, not {'both' if len(given) == 2 else 'all'}."
+        )
+    guarantee: Any = FLAGS.guarantee
+    if guarantee not in (None, thresholds.EXPECTATION):
+        try:
+            guarantee = float(FLAGS.guarantee)
+        except ValueError:
+            raise BranchyError(
+                f"--guarantee={FLAGS.guarantee}: expected a probability such as 0.95, or "
+                f"{thresholds.EXPECTATION}."
+            ) from None
+    risk = FLAGS.risk or ("accuracy" if guarantee is None else "lost")
+    if risk != "accuracy" and given.keys() - {"max_accuracy_drop"}:
+        other = next(iter(given))
+        raise BranchyError(f"--risk={risk} goes with --max_accuracy_drop, not --{other}.")
+    if guarantee is not None and risk == "accuracy":
+        raise BranchyError(
+            "--guarantee promises a share of losses; a difference of accuracies, which "
+            "can be negative, it cannot. Pass --risk=lost, which bounds it, or "
+            "--risk=disagreement."
+        )
+    if (FLAGS.max_latency_ms is None) != (FLAGS.latency_batch_size is None):
+        raise BranchyError(
+            "--max_latency_ms and --latency_batch_size go together: a time holds for a "
+            "batch size. Pass both."
+        )
+    arguments = {"max_macs": "max_cost", "max_latency_ms": "max_cost"}
+    budget = {arguments.get(name, name): value for name, value in given.items()}
+    budget["guarantee"] = guarantee
+    thresholds.check_budget(**budget, num_exits=num_exits)
+    return calibration.Request(
+        budget, FLAGS.criterion, risk, FLAGS.fit_temperatures, FLAGS.seed or 0
+    )
 
 
 def main() -> None:
     if not FLAGS.run_dir:
         raise BranchyError("--run_dir is missing: the folder of a training.")
-    budgets = ("max_accuracy_drop", "min_accuracy", "max_macs")
-    given = [f"--{name}" for name in budgets if FLAGS[name].value is not None]
-    if len(given) > 1:
-        raise BranchyError(f"Pass one of {' and '.join(given)}, not both.")
-    if FLAGS.risk == "lost" and given not in ([], ["--max_accuracy_drop"]):
-        raise BranchyError(f"--risk=lost goes with --max_accuracy_drop, not {given[0]}.")
-    budget = (FLAGS.max_accuracy_drop, FLAGS.min_accuracy, FLAGS.max_macs)
-    thresholds.check_budget(*budget)
+    # What is wrong without a look at the model is said before it is loaded.
+    _request(num_exits=None)
     folder = RunFolder(FLAGS.run_dir)
     model = folder.load_model()
-    dataset = command_line.chosen_dataset(folder, model)
     names = exits.exit_names(model)
-    predictor = EarlyExitPredictor(model, [0.0] * (len(names) - 1), FLAGS.criterion)
-    scores, correct = scoring.every_exit(predictor, dataset.validation)
-
+    request = _request(len(names))
+    dataset = command_line.chosen_dataset(folder, model)
+    split = dataset.validation
+    calibration.check_rows(split.labels, request)
     macs, full_macs = costs.cumulative_macs(model), costs.full_macs(model)
-    counted = thresholds.count_losses_only(correct) if FLAGS.risk == "lost" else correct
-    chosen = thresholds.choose(scores, counted, macs, *budget)
-    # Whatever the choice went by, accuracy is reported.
-    chosen = thresholds.evaluate(scores, correct, macs, chosen.thresholds)
-    points = thresholds.frontier(scores, correct, macs)
+    budget_costs: Sequence[float] = macs
+    if FLAGS.max_latency_ms is not None:
+        batch = FLAGS.latency_batch_size
+        times = latency.stage_milliseconds(model, split.images, [batch], seconds=1.0)
+        budget_costs = latency.cumulative_milliseconds(times, batch)
+    calibration.check_cost(request, budget_costs)
+    baseline = load_keras_file(folder.baseline) if folder.baseline.is_file() else None
+
+    predictor = EarlyExitPredictor(model, [0.0] * (len(names) - 1))
+    logits = scoring.every_exit(predictor, split)
+    found = calibration.calibrate(logits, split.labels, macs, request, budget_costs)
+    written = _calibration(names, found, request, macs, full_macs, budget_costs, model)
+    written.write(folder.thresholds)
+    alone = (
+        None if baseline is None else (full_macs, scoring.plain_accuracy(baseline, split))
+    )
+    section = report.validation_section(
+        folder.pictures, found, written, logits, split, macs, alone
+    )
+    page = report.Report(folder.report, folder.pictures, f"{model.name} with early exits")
+    page.write("validation", section)
+
+    if found.compared:
+        head, rows = report.criteria_table(found.compared)
+        print(tabulate(rows, head, stralign="right", disable_numparse=True))
+        print(f"Taken: {found.criterion}.\n")
+    print(_table(names, found, macs))
+    _say(names, found, written)
+    logging.info("Wrote %s and %s.", folder.thresholds, folder.report)
+
+
+def _calibration(names, found, request, macs, full_macs, budget_costs, model):
+    chosen, correct = found.chosen, found.answers.correct
+    intervals = thresholds.bootstrap(
+        found.answers.scores, correct, macs, chosen.thresholds
+    )
+    low, high = intervals["cost"]
+    points = found.points
     shown = np.unique(np.linspace(0, len(points) - 1, _MOST_POINTS).round().astype(int))
-    thresholds.Calibration(
-        criterion=FLAGS.criterion,
+    budget = _given() | {"risk": request.risk}
+    if FLAGS.max_latency_ms is not None:
+        budget["latency_batch_size"] = FLAGS.latency_batch_size
+        budget["exit_ms"] = budget_costs
+        budget["expected_ms"] = float(np.dot(chosen.exit_rates, budget_costs))
+    if FLAGS.guarantee is not None:
+        budget["guarantee"] = FLAGS.guarantee
+    return thresholds.Calibration(
+        criterion=found.criterion,
         exits=names,
         thresholds=chosen.thresholds,
+        temperatures=found.temperatures,
         validation={
-            "num_examples": len(dataset.validation),
+            "num_examples": len(correct),
             "accuracy": chosen.accuracy,
+            "accuracy_interval": intervals["accuracy"],
+            "accuracy_drop_interval": intervals["accuracy_drop"],
             "final_exit_accuracy": correct[:, -1].mean(),
             "exit_rates": chosen.exit_rates,
             "macs": chosen.cost,
+            "macs_interval": [low, high],
             "full_macs": full_macs,
             "gain": full_macs / chosen.cost,
+            "gain_interval": [full_macs / high, full_macs / low],
         },
         frontier=[
             {"thresholds": p.thresholds, "accuracy": p.accuracy, "macs": p.cost}
             for p in (points[i] for i in shown)
         ],
-    ).write(folder.thresholds)
-    picture = folder.calibration_picture
-    plots.calibration(picture, scores, correct, macs, points, chosen, FLAGS.criterion)
-
-    print(_table(names, chosen, correct, macs))
-    print(
-        f"accuracy {chosen.accuracy:.2%} at these thresholds, "
-        f"{correct[:, -1].mean():.2%} at {names[-1]} alone "
-        f"({len(correct):,} validation images); {chosen.cost:,.0f} multiply-adds of "
-        f"{full_macs:,}, gain {full_macs / chosen.cost:.2f}x"
+        budget=budget,
+        guarantee=None
+        if found.guarantee is None
+        else dataclasses.asdict(found.guarantee),
+        weights=graphs.fingerprint(model),
     )
-    logging.info("Wrote %s and %s.", folder.thresholds, picture)
 
 
-def _table(names, chosen, correct, macs) -> str:
-    rows = [
-        [name, f"{total:,}", f"{accuracy:.2%}", limit, f"{rate:.1%}"]
-        for name, total, accuracy, limit, rate in zip(
-            names,
-            macs,
-            correct.mean(axis=0),
-            [*(f"{t:.4g}" for t in chosen.thresholds), "-"],
-            chosen.exit_rates,
-            strict=True,
+def _table(names, found, macs) -> str:
+    rows = report.exit_rows(names, macs, found)
+    return tabulate(rows, report.EXIT_HEAD, stralign="right", disable_numparse=True)
+
+
+def _say(names, found, written) -> None:
+    known = written.validation
+    low, high = known["accuracy_interval"]
+    print(
+        f"accuracy {known['accuracy']:.2%} ({low:.2%} to {high:.2%}) at these "
+        f"thresholds, {known['final_exit_accuracy']:.2%} at {names[-1]} alone "
+        f"({known['num_examples']:,} validation images)"
+    )
+    low, high = known["gain_interval"]
+    print(
+        f"{known['macs']:,.0f} multiply-adds of {known['full_macs']:,}, gain "
+        f"{known['gain']:.2f}x ({low:.2f} to {high:.2f}; 95 % bootstrap intervals)"
+    )
+    if "expected_ms" in written.budget:
+        print(
+            f"{written.budget['expected_ms']:.4f} ms an image in expectation, by the "
+            f"stages' medians at batch {written.budget['latency_batch_size']} here"
         )
-    ]
-    head = ["exit", "multiply-adds", "alone right", "threshold", "leave here"]
-    return tabulate(rows, head, stralign="right", disable_numparse=True)
+    if found.guarantee is not None:
+        print(report.guarantee_in_words(found.guarantee))
+        if not any(found.guarantee.thresholds):
+            logging.warning(
+                "Nothing but T=0 can be promised: no image leaves early. Allow more with "
+                "--max_accuracy_drop, or calibrate on more rows."
+            )
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def define_model_choice() -> None:
 
 
 def define_thresholds() -> None:
-    """--thresholds and --criterion."""
+    """--thresholds, --criterion and --temperatures."""
     flags.DEFINE_list(
         "thresholds",
         None,
@@ -141,6 +141,12 @@ def define_thresholds() -> None:
         "criterion",
         None,
         "Score that --thresholds are for. Default: the run's, else entropy.",
+    )
+    flags.DEFINE_list(
+        "temperatures",
+        None,
+        "What each exit's logits are divided by, in exit order. Default: the run's, "
+        "else 1 each.",
     )
 
 
@@ -224,35 +230,64 @@ def chosen_dataset(run: Any, model: Any = None) -> Any:
     return dataset
 
 
-def chosen_thresholds(choice: Choice, exits: list[str]) -> tuple[list[float], str]:
-    """`(thresholds, criterion)`: the flag's, else the calibrated ones.
+class Gates(NamedTuple):
+    """What decides which rows leave where.
+
+    Attributes:
+        thresholds: N-1 numbers.
+        criterion: name of the score.
+        temperatures: N numbers that the exits' logits are divided by.
+    """
+
+    thresholds: list[float]
+    criterion: str
+    temperatures: tuple[float, ...]
+
+
+def chosen_gates(choice: Choice) -> Gates:
+    """The flags' thresholds, else the calibrated ones.
+
+    Args:
+        choice: the model that they must fit.
 
     Raises:
-        BranchyError: there are none, or they do not fit the exits.
+        BranchyError: there are none, or they do not fit the model.
     """
-    from branchy_tf import thresholds
+    from branchy_tf import exits, graphs, thresholds
     from branchy_tf.confidence import check_criterion
 
+    names = exits.exit_names(choice.model)
     path = choice.thresholds
     given = parse_numbers("thresholds", FLAGS.thresholds)
+    temperatures = parse_numbers("temperatures", FLAGS.temperatures)
+    thresholds.check_temperatures(temperatures, len(names))
+    calibration = None
     if given is not None:
-        thresholds.check(given, len(exits))
-        criterion = FLAGS.criterion
-        if criterion is None and path is not None and path.is_file():
-            criterion = thresholds.Calibration.read(path, exits).criterion
-        return given, check_criterion(criterion or "entropy")
-    if path is None:
+        thresholds.check(given, len(names))
+        if path is not None and path.is_file():
+            calibration = thresholds.Calibration.read(path, names)
+        criterion = FLAGS.criterion or (calibration and calibration.criterion)
+    elif path is None:
         raise BranchyError(
             f"There are no calibrated thresholds for {FLAGS.model}. Pass --thresholds="
-            f"{','.join(['0.1'] * (len(exits) - 1))}, one for each exit but the last."
+            f"{','.join(['0.1'] * (len(names) - 1))}, one for each exit but the last."
         )
-    calibration = thresholds.Calibration.read(path, exits)
-    if FLAGS.criterion not in (None, calibration.criterion):
-        raise BranchyError(
-            f"--criterion={FLAGS.criterion}, but {path} holds thresholds "
-            f"for {calibration.criterion}. Calibrate with --criterion={FLAGS.criterion}."
-        )
-    return list(calibration.thresholds), check_criterion(calibration.criterion)
+    else:
+        fingerprint = graphs.fingerprint(choice.model)
+        calibration = thresholds.Calibration.read(path, names, fingerprint)
+        given, criterion = list(calibration.thresholds), calibration.criterion
+        if FLAGS.criterion not in (None, criterion):
+            raise BranchyError(
+                f"--criterion={FLAGS.criterion}, but {path} holds thresholds "
+                f"for {criterion}. Calibrate with --criterion={FLAGS.criterion}."
+            )
+    if temperatures is None and calibration is not None:
+        temperatures = list(calibration.temperatures)
+    return Gates(
+        given,
+        check_criterion(criterion or "entropy"),
+        thresholds.check_temperatures(temperatures, len(names)),
+    )
 
 
 def parse_arguments(text: str) -> dict[str, Any]:
@@ -299,3 +334,18 @@ def parse_numbers(flag: str, texts: list[str] | None) -> list[float] | None:
         raise BranchyError(
             f"--{flag}={','.join(texts)}: expected numbers parted by commas ({error})."
         ) from None
+
+
+def whole_numbers(flag: str) -> list[int]:
+    """Whole numbers of at least 1 from a list flag.
+
+    Raises:
+        BranchyError: none are given, or an entry is something else.
+    """
+    numbers = parse_numbers(flag, FLAGS[flag].value) or []
+    if not numbers or any(n < 1 or not n.is_integer() for n in numbers):
+        raise BranchyError(
+            f"--{flag} must be whole numbers of at least 1, parted by commas. Received "
+            f"{','.join(FLAGS[flag].value)}."
+        )
+    return [int(n) for n in numbers]

@@ -24,7 +24,11 @@ from branchy_tf.thresholds import forcing
 
 
 def write_contenders(
-    model: keras.Model, thresholds: Sequence[float], criterion: str, folder: pathlib.Path
+    model: keras.Model,
+    thresholds: Sequence[float],
+    criterion: str,
+    folder: pathlib.Path,
+    temperatures: Sequence[float] | None = None,
 ) -> None:
     """Writes the SavedModels to compare into `folder`."""
     baseline = exits.baseline(model)
@@ -32,7 +36,7 @@ def write_contenders(
     plain.write_frozen(baseline, folder / "frozen")
     for k, stage in enumerate(stages.split(model)):
         plain.write_frozen(stage.model, folder / f"stage_{k + 1}")
-    module = EarlyExitModule(model, thresholds, criterion)
+    module = EarlyExitModule(model, thresholds, criterion, temperatures=temperatures)
     tf.saved_model.save(module, str(folder / "early_exit"), signatures=module.functions)
 
 
@@ -46,6 +50,7 @@ def compare(
     threads: Sequence[int],
     seconds: float,
     progress: Callable[[str], object] = lambda what: None,
+    temperatures: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """Times all contenders; see benchmark.json in the contract.
 
@@ -59,12 +64,13 @@ def compare(
         threads: numbers of threads to time.
         seconds: for each batch size and number of threads.
         progress: called with a word on what is timed now.
+        temperatures: N numbers that the exits' logits are divided by; default: 1.
 
     Returns:
         The content of benchmark.json. `half_exit_1` is a contender too: every
         other row leaves at exit_1, the others go to the end.
     """
-    write_contenders(model, thresholds, criterion, folder)
+    write_contenders(model, thresholds, criterion, folder, temperatures)
     results: list[dict[str, Any]] = []
     gains: list[dict[str, Any]] = []
     for count in threads:

@@ -59,17 +59,23 @@ def check_criterion(criterion: str) -> str:
     return criterion
 
 
-def probabilities_and_scores(logits: Any, criterion: str = "entropy") -> tuple:
+def probabilities_and_scores(
+    logits: Any, criterion: str = "entropy", temperature: float = 1.0
+) -> tuple:
     """Softmax and score of each row.
 
     Args:
         logits: [..., classes], any float dtype; computed in float32.
         criterion: a name from `CRITERIA`.
+        temperature: of the softmax; the logits are divided by it.
 
     Returns:
         `(probabilities, scores)`, float32 [..., classes] and [...]. A row with
         a NaN logit scores NaN, which is below no threshold.
     """
-    log_probabilities = ops.log_softmax(ops.cast(logits, "float32"), axis=-1)
+    logits = ops.cast(logits, "float32")
+    if temperature != 1.0:
+        logits = logits / temperature
+    log_probabilities = ops.log_softmax(logits, axis=-1)
     scores = CRITERIA[check_criterion(criterion)](log_probabilities)
     return ops.exp(log_probabilities), scores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -12,6 +13,25 @@ from branchy_tf import exits, stages
 from branchy_tf.macs import macs
 
 __all__ = ["cumulative_macs", "full_macs", "macs", "measure_interleaved"]
+
+
+def by_stage(model: keras.Model) -> list[dict[str, int | str]]:
+    """What each stage adds: multiply-adds of an example, and parameters.
+
+    Returns:
+        `[{"exit": "exit_1", "macs": ..., "parameters": ...}, ...]`. A layer that
+        several stages share counts at the first; macs count each time.
+    """
+    rows: list[dict[str, int | str]] = []
+    seen: set[int] = set()
+    for stage in stages.split(model):
+        own = {id(w): math.prod(w.shape) for w in stage.model.weights}
+        parameters = sum(size for key, size in own.items() if key not in seen)
+        seen |= own.keys()
+        rows.append(
+            {"exit": stage.name, "macs": macs(stage.model), "parameters": parameters}
+        )
+    return rows
 
 
 def cumulative_macs(model: keras.Model) -> list[int]:

@@ -201,8 +201,9 @@ def main() -> None:
     for name, what in (
         ("run/model.keras", "the network, plain Keras"),
         ("run/history.csv", "accuracy by epoch; run/training.png draws it"),
-        ("run/thresholds.json", "the threshold; run/calibration.png shows the choice"),
+        ("run/thresholds.json", "the threshold, and why"),
         ("run/evaluation.json", "the figures on the test split"),
+        ("run/report.html", "pictures of the choice and of what it does"),
         (f"exports/{MODEL}/", "versions for TF Serving"),
     ):
         print(f"  {name:24}{what}")

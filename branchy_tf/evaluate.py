@@ -6,13 +6,16 @@ Examples:
   python -m branchy_tf.evaluate --model=branchy_lenet --weights=FILE.keras \
     --dataset=mnist --thresholds=0.1
 
-Prints a table and writes evaluation.json to --run_dir.
+Prints a table and writes evaluation.json and report.html to --run_dir. Nothing is
+chosen on the test split.
 """
+
+from collections.abc import Sequence
 
 from absl import logging
 from tabulate import tabulate
 
-from branchy_tf import command_line, exits, files, scoring
+from branchy_tf import command_line, exits, files, report, scoring, thresholds
 from branchy_tf.training.run_folder import load_keras_file
 
 command_line.define_model_choice()
@@ -20,20 +23,32 @@ command_line.define_data(required=False)
 command_line.define_thresholds()
 command_line.define_seed(default=None)
 
+# evaluation.json names them all.
+_MOST_NAMED = 20
+
 
 def main() -> None:
     choice = command_line.chosen_model()
     model, run, output = choice.model, choice.run, choice.output
-    limits, criterion = command_line.chosen_thresholds(choice, exits.exit_names(model))
+    gates = command_line.chosen_gates(choice)
     dataset = command_line.chosen_dataset(run, model)
     trained_baseline = None
     if run is not None and run.baseline.is_file():
         trained_baseline = load_keras_file(run.baseline)
-    result = scoring.evaluate(model, limits, criterion, dataset, trained_baseline)
+    evaluation = scoring.evaluate(
+        model,
+        gates.thresholds,
+        gates.criterion,
+        dataset,
+        trained_baseline,
+        gates.temperatures,
+    )
+    result = evaluation.result
     if choice.packaged is not None and choice.packaged.dataset == dataset.name:
         result["baseline_accuracy"] = choice.packaged.baseline_accuracy
     if output is not None:
         files.write_json(output.evaluation, result)
+        _report(model, run, output, gates, dataset.test, evaluation)
 
     print(_table(result))
     low, high = (f"{100 * value:.2f}" for value in result["accuracy_interval"])
@@ -52,8 +67,43 @@ def main() -> None:
         f"{result['macs']:,.0f} multiply-adds of {result['full_macs']:,}, "
         f"gain {result['gain']:.2f}x"
     )
+    print(_stored(result["stored_scores"]))
     if output is not None:
-        logging.info("Wrote %s.", output.evaluation)
+        logging.info("Wrote %s and %s.", output.evaluation, output.report)
+
+
+def _report(model, run, output, gates, split, evaluation) -> None:
+    frontier: Sequence[dict] = ()
+    if run is not None and run.thresholds.is_file():
+        known = thresholds.Calibration.read(run.thresholds, exits.exit_names(model))
+        # Thresholds for other scores would mean nothing here.
+        scored = (known.criterion, tuple(known.temperatures))
+        if scored == (gates.criterion, gates.temperatures):
+            frontier = known.frontier
+    section = report.test_section(output.pictures, evaluation, split, frontier)
+    page = report.Report(output.report, output.pictures, f"{model.name} with early exits")
+    page.write("test", section)
+
+
+def _stored(stored: dict) -> str:
+    """What a count on the scores of every exit gives, and the rows in doubt."""
+    text = (
+        f"By a count on every exit's scores: accuracy {stored['accuracy']:.2%}, "
+        f"{stored['macs']:,.0f} multiply-adds. {_rows(stored['rows_near_a_threshold'])} "
+        f"within {stored['near']:g} of a threshold"
+    )
+    elsewhere = stored["rows_routed_elsewhere"]
+    if len(elsewhere):
+        text += f"; {_rows(elsewhere)} took another exit when routed"
+    return text + "."
+
+
+def _rows(rows: Sequence[int]) -> str:
+    if not len(rows):
+        return "No row"
+    names = ", ".join(map(str, rows[:_MOST_NAMED]))
+    more = ", ..." if len(rows) > _MOST_NAMED else ""
+    return f"{len(rows)} row{'s' if len(rows) > 1 else ''} ({names}{more})"
 
 
 def _table(result: dict) -> str:

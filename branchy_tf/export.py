@@ -11,7 +11,7 @@ comparing it with the Keras model. Then serve it: python -m branchy_tf.serve
 
 from absl import flags, logging
 
-from branchy_tf import command_line, exits, saved_model
+from branchy_tf import command_line, saved_model
 from branchy_tf.errors import BranchyError
 from branchy_tf.saved_model.freezing import FREEZE
 
@@ -34,15 +34,16 @@ def main() -> None:
         raise BranchyError("--export_dir is missing: where to write versions.")
     choice = command_line.chosen_model()
     model = choice.model
-    limits, criterion = command_line.chosen_thresholds(choice, exits.exit_names(model))
+    gates = command_line.chosen_gates(choice)
     version = saved_model.export(
         model,
         FLAGS.export_dir,
         FLAGS.model_name or model.name,
-        limits,
-        criterion,
+        gates.thresholds,
+        gates.criterion,
         FLAGS.freeze,
         FLAGS.input_dtype,
+        gates.temperatures,
     )
     logging.info("Exported %s.", version)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -31,6 +32,14 @@ def nodes_in_order(model: keras.Model) -> list[Any]:
         for node in by_depth[depth]
         if not node.is_input
     ]
+
+
+def fingerprint(model: keras.Model) -> str:
+    """16 hexadecimal digits that tell a model's weights from others."""
+    digest = hashlib.sha256()
+    for variable in sorted(model.variables, key=lambda variable: variable.path):
+        digest.update(keras.ops.convert_to_numpy(variable).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def producer(tensor: Any) -> Any:

@@ -26,9 +26,10 @@ class EarlyExitPredictor:
         thresholds: N-1 numbers; a row leaves at exit n if its score is below
             thresholds[n-1]. 0 lets none leave, infinity all.
         criterion: name of the score: entropy, max_prob or margin.
+        temperatures: N numbers that the exits' logits are divided by; default: 1.
 
     Raises:
-        BranchyError: thresholds or criterion do not fit the model.
+        BranchyError: thresholds, criterion or temperatures do not fit the model.
 
     Example:
 
@@ -40,9 +41,15 @@ class EarlyExitPredictor:
     """
 
     def __init__(
-        self, model: keras.Model, thresholds: Sequence[float], criterion: str = "entropy"
+        self,
+        model: keras.Model,
+        thresholds: Sequence[float],
+        criterion: str = "entropy",
+        temperatures: Sequence[float] | None = None,
     ) -> None:
-        self._module = EarlyExitModule(model, thresholds, criterion)
+        self._module = EarlyExitModule(
+            model, thresholds, criterion, temperatures=temperatures
+        )
         self._thresholds = thresholds
 
     @property
@@ -72,7 +79,8 @@ class EarlyExitPredictor:
             self._thresholds if thresholds is None else thresholds, self.num_exits, rows
         )
         limits = np.broadcast_to(limits, (rows, limits.shape[1]))
-        parts = self._run("early_exit", arrays | {"thresholds": limits}, rows, batch_size)
+        function = self._module.functions["early_exit"]
+        parts = _run(function, arrays | {"thresholds": limits}, rows, batch_size)
         return Predictions(parts["probabilities"], parts["exit"], parts["score"])
 
     def all_exits(
@@ -92,8 +100,28 @@ class EarlyExitPredictor:
             `(probabilities [B, N, classes], scores [B, N])`, float32.
         """
         arrays, rows = self._check(images)
-        parts = self._run("all_exits", arrays, rows, batch_size, progress)
+        function = self._module.functions["all_exits"]
+        parts = _run(function, arrays, rows, batch_size, progress)
         return parts["probabilities"], parts["scores"]
+
+    def logits(
+        self,
+        images: Any,
+        batch_size: int = 256,
+        progress: Callable[[int], object] | None = None,
+    ) -> np.ndarray:
+        """Every exit's logits to every row, which no temperature has touched.
+
+        Args:
+            images: as for `predict`.
+            batch_size: rows to run at a time.
+            progress: called with the number of rows of each finished batch.
+
+        Returns:
+            float32 [B, N, classes].
+        """
+        arrays, rows = self._check(images)
+        return _run(self._module.logits, arrays, rows, batch_size, progress)["logits"]
 
     def _check(self, images: Any) -> tuple[dict[str, np.ndarray], int]:
         expected = {
@@ -102,26 +130,24 @@ class EarlyExitPredictor:
         }
         return inputs.check(images, expected)
 
-    def _run(
-        self,
-        signature: str,
-        arrays: dict[str, np.ndarray],
-        rows: int,
-        batch_size: int,
-        progress: Callable[[int], object] | None = None,
-    ) -> dict[str, np.ndarray]:
-        function = self._module.functions[signature]
-        parts = []
-        # One batch at least: an empty one gives empty results of the right shape.
-        for start in range(0, max(rows, 1), batch_size):
-            batch = {
-                name: tf.constant(array[start : start + batch_size])
-                for name, array in arrays.items()
-            }
-            parts.append(function(**batch))
-            if progress is not None:
-                progress(min(batch_size, rows - start))
-        return {
-            name: np.concatenate([part[name].numpy() for part in parts])
-            for name in parts[0]
+
+def _run(
+    function: Callable[..., dict[str, Any]],
+    arrays: dict[str, np.ndarray],
+    rows: int,
+    batch_size: int,
+    progress: Callable[[int], object] | None = None,
+) -> dict[str, np.ndarray]:
+    parts = []
+    # One batch at least: an empty one gives empty results of the right shape.
+    for start in range(0, max(rows, 1), batch_size):
+        batch = {
+            name: tf.constant(array[start : start + batch_size])
+            for name, array in arrays.items()
         }
+        parts.append(function(**batch))
+        if progress is not None:
+            progress(min(batch_size, rows - start))
+    return {
+        name: np.concatenate([part[name].numpy() for part in parts]) for name in parts[0]
+    }

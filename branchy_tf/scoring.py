@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,56 +11,148 @@ import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
-from branchy_tf import costs, exits
+from branchy_tf import costs, exits, thresholds
+from branchy_tf.confidence import probabilities_and_scores
 from branchy_tf.data import Dataset, Split
+from branchy_tf.errors import BranchyError
 from branchy_tf.predictor import EarlyExitPredictor
+from branchy_tf.results import Predictions
+
+# How far a score may be from a threshold for its row to be named.
+NEAR = 1e-4
 
 
-def every_exit(
-    predictor: EarlyExitPredictor, split: Split
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scores float32 [n, N] and correctness bool [n, N] of every exit."""
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """What every exit says of every row.
+
+    Attributes:
+        probabilities: float32 [n, N, classes].
+        scores: float32 [n, N].
+        labels: int64 [n], the truth.
+    """
+
+    probabilities: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def given(self) -> np.ndarray:
+        """int64 [n, N], the label that each exit gives."""
+        return self.probabilities.argmax(axis=-1)
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Whether it is the right one, bool [n, N]."""
+        return self.given == self.labels[:, None]
+
+
+def every_exit(predictor: EarlyExitPredictor, split: Split) -> np.ndarray:
+    """Logits float32 [n, N, classes] of every exit, with a progress bar.
+
+    Raises:
+        BranchyError: a NaN among them; the message names exit and row.
+    """
     with tqdm(total=len(split), unit=" images", desc="every exit") as bar:
-        probabilities, scores = predictor.all_exits(split.images, progress=bar.update)
-    return scores, probabilities.argmax(axis=-1) == split.labels[:, None]
+        logits = predictor.logits(split.images, progress=bar.update)
+    rows, columns, _ = np.nonzero(np.isnan(logits))
+    if len(rows):
+        raise BranchyError(
+            f"exit_{columns[0] + 1} gives NaN for {len(set(rows))} of {len(logits):,} "
+            f"rows, first for row {rows[0]}; expected numbers. The weights or the "
+            "data are damaged; train again."
+        )
+    return logits
+
+
+def answers(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    criterion: str = "entropy",
+    temperatures: Sequence[float] | None = None,
+) -> Answers:
+    """The answers that lie in the logits of every exit.
+
+    Args:
+        logits: float32 [n, N, classes].
+        labels: int [n].
+        criterion: name of the score.
+        temperatures: N numbers; default: 1 each.
+    """
+    number = logits.shape[1]
+    parts = [
+        probabilities_and_scores(logits[:, k], criterion, temperature)
+        for k, temperature in enumerate(
+            thresholds.check_temperatures(temperatures, number)
+        )
+    ]
+    probabilities, scores = (
+        np.stack([keras.ops.convert_to_numpy(part[i]) for part in parts], axis=1)
+        for i in range(2)
+    )
+    return Answers(probabilities, scores, labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """A test split, really routed.
+
+    Attributes:
+        result: the content of evaluation.json.
+        logits: float32 [n, N, classes], of every exit.
+        answers: of every exit.
+        routed: the answers that early exit gives.
+    """
+
+    result: dict[str, Any]
+    logits: np.ndarray
+    answers: Answers
+    routed: Predictions
 
 
 def evaluate(
     model: keras.Model,
-    thresholds: Sequence[float],
+    limits: Sequence[float],
     criterion: str,
     dataset: Dataset,
     trained_baseline: keras.Model | None = None,
-) -> dict[str, Any]:
-    """The content of evaluation.json: the test split, really routed.
+    temperatures: Sequence[float] | None = None,
+) -> Evaluation:
+    """Routes the test split, and compares with a count on every exit's scores.
 
     Args:
         model: outputs `{"exit_1": logits, ..., "exit_N": logits}`.
-        thresholds: N-1 numbers.
+        limits: N-1 thresholds.
         criterion: name of the score.
         dataset: its test split is used.
         trained_baseline: the network trained without branches, if there is one.
+        temperatures: N numbers that the exits' logits are divided by; default: 1.
 
     Returns:
-        The fields of evaluation.json, among them 95 % intervals:
-        `accuracy_interval` (Wilson), and `accuracy_drop` below the final exit
-        on the same rows with `accuracy_drop_interval` (Bonett and Price).
+        An `Evaluation`. Among the fields of its result are 95 % intervals:
+        `accuracy_interval` (Wilson), `accuracy_drop` below the final exit on the
+        same rows with `accuracy_drop_interval` (Bonett and Price), and those of
+        the multiply-adds and the gain (bootstrap).
     """
     test = dataset.test
-    predictor = EarlyExitPredictor(model, thresholds, criterion)
-    _, correct = every_exit(predictor, test)
-    answer = predictor.predict(test.images)
-    right = answer.labels == test.labels
-    rates = answer.exit_rates(predictor.num_exits)
+    predictor = EarlyExitPredictor(model, limits, criterion, temperatures)
+    logits = every_exit(predictor, test)
+    every = answers(logits, test.labels, criterion, temperatures)
+    correct = every.correct
+    routed = predictor.predict(test.images)
+    right = routed.labels == test.labels
+    rates = routed.exit_rates(predictor.num_exits)
     exit_macs, full_macs = costs.cumulative_macs(model), costs.full_macs(model)
     macs = float(rates @ exit_macs)
-    return {
+    low, high = thresholds.bootstrap(every.scores, correct, exit_macs, limits)["cost"]
+    result = {
         "dataset": dataset.name,
         "split": "test",
         "num_examples": len(test),
         "criterion": criterion,
         "exits": exits.exit_names(model),
-        "thresholds": list(thresholds),
+        "thresholds": list(limits),
+        "temperatures": thresholds.check_temperatures(temperatures, len(rates)),
         "accuracy": right.mean(),
         "accuracy_interval": wilson_interval(right),
         "accuracy_drop": correct[:, -1].mean() - right.mean(),
@@ -67,16 +160,40 @@ def evaluate(
         "exit_rates": rates,
         "exit_accuracies": correct.mean(axis=0),
         "leaving_accuracies": [
-            right[answer.exits == k].mean() if (answer.exits == k).any() else None
+            right[routed.exits == k].mean() if (routed.exits == k).any() else None
             for k in range(predictor.num_exits)
         ],
         "exit_macs": exit_macs,
         "macs": macs,
+        "macs_interval": [low, high],
         "full_macs": full_macs,
         "gain": full_macs / macs,
+        "gain_interval": [full_macs / high, full_macs / low],
+        "stored_scores": _stored(every, limits, exit_macs, routed),
         "baseline_accuracy": (
             None if trained_baseline is None else plain_accuracy(trained_baseline, test)
         ),
+    }
+    return Evaluation(result, logits, every, routed)
+
+
+def _stored(
+    every: Answers,
+    limits: Sequence[float],
+    exit_macs: Sequence[int],
+    routed: Predictions,
+) -> dict[str, Any]:
+    """What a count on every exit's scores expects, and which rows went elsewhere."""
+    point = thresholds.evaluate(every.scores, every.correct, exit_macs, limits)
+    expected = thresholds.exit_indices(every.scores, limits)
+    return {
+        "accuracy": point.accuracy,
+        "macs": point.cost,
+        "near": NEAR,
+        "rows_near_a_threshold": np.flatnonzero(
+            thresholds.near(every.scores, limits, NEAR)
+        ),
+        "rows_routed_elsewhere": np.flatnonzero(expected != routed.exits),
     }
 
 

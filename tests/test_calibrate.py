@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import shutil
+
 import commands
+import keras
+import numpy as np
 import pytest
 
 from branchy_tf import files
@@ -10,7 +14,64 @@ def test_writes_thresholds_and_picture(run_dir):
     calibrated = files.read_json(run_dir / "thresholds.json")
     assert calibrated["exits"] == ["exit_1", "exit_2"]
     assert calibrated["validation"]["num_examples"] == 500
-    assert (run_dir / "calibration.png").stat().st_size > 10_000
+    assert calibrated["budget"] == {"risk": "lost"}
+    assert calibrated["guarantee"] is None
+    assert len(calibrated["temperatures"]) == 2
+    known = calibrated["validation"]
+    low, high = known["accuracy_interval"]
+    assert low <= known["accuracy"] <= high
+    low, high = known["gain_interval"]
+    assert low <= known["gain"] <= high
+    names = [
+        "classes",
+        "frontier",
+        "gallery",
+        "leaving",
+        "reliability",
+        "scores",
+        "wrong",
+    ]
+    pictures = sorted((run_dir / "report").glob("*.png"))
+    assert [p.stem for p in pictures] == [f"validation_{name}" for name in names]
+    page = (run_dir / "report.html").read_text()
+    assert page.count('src="data:image/png;base64,') == len(names)
+
+
+@pytest.fixture
+def copy(run_dir, tmp_path):
+    """The trained run, without thresholds."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("model.keras", "train.flags"):
+        shutil.copy(run_dir / name, folder)
+    return folder
+
+
+def test_promises_with_the_best_criterion(copy):
+    flags = ["--criterion=all", "--max_accuracy_drop=0.03", "--guarantee=0.9"]
+    done = commands.run("calibrate", f"--run_dir={copy}", *flags)
+    assert done.status == 0, done.stderr
+    calibrated = files.read_json(copy / "thresholds.json")
+    assert f"Taken: {calibrated['criterion']}." in done.stdout
+    assert "Promised: with probability 0.9 the risk is at most 0.03" in done.stdout
+    promised = calibrated["guarantee"]
+    assert promised["level"] == 0.9
+    assert promised["num_tuning"] == promised["num_test"] == 250
+    assert promised["thresholds"] == calibrated["thresholds"]
+    page = (copy / "report.html").read_text()
+    assert "Promised" in page
+    assert "max_prob" in page
+
+
+def test_keeps_to_milliseconds(copy):
+    flags = ["--max_latency_ms=99", "--latency_batch_size=8", "--nofit_temperatures"]
+    done = commands.run("calibrate", f"--run_dir={copy}", *flags)
+    assert done.status == 0, done.stderr
+    assert "in expectation, by the stages' medians at batch 8" in done.stdout
+    calibrated = files.read_json(copy / "thresholds.json")
+    assert calibrated["budget"]["latency_batch_size"] == 8
+    assert 0 < calibrated["budget"]["expected_ms"] < 99
+    assert calibrated["temperatures"] == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -19,7 +80,20 @@ def test_writes_thresholds_and_picture(run_dir):
         (["--max_macs=3"], "No thresholds cost at most 3"),
         (["--min_accuracy=1.5"], "from 0 to 1"),
         (["--min_accuracy=0.9", "--max_macs=3e5"], "not both"),
+        (["--knee", "--min_accuracy=0.9", "--max_macs=3e5"], "not all"),
+        (["--min_accuracy=0.9999"], "the best there are reach"),
         (["--risk=lost", "--max_macs=3e5"], "--risk=lost goes with"),
+        (["--max_latency_ms=1"], "--latency_batch_size go together"),
+        (["--max_latency_ms=1", "--latency_batch_size=501"], "from 1 to 500"),
+        (["--exit_rates=0.6,0.3"], "one share for each exit but the last"),
+        (["--exit_rates=most"], "expected numbers"),
+        (["--guarantee=sure", "--max_accuracy_drop=0.1"], "expected a probability"),
+        (["--guarantee=0.95", "--max_accuracy_drop=0.01"], "598 in all. There are 500"),
+        (["--guarantee=0.9", "--min_accuracy=0.9"], "goes with --max_accuracy_drop"),
+        (
+            ["--guarantee=0.9", "--max_accuracy_drop=0.1", "--risk=accuracy"],
+            "Pass --risk=lost",
+        ),
         (["--criterion=mood"], "mood"),
     ],
 )
@@ -33,3 +107,24 @@ def test_needs_a_run(tmp_path):
     assert (
         "holds no model.keras" in commands.run("calibrate", f"--run_dir={tmp_path}").error
     )
+
+
+def npz(path, labels):
+    images = np.zeros((len(labels), 28, 28), np.uint8)
+    np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    return path
+
+
+def test_refuses_rows_of_one_class_and_damaged_weights(copy, tmp_path):
+    # The one row of another class is not among those cut for validation.
+    labels = np.where(np.arange(60) == 0, 1, 0)
+    other = npz(tmp_path / "one.npz", labels)
+    flags = [f"--run_dir={copy}", f"--dataset={other}", "--validation_size=10"]
+    assert "10 rows of 1 class(es)" in commands.run("calibrate", *flags).error
+    assert not (copy / "thresholds.json").exists()
+
+    model = keras.models.load_model(copy / "model.keras", compile=False)
+    model.set_weights([np.full_like(w, np.nan) for w in model.get_weights()])
+    model.save(copy / "model.keras")
+    assert "gives NaN for" in commands.run("calibrate", f"--run_dir={copy}").error
+    assert not (copy / "thresholds.json").exists()

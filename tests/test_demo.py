@@ -28,7 +28,7 @@ def test_demo_goes_all_the_way(tmp_path):
     everyone = re.search(r"^T = inf: .*?\s([\d.]+)%\s+100\.0%", done.stdout, re.M)
     assert float(everyone[1]) / 100 == round(result["exit_accuracies"][0], 3)
 
-    for name in ("run/model.keras", "run/calibration.png", "run/training.png",
+    for name in ("run/model.keras", "run/report.html", "run/training.png",
                  "exports/branchy_lenet/1/saved_model.pb"):  # fmt: skip
         assert (tmp_path / "demo" / name).is_file(), name
     # The server is gone with the demo.

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 import shutil
 
 import commands
@@ -9,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 import small
+from scipy import special, stats
 
 from branchy_tf import exits, files, scoring
 
@@ -44,11 +46,13 @@ def test_evaluation_has_every_field_and_is_right(copy, trained, mnist_5k):
     result = evaluated(copy)
 
     # All again, from the logits.
-    (limit,) = files.read_json(copy / "thresholds.json")["thresholds"]
+    calibrated = files.read_json(copy / "thresholds.json")
+    (limit,) = calibrated["thresholds"]
+    temperature = calibrated["temperatures"][0]
     test = mnist_5k.test
     logits = trained.predict(test.images, verbose=0)
     answers = {name: logits[name].argmax(axis=1) for name in ("exit_1", "exit_2")}
-    powers = np.exp(logits["exit_1"].astype(float))
+    powers = np.exp(logits["exit_1"].astype(float) / temperature)
     shares = powers / powers.sum(axis=1, keepdims=True)
     leaves = -(shares * np.log(shares)).sum(axis=1) < limit
     right = np.where(leaves, answers["exit_1"], answers["exit_2"]) == test.labels
@@ -85,6 +89,39 @@ def test_evaluation_has_every_field_and_is_right(copy, trained, mnist_5k):
     assert f"accuracy {right.mean():.2%} on 1,000 test images" in done.stdout
     assert f"{rates[0]:.2%}" in done.stdout
 
+    # A count on the scores gives what routing does; rows within 1e-4 of a threshold,
+    # and no others, may have gone elsewhere.
+    stored = result["stored_scores"]
+    assert set(stored["rows_routed_elsewhere"]) <= set(stored["rows_near_a_threshold"])
+    doubt = len(stored["rows_routed_elsewhere"])
+    assert abs(stored["accuracy"] - result["accuracy"]) * 1000 <= doubt + 1e-9
+    assert abs(stored["macs"] - result["macs"]) <= doubt * MACS[1] / 1000 + 1e-6
+    assert f"accuracy {stored['accuracy']:.2%}" in done.stdout
+    assert "within 0.0001 of a threshold" in done.stdout
+
+    page = (copy / "report.html").read_text()
+    assert "test split</h2>" in page
+    assert page.count('src="data:image/png;base64,') == page.count('src="') == 7
+    assert "http" not in page
+    assert "<script" not in page
+
+
+def test_rows_on_the_very_threshold_are_named(copy, trained, mnist_5k, digits_npz):
+    images = mnist_5k.test.images[:100]
+    logits = np.asarray(trained(images)["exit_1"], float)
+    shares = special.softmax(logits, axis=1)
+    scores = stats.entropy(shares, axis=1)
+    row = int(np.argsort(scores)[50])
+    done = commands.run(
+        "evaluate", f"--run_dir={copy}", f"--thresholds={scores[row]}",
+        "--temperatures=1,1", f"--dataset={digits_npz}",
+    )  # fmt: skip
+    assert done.status == 0, done.stderr
+    result = evaluated(copy)
+    assert result["temperatures"] == [1.0, 1.0]
+    assert row in result["stored_scores"]["rows_near_a_threshold"]
+    assert re.search(rf"\b{row}\b.* within 0\.0001 of a threshold", done.stdout)
+
 
 def test_baseline_is_the_one_that_was_trained(copy, run_dir, mnist_5k, digits_npz):
     baseline = keras.models.load_model(run_dir / "baseline.keras", compile=False)
@@ -112,7 +149,8 @@ def test_weights_of_a_file_with_a_folder_to_write_to(run_dir, tmp_path, digits_n
         f"--dataset={digits_npz}", "--thresholds=0", f"--run_dir={tmp_path / 'out'}",
     )  # fmt: skip
     assert done.status == 0, done.stderr
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["evaluation.json"]
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == ["evaluation.json", "report", "report.html"]
     result = evaluated(tmp_path / "out")
     assert result["exit_rates"] == [0.0, 1.0]
     assert result["accuracy"] == result["exit_accuracies"][1]
@@ -137,6 +175,8 @@ def test_without_a_run_dir_nothing_is_written(run_dir, digits_npz, tmp_path):
         (["--thresholds=0.1,0.2"], "`thresholds` has shape (2,); expected 1"),
         (["--thresholds=-0.1"], "`thresholds` must be at least 0 and not NaN"),
         (["--thresholds=nan"], "`thresholds` must be at least 0 and not NaN"),
+        (["--temperatures=1"], "`temperatures` must be 2 positive numbers"),
+        (["--temperatures=1,0"], "`temperatures` must be 2 positive numbers"),
         (["--thresholds=low"], "--thresholds=low: expected numbers"),
         (["--thresholds=0.1", "--criterion=mood"], "Unknown criterion 'mood'."),
         (["--criterion=margin"], "Calibrate with --criterion=margin."),
@@ -196,6 +236,18 @@ def edited(path: pathlib.Path, **changes) -> None:
             "`thresholds` has shape (2,); expected 1",
         ),
         (
+            lambda run: edited(run / "thresholds.json", weights="0" * 16),
+            "was made for other weights than this model has",
+        ),
+        (
+            lambda run: edited(run / "thresholds.json", criterion="mood"),
+            "Unknown criterion 'mood'",
+        ),
+        (
+            lambda run: edited(run / "thresholds.json", temperatures=[1.0]),
+            "`temperatures` must be 2 positive numbers",
+        ),
+        (
             lambda run: (run / "thresholds.json").write_text('{"criterion": "entr'),
             "thresholds.json cannot be read as JSON",
         ),
@@ -223,7 +275,8 @@ def edited(path: pathlib.Path, **changes) -> None:
         ),
     ],
     ids=[
-        "not calibrated", "other exits", "other number", "damaged thresholds",
+        "not calibrated", "other exits", "other number", "other weights",
+        "other criterion", "other temperatures", "damaged thresholds",
         "incomplete thresholds", "no flags", "no model", "damaged model",
         "damaged baseline",
     ],

@@ -8,6 +8,7 @@ import small
 from scipy import stats
 
 from branchy_tf import data, exits, scoring
+from branchy_tf.errors import BranchyError
 
 
 def share(right: int, rows: int) -> np.ndarray:
@@ -72,15 +73,29 @@ def test_paired_interval_covers_the_truth():
 
 
 def test_every_exit_is_judged_by_its_own_answer():
-    probabilities = np.array([[[0.9, 0.1], [0.2, 0.8]], [[0.6, 0.4], [0.7, 0.3]]])
-    scores = np.array([[0.1, 0.2], [0.3, 0.4]], np.float32)
-    predictor = types.SimpleNamespace(
-        all_exits=lambda images, progress: (probabilities, scores)
-    )
-    split = data.Split(np.zeros((2, 1, 1, 1), np.uint8), np.array([1, 0]))
-    given, correct = scoring.every_exit(predictor, split)
-    np.testing.assert_array_equal(given, scores)
-    assert correct.tolist() == [[False, True], [True, True]]
+    logits = np.float32([[[2, 0], [0, 1]], [[1, 0], [3, 0]]])
+    every = scoring.answers(logits, np.array([1, 0]))
+    assert every.given.tolist() == [[0, 1], [0, 0]]
+    assert every.correct.tolist() == [[False, True], [True, True]]
+    assert every.scores.shape == (2, 2)
+
+
+def test_temperatures_are_those_of_each_exit():
+    logits = np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)
+    labels = np.zeros(5, int)
+    plain = scoring.answers(logits / np.float32([[2], [0.5]]), labels)
+    warm = scoring.answers(logits, labels, temperatures=[2, 0.5])
+    np.testing.assert_allclose(warm.probabilities, plain.probabilities, rtol=1e-5)
+    np.testing.assert_allclose(warm.scores, plain.scores, rtol=1e-4)
+
+
+def test_nan_is_refused_with_exit_and_row():
+    logits = np.zeros((4, 2, 3), np.float32)
+    logits[2, 1, 0] = np.nan
+    predictor = types.SimpleNamespace(logits=lambda images, progress: logits)
+    split = data.Split(np.zeros((4, 1, 1, 1), np.uint8), np.zeros(4, int))
+    with pytest.raises(BranchyError, match=r"exit_2 gives NaN for 1 of 4 .* row 2;"):
+        scoring.every_exit(predictor, split)
 
 
 def test_plain_accuracy():

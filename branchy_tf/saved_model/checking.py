@@ -106,9 +106,16 @@ def _keras_answers(
         [np.asarray(outputs[name], np.float32) for name in exits.exit_names(model)],
         axis=1,
     )
-    probabilities, scores = probabilities_and_scores(logits, module.criterion)
+    each = [
+        probabilities_and_scores(logits[:, k], module.criterion, temperature)
+        for k, temperature in enumerate(module.temperatures)
+    ]
+    probabilities, scores = (
+        np.stack([np.asarray(part[i]) for part in each], axis=1) for i in range(2)
+    )
+    logits /= np.array(module.temperatures, np.float32)[:, None]
     tolerance = _TOLERANCE * max(1.0, float(np.abs(logits).max()))
-    return np.asarray(probabilities), np.asarray(scores), tolerance
+    return probabilities, scores, tolerance
 
 
 def _check_routing(

@@ -14,7 +14,7 @@ from branchy_tf import exits
 from branchy_tf.confidence import check_criterion
 from branchy_tf.errors import BranchyError
 from branchy_tf.saved_model import freezing, routing
-from branchy_tf.thresholds import check
+from branchy_tf.thresholds import check, check_temperatures
 
 
 class EarlyExitModule(tf.Module):
@@ -33,9 +33,12 @@ class EarlyExitModule(tf.Module):
         frozen: weights as constants instead of variables.
         input_dtype: dtype of the served inputs; default: the model's own. They
             are cast to the model's in the graph.
+        temperatures: N numbers that the exits' logits are divided by; default: 1.
 
     Attributes:
         functions: `{signature name: tf.function}`, as `tf.saved_model.save` takes them.
+        logits: a `tf.function` from the model's inputs to every exit's logits
+            [B, N, C]; it is not served.
         specs: of the model's inputs in the signatures, in order.
         input_names: their names.
         model_dtypes: the dtypes that they are cast to.
@@ -51,11 +54,13 @@ class EarlyExitModule(tf.Module):
         criterion: str = "entropy",
         frozen: bool = True,
         input_dtype: str | None = None,
+        temperatures: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.exit_names = exits.exit_names(model)
         self.classes = exits.num_classes(model)
         self.criterion = check_criterion(criterion)
+        self.temperatures = check_temperatures(temperatures, len(self.exit_names))
         self._defaults = check(thresholds, len(self.exit_names), rows=1)
         self.specs = _input_specs(model, input_dtype)
         self.input_names = [spec.name for spec in self.specs]
@@ -69,6 +74,7 @@ class EarlyExitModule(tf.Module):
             "serving_default": self._serving_default(),
             "all_exits": self._all_exits(),
         }
+        self.logits = self._all_logits()
 
     def _prepare(self, tensors: Sequence[Any]) -> list:
         """Checks and casts the inputs; nothing may touch them before."""
@@ -90,7 +96,12 @@ class EarlyExitModule(tf.Module):
         prepared = self._prepare(tensors)
         thresholds = tf.ensure_shape(thresholds, [None, len(self.exit_names) - 1])
         probabilities, exit_index, score = routing.early_exit(
-            self._stages, prepared, thresholds, self.criterion, self.classes
+            self._stages,
+            prepared,
+            thresholds,
+            self.criterion,
+            self.temperatures,
+            self.classes,
         )
         return {"probabilities": probabilities, "exit": exit_index, "score": score}
 
@@ -114,11 +125,22 @@ class EarlyExitModule(tf.Module):
     def _all_exits(self):
         def all_exits(*tensors):
             probabilities, scores = routing.all_exits(
-                self._stages, self._prepare(tensors), self.criterion, self.classes
+                self._stages,
+                self._prepare(tensors),
+                self.criterion,
+                self.temperatures,
+                self.classes,
             )
             return {"probabilities": probabilities, "scores": scores}
 
         return _signature(all_exits, self.specs)
+
+    def _all_logits(self):
+        def logits(*tensors):
+            prepared = self._prepare(tensors)
+            return {"logits": routing.all_logits(self._stages, prepared, self.classes)}
+
+        return _signature(logits, self.specs)
 
 
 def cast_input(tensor: Any, dtype: str) -> Any:

@@ -9,6 +9,7 @@ which all rows agree, is passed on as it is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -23,6 +24,7 @@ def early_exit(
     tensors: list,
     thresholds: Any,
     criterion: str,
+    temperatures: Sequence[float],
     classes: int,
 ) -> tuple[Any, Any, Any]:
     """Routes each row to the first exit that is sure enough of it.
@@ -32,6 +34,7 @@ def early_exit(
         tensors: the model's inputs, each [B, ...].
         thresholds: float32 [B or 1, N-1].
         criterion: name of the score.
+        temperatures: N numbers, of each exit's softmax.
         classes: number of classes.
 
     Returns:
@@ -46,7 +49,7 @@ def early_exit(
     thresholds = tf.broadcast_to(thresholds, [rows, len(stages) - 1])
 
     def answer():
-        return _from_stage(0, stages, tensors, thresholds, criterion)
+        return _from_stage(0, stages, tensors, thresholds, criterion, temperatures)
 
     def nothing():
         return (
@@ -59,9 +62,16 @@ def early_exit(
     return tf.cond(rows > 0, answer, nothing)
 
 
-def _from_stage(k: int, stages: list, tensors: list, thresholds, criterion: str) -> tuple:
+def _from_stage(
+    k: int,
+    stages: list,
+    tensors: list,
+    thresholds: Any,
+    criterion: str,
+    temperatures: Sequence[float],
+) -> tuple:
     logits, carried = stages[k](tensors)
-    probabilities, scores = probabilities_and_scores(logits, criterion)
+    probabilities, scores = probabilities_and_scores(logits, criterion, temperatures[k])
     exits = tf.fill(tf.shape(scores), k)
     here = (probabilities, exits, scores)
     if k == len(stages) - 1:
@@ -82,7 +92,9 @@ def _from_stage(k: int, stages: list, tensors: list, thresholds, criterion: str)
             return tf.zeros([0, 1], tf.int64), [*carried, thresholds]
 
         rows, (*onward, their_thresholds) = tf.cond(all_stay, everyone, staying)
-        further = _from_stage(k + 1, stages, onward, their_thresholds, criterion)
+        further = _from_stage(
+            k + 1, stages, onward, their_thresholds, criterion, temperatures
+        )
 
         def merged():
             return tuple(
@@ -96,7 +108,11 @@ def _from_stage(k: int, stages: list, tensors: list, thresholds, criterion: str)
 
 
 def all_exits(
-    stages: list[StageFunction], tensors: list, criterion: str, classes: int
+    stages: list[StageFunction],
+    tensors: list,
+    criterion: str,
+    temperatures: Sequence[float],
+    classes: int,
 ) -> tuple[Any, Any]:
     """Every exit's answer to every row.
 
@@ -106,13 +122,29 @@ def all_exits(
 
     def answer():
         results, live = [], tensors
-        for stage in stages:
+        for stage, temperature in zip(stages, temperatures, strict=True):
             logits, live = stage(live)
-            results.append(probabilities_and_scores(logits, criterion))
+            results.append(probabilities_and_scores(logits, criterion, temperature))
         probabilities, scores = zip(*results, strict=True)
         return tf.stack(probabilities, axis=1), tf.stack(scores, axis=1)
 
     def nothing():
         return tf.zeros([0, len(stages), classes]), tf.zeros([0, len(stages)])
+
+    return tf.cond(tf.shape(tensors[0])[0] > 0, answer, nothing)
+
+
+def all_logits(stages: list[StageFunction], tensors: list, classes: int) -> Any:
+    """Every exit's logits, before temperature and softmax: float32 [B, N, classes]."""
+
+    def answer():
+        results, live = [], tensors
+        for stage in stages:
+            logits, live = stage(live)
+            results.append(tf.cast(logits, tf.float32))
+        return tf.stack(results, axis=1)
+
+    def nothing():
+        return tf.zeros([0, len(stages), classes])
 
     return tf.cond(tf.shape(tensors[0])[0] > 0, answer, nothing)

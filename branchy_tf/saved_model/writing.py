@@ -37,6 +37,7 @@ def export(
     criterion: str = "entropy",
     freeze: str = "auto",
     input_dtype: str | None = None,
+    temperatures: Sequence[float] | None = None,
 ) -> pathlib.Path:
     """Exports a multi-exit model as the next version of `model_name`.
 
@@ -55,6 +56,7 @@ def export(
             their bytes are at most 500 MB.
         input_dtype: dtype of the served inputs; default: the model's own, which
             is uint8 for the zoo's.
+        temperatures: N numbers that the exits' logits are divided by; default: 1.
 
     Returns:
         The folder of the version: `<export_dir>/<model_name>/<version>`, where
@@ -76,7 +78,9 @@ def export(
             f"letter or digit. Received {model_name!r}."
         )
     frozen = freezing.should_freeze(model, freeze)
-    module = EarlyExitModule(model, thresholds, criterion, frozen, input_dtype)
+    module = EarlyExitModule(
+        model, thresholds, criterion, frozen, input_dtype, temperatures
+    )
     defaults = check(thresholds, len(module.exit_names), rows=1)
     for function in module.functions.values():
         # What cannot be traced is found before a file is touched.
@@ -147,6 +151,7 @@ def _description(model, module: EarlyExitModule, defaults, frozen: bool) -> dict
         "exits": module.exit_names,
         "criterion": module.criterion,
         "thresholds": defaults[0],
+        "temperatures": module.temperatures,
         "classes": module.classes,
         **_macs(model),
         "inputs": {

@@ -1,10 +1,13 @@
-"""Thresholds for many exits, one exit at a time."""
+"""Better thresholds from good ones, one exit at a time."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from branchy_tf.thresholds.cuts import between
+from branchy_tf.thresholds.points import Point
 from branchy_tf.thresholds.rule import leaves
 
 # Prices of a full network's cost in accuracy; at 0 only accuracy counts.
@@ -12,40 +15,46 @@ _PRICES = np.concatenate([[0.0], np.geomspace(1e-4, 1e3, 50)])
 _MOST_SWEEPS = 20
 
 
-def descend(
-    scores: np.ndarray, correct: np.ndarray, costs: np.ndarray
+def refine(
+    scores: np.ndarray, correct: np.ndarray, costs: np.ndarray, starts: Sequence[Point]
 ) -> list[np.ndarray]:
-    """Good threshold vectors, from the most accurate to the cheapest.
+    """Threshold vectors that no change of a single one betters, at some price.
 
-    For a series of prices, accuracy - price * cost is raised by choosing the best
-    threshold of one exit, all others as they are, until no exit changes. Each
-    choice is exact: the rows that reach the exit are sorted by score, and their
-    gains from leaving are summed up. The time grows with rows * exits.
+    For a series of prices, accuracy - price * cost is raised from the start that
+    is worth most by choosing the best threshold of one exit, all others as they
+    are, until no exit changes. Each choice is exact, over all scores: the rows
+    that reach the exit are sorted, and their gains from leaving are summed up.
+    The time grows with rows * exits.
 
     Args:
-        scores: float32 [n, N], correct: bool [n, N], costs: [N] cumulative.
+        scores: float32 [n, N].
+        correct: bool [n, N].
+        costs: float64 [N] cumulative.
+        starts: where to start from, at least one.
 
     Returns:
-        Vectors of N-1 thresholds; the first lets no row leave.
+        Vectors of N-1 thresholds, from the most accurate to the cheapest.
     """
-    gates = scores.shape[1] - 1
-    vector = np.zeros(gates, np.float32)
-    found = [vector.copy()]
+    found = []
     for price in _PRICES:
         value = correct - price * costs / costs[-1]
-        for _ in range(_MOST_SWEEPS):
-            before = vector.copy()
-            # What each row is worth if it goes past the exit now looked at.
-            onward = value[:, -1]
-            for k in reversed(range(gates)):
-                stays = ~leaves(scores[:, :k], vector[:k])
-                reach = stays.all(axis=1)
-                vector[k] = _best(scores[reach, k], (value[:, k] - onward)[reach])
-                onward = np.where(leaves(scores[:, k], vector[k]), value[:, k], onward)
-            if np.array_equal(vector, before):
-                break
-        found.append(vector.copy())
+        start = max(starts, key=lambda p: p.accuracy - price * p.cost / costs[-1])
+        found.append(_descend(scores, value, np.array(start.thresholds, np.float32)))
     return found
+
+
+def _descend(scores: np.ndarray, value: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    for _ in range(_MOST_SWEEPS):
+        before = vector.copy()
+        # What each row is worth if it goes past the exit now looked at.
+        onward = value[:, -1]
+        for k in reversed(range(len(vector))):
+            reach = ~leaves(scores[:, :k], vector[:k]).any(axis=1)
+            vector[k] = _best(scores[reach, k], (value[:, k] - onward)[reach])
+            onward = np.where(leaves(scores[:, k], vector[k]), value[:, k], onward)
+        if np.array_equal(vector, before):
+            break
+    return vector
 
 
 def _best(scores: np.ndarray, gains: np.ndarray) -> np.float32:

@@ -73,6 +73,23 @@ def forcing(exit_index: int, num_exits: int) -> np.ndarray:
     return np.where(np.arange(num_exits - 1) < exit_index, 0, np.inf).astype(np.float32)
 
 
+def near(scores: np.ndarray, thresholds: Any, within: float) -> np.ndarray:
+    """Rows whose way hangs on the last digits of a score: bool [n].
+
+    Those that reach an exit, as far as one can tell, and score about its threshold
+    there. Another batch size or machine may send them elsewhere.
+
+    Args:
+        scores: [n, N] float32.
+        thresholds: N-1 numbers. Nothing scores below 0, so that one is never near.
+        within: how far off a score may be.
+    """
+    limits = check(thresholds, scores.shape[1], rows=1)
+    gates = scores[:, :-1]
+    gone = leaves(gates, limits - within).cumsum(axis=1) > 0
+    return (~gone & (abs(gates - limits) <= within) & (limits > 0)).any(axis=1)
+
+
 def _shown(value: Any) -> str:
     """In one line, and a short one."""
     text = " ".join(repr(value).split())

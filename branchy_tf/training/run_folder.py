@@ -28,7 +28,10 @@ class RunFolder:
         self.flags = self.path / "train.flags"
         self.backups = self.path / "backup"
         self.thresholds = self.path / "thresholds.json"
-        self.calibration_picture = self.path / "calibration.png"
+        self.report = self.path / "report.html"
+        self.pictures = self.path / "report"
+        self.costs = self.path / "costs.json"
+        self.guarantee_study = self.path / "guarantee_study.json"
         self.evaluation = self.path / "evaluation.json"
         self.benchmark = self.path / "benchmark.json"
 

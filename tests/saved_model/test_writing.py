@@ -149,6 +149,39 @@ def test_other_criteria_are_exported_too(lenet, digits, tmp_path):
     )
 
 
+def test_temperatures_are_applied_and_told(lenet, digits, tmp_path):
+    version = saved_model.export(lenet, tmp_path, "m", [0.5], temperatures=[2.5, 0.7])
+    session = SessionModel(version)
+    logits = lenet(digits)
+    expected = np.stack(
+        [
+            tf.nn.softmax(logits["exit_1"] / 2.5),
+            tf.nn.softmax(logits["exit_2"] / 0.7),
+        ],
+        axis=1,
+    )
+    every = session.run("all_exits", {"images": digits})
+    np.testing.assert_allclose(every["probabilities"], expected, atol=1e-5)
+    middle = np.median(every["scores"][:, 0])
+    limits = np.float32([[middle]])
+    answer = session.run("early_exit", {"images": digits, "thresholds": limits})
+    clear = np.abs(every["scores"][:, 0] - middle) > 1e-4
+    leaves = every["scores"][:, 0] < middle
+    assert ((answer["exit"] == 0) == leaves)[clear].all()
+    np.testing.assert_allclose(
+        answer["probabilities"],
+        expected[np.arange(len(digits)), answer["exit"]],
+        atol=1e-5,
+    )
+    predictor = branchy_tf.EarlyExitPredictor(lenet, [middle], temperatures=[2.5, 0.7])
+    np.testing.assert_allclose(predictor.all_exits(digits)[1], every["scores"], atol=1e-5)
+    logits = np.stack([logits["exit_1"], logits["exit_2"]], axis=1)
+    np.testing.assert_allclose(predictor.logits(digits), logits, atol=1e-4)
+    assert predictor.logits(digits[:0]).shape == (0, 2, 10)
+    told = json.loads((version / "assets.extra/branchy.json").read_text())
+    assert told["temperatures"] == [2.5, 0.7]
+
+
 def test_input_dtype_can_be_another(lenet, digits, tmp_path):
     version = saved_model.export(lenet, tmp_path, "m", [0.5], input_dtype="float32")
     answer = SessionModel(version).run(

@@ -43,18 +43,23 @@ def fake_client(fake) -> Iterator[EarlyExitClient]:
 
 
 @pytest.fixture(scope="session")
-def calibrated(run_dir) -> list[float]:
+def calibration(run_dir) -> thresholds.Calibration:
+    """What `exported` was calibrated to."""
+    return thresholds.Calibration.read(run_dir / "thresholds.json", ["exit_1", "exit_2"])
+
+
+@pytest.fixture(scope="session")
+def calibrated(calibration) -> list[float]:
     """The thresholds that `exported` has as defaults."""
-    calibration = thresholds.Calibration.read(
-        run_dir / "thresholds.json", ["exit_1", "exit_2"]
-    )
     return list(calibration.thresholds)
 
 
 @pytest.fixture(scope="session")
-def predictor(trained, calibrated) -> branchy_tf.EarlyExitPredictor:
+def predictor(trained, calibration) -> branchy_tf.EarlyExitPredictor:
     """What a server of `exported` must agree with."""
-    return branchy_tf.EarlyExitPredictor(trained, calibrated)
+    return branchy_tf.EarlyExitPredictor(
+        trained, calibration.thresholds, temperatures=calibration.temperatures
+    )
 
 
 @pytest.fixture(scope="session")

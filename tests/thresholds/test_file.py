@@ -21,6 +21,26 @@ def test_round_trip_with_infinity(tmp_path):
     assert thresholds.Calibration.read(path, EXITS) == calibration([0.25, math.inf])
 
 
+def test_a_file_without_temperatures_means_one(tmp_path):
+    path = tmp_path / "thresholds.json"
+    calibration([0.25, 1.0]).write(path)
+    value = files.read_json(path)
+    for name in ("temperatures", "budget", "guarantee", "weights"):
+        del value[name]
+    files.write_json(path, value)
+    assert thresholds.Calibration.read(path, EXITS, "any") == calibration([0.25, 1.0])
+    assert thresholds.Calibration.read(path, EXITS).temperatures == [1.0, 1.0, 1.0]
+
+
+def test_a_file_for_other_weights_is_refused(tmp_path):
+    path = tmp_path / "thresholds.json"
+    calibration([0.25, 1.0]).write(path)
+    files.write_json(path, files.read_json(path) | {"weights": "ab"})
+    assert thresholds.Calibration.read(path, EXITS, "ab").weights == "ab"
+    with pytest.raises(BranchyError, match="other weights than this model has"):
+        thresholds.Calibration.read(path, EXITS, "cd")
+
+
 def test_a_missing_file_says_how_to_make_it(tmp_path):
     with pytest.raises(BranchyError, match="calibrate"):
         thresholds.Calibration.read(tmp_path / "thresholds.json", EXITS)

@@ -45,6 +45,16 @@ def test_bad_thresholds_are_refused(given, message):
         thresholds.check(given, num_exits=3, rows=4)
 
 
+def test_near_are_rows_that_reach_an_exit_and_score_about_its_threshold():
+    scores = np.float32([[0.2, 9], [0.2001, 9], [0.3, 9], [0.1, 9]])
+    assert thresholds.near(scores, [0.20005], 1e-4).tolist() == [1, 1, 0, 0]
+    assert not thresholds.near(scores, [0], 1e-4).any()
+    assert not thresholds.near(scores, [np.inf], 1e-4).any()
+    # Gone before: where it would have scored at the second exit is no matter.
+    scores = np.float32([[0.1, 0.5, 9], [0.9, 0.5, 9]])
+    assert thresholds.near(scores, [0.2, 0.5], 1e-4).tolist() == [False, True]
+
+
 @pytest.mark.parametrize("exit_index", [0, 1, 2])
 def test_forcing_sends_every_row_to_one_exit(exit_index):
     scores = np.float32([[0, 0, 0], [1, 2, 3], [1e30, 1e30, 0]])

@@ -1,0 +1,66 @@
+"""What each stage of a network costs: multiply-adds, parameters, milliseconds.
+
+Example:
+
+  python -m branchy_tf.measure --run_dir=runs/lenet --batch_sizes=1,32
+
+Prints a table and writes costs.json to --run_dir. The milliseconds are those of
+this machine, of each stage alone and frozen as in an export; the median and the
+middle half of the times. Early exit itself is timed by benchmark.
+"""
+
+from absl import flags, logging
+from tabulate import tabulate
+
+from branchy_tf import command_line, costs, files, latency
+from branchy_tf.comparison import machine
+
+FLAGS = flags.FLAGS
+
+command_line.define_model_choice()
+command_line.define_data(required=False)
+command_line.define_seed(default=None)
+flags.DEFINE_list("batch_sizes", ["1", "32"], "Batch sizes to time.")
+flags.DEFINE_float(
+    "seconds", 2.0, "How long to measure each batch size.", lower_bound=0.1
+)
+
+
+def main() -> None:
+    sizes = command_line.whole_numbers("batch_sizes")
+    choice = command_line.chosen_model()
+    model, run, output = choice.model, choice.run, choice.output
+    dataset = command_line.chosen_dataset(run, model)
+    stages = costs.by_stage(model)
+    times = latency.stage_milliseconds(
+        model, dataset.validation.images, sizes, FLAGS.seconds
+    )
+    result = {
+        "machine": machine(),
+        "stages": stages,
+        "full_macs": costs.full_macs(model),
+        "milliseconds": times,
+    }
+    if output is not None:
+        files.write_json(output.costs, result)
+
+    head = ["up to", "multiply-adds", "parameters"]
+    head += [f"ms an image, batch {size}" for size in sizes]
+    rows = []
+    for number, stage in enumerate(stages, 1):
+        own = [row for row in times if row["stage"] == number]
+        rows.append(
+            [stage["exit"], f"{stage['macs']:,}", f"{stage['parameters']:,}"]
+            + [
+                f"{r['ms_per_image']:.4f} ({r['low']:.4f} to {r['high']:.4f})"
+                for r in own
+            ]
+        )
+    print(tabulate(rows, head, stralign="right", disable_numparse=True))
+    print(f"Without branches: {result['full_macs']:,} multiply-adds.")
+    if output is not None:
+        logging.info("Wrote %s.", output.costs)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,20 @@
+"""Pictures of results, as PNG."""
+
+from branchy_tf.plots.classes import classes
+from branchy_tf.plots.frontier import frontier
+from branchy_tf.plots.gallery import gallery
+from branchy_tf.plots.gates import histograms, leaving
+from branchy_tf.plots.reliability import reliability
+from branchy_tf.plots.study import study
+from branchy_tf.plots.training import training
+
+__all__ = [
+    "classes",
+    "frontier",
+    "gallery",
+    "histograms",
+    "leaving",
+    "reliability",
+    "study",
+    "training",
+]

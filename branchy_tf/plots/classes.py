@@ -1,0 +1,79 @@
+"""Which classes leave where, and how they fare."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from branchy_tf import files
+from branchy_tf.plots.style import (
+    BLACK,
+    GREYS,
+    HATCHES,
+    WIDTH,
+    plt,
+    save,
+)
+
+_MOST_CLASSES = 40
+
+
+def classes(
+    path: files.Path, exits: np.ndarray, right: np.ndarray, labels: np.ndarray
+) -> None:
+    """Draws for each class the share that leaves at each exit, and the accuracy.
+
+    Args:
+        path: .png to write.
+        exits: int [n], where each row left, 0-based.
+        right: bool [n], whether its answer is right.
+        labels: int [n]. With more than 40 classes the 40 least accurate are shown.
+    """
+    shares, accuracy, names = by_class(exits, right, labels)
+    kept = np.arange(len(names))
+    title = "Share leaving and accuracy, by class"
+    if len(names) > _MOST_CLASSES:
+        kept = np.sort(np.argsort(accuracy, kind="stable")[:_MOST_CLASSES])
+        title += f" ({_MOST_CLASSES} least accurate of {len(names)})"
+    height = 1.8 + 0.3 * len(kept)
+    figure, axes = plt.subplots(figsize=(WIDTH, height), layout="constrained")
+    y = np.arange(len(kept))
+    left = np.zeros(len(kept))
+    for k in range(shares.shape[1]):
+        axes.barh(
+            y,
+            100 * shares[kept, k],
+            left=left,
+            color=GREYS[k % len(GREYS)],
+            hatch=HATCHES[k % len(HATCHES)],
+            edgecolor="0.35",
+            linewidth=0.6,
+            label=f"leave at exit_{k + 1}",
+        )
+        left += 100 * shares[kept, k]
+    axes.plot(
+        100 * accuracy[kept],
+        y,
+        "D",
+        color="white",
+        markeredgecolor=BLACK,
+        markeredgewidth=1.8,
+        label="right, of all of the class",
+    )
+    axes.set_yticks(y, [str(name) for name in names[kept]])
+    axes.set_ylim(len(kept) - 0.4, -0.6)
+    axes.set(xlabel="%", ylabel="class", xlim=(0, 102), title=title)
+    columns = min(shares.shape[1] + 1, 3)
+    figure.legend(loc="outside lower center", ncols=columns, fontsize=8)
+    save(figure, path)
+
+
+def by_class(
+    exits: np.ndarray, right: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`(shares [C, exits], accuracy [C], classes [C])`, of the classes there are."""
+    names, index = np.unique(labels, return_inverse=True)
+    number = int(exits.max()) + 1
+    counts = np.bincount(index * number + exits, minlength=len(names) * number)
+    counts = counts.reshape(len(names), number)
+    total = counts.sum(axis=1)
+    return counts / total[:, None], np.bincount(index, right) / total, names

@@ -1,0 +1,63 @@
+"""Images, to see what an exit finds easy."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from branchy_tf import files
+from branchy_tf.plots.style import WIDTH, plt, save
+
+_COLUMNS = 8
+
+
+def gallery(
+    path: files.Path,
+    images: np.ndarray,
+    exits: np.ndarray,
+    answers: np.ndarray,
+    labels: np.ndarray,
+    number: int,
+    title: str,
+    seed: int = 0,
+) -> None:
+    """Draws up to eight images that left at each exit, drawn by lot.
+
+    Args:
+        path: .png to write.
+        images: uint8 [n, H, W, 1 or 3].
+        exits: int [n], where each left, 0-based.
+        answers: int [n], the label it was given.
+        labels: int [n], the right one.
+        number: of exits.
+        title: of the picture.
+        seed: of the lot.
+    """
+    random = np.random.default_rng(seed)
+    # All in one panel: a panel for each image takes ten times as long to draw.
+    figure, axes = plt.subplots(figsize=(WIDTH, 0.9 * number + 0.4))
+    figure.subplots_adjust(left=0.1, right=1, bottom=0, top=1 - 0.3 / (number + 0.4))
+    axes.set_title(title, fontsize=11)
+    axes.set_axis_off()
+    for k in range(number):
+        rows = np.flatnonzero(exits == k)
+        shown = np.sort(random.permutation(rows)[:_COLUMNS])
+        for column, row in enumerate(shown):
+            axes.imshow(
+                images[row].squeeze(),
+                cmap="gray",
+                vmin=0,
+                vmax=255,
+                extent=(column + 0.05, column + 0.95, k + 1, k + 0.25),
+            )
+            right = answers[row] == labels[row]
+            text = f"{labels[row]}" if right else f"{labels[row]} as {answers[row]}"
+            axes.text(column + 0.5, k + 0.22, text, ha="center", fontsize=8)
+        note = f"exit_{k + 1}\n{len(rows):,}"
+        axes.text(-0.08, k + 0.65, note, ha="right", va="center", fontsize=8)
+    axes.set(xlim=(0, _COLUMNS), ylim=(number, 0), aspect="auto")
+    save(figure, path, grid=False)
+
+
+def can_show(images: np.ndarray) -> bool:
+    """Whether these are images: [n, H, W, 1 or 3]."""
+    return images.ndim == 4 and images.shape[-1] in (1, 3)

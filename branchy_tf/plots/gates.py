@@ -1,0 +1,118 @@
+"""What each gate sees: scores, and who leaves below a threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from branchy_tf import files
+from branchy_tf.plots.style import BLUE, GREEN, ORANGE, SKY, panels, save
+
+# Below, the axis of scores is linear.
+_LINEAR = 1e-4
+_BINS = 30
+
+
+def leaving(
+    path: files.Path,
+    scores: np.ndarray,
+    correct: np.ndarray,
+    thresholds: Sequence[float],
+    criterion: str,
+) -> None:
+    """Draws, for each gate, the share below a threshold and its accuracy on them.
+
+    Args:
+        path: .png to write.
+        scores: float32 [n, N].
+        correct: bool [n, N].
+        thresholds: N-1 numbers.
+        criterion: name of the score.
+
+    References:
+        BranchyNet (2016), Figure 4.
+    """
+    figure, axes = panels(len(thresholds), sharex=True)
+    for k, (panel, limit) in enumerate(zip(axes, thresholds, strict=True)):
+        order = np.argsort(scores[:, k])
+        number = np.arange(1, len(order) + 1)
+        panel.plot(
+            scores[order, k],
+            100 * number / len(order),
+            color=BLUE,
+            label="share of all images below",
+        )
+        panel.plot(
+            scores[order, k],
+            100 * np.cumsum(correct[order, k]) / number,
+            "--",
+            color=GREEN,
+            linewidth=2.5,
+            label="right among these",
+        )
+        _mark(panel, k, limit)
+        panel.set(ylabel="%", ylim=(0, 105))
+    _score_axis(figure, axes, criterion)
+    save(figure, path)
+
+
+def histograms(
+    path: files.Path,
+    scores: np.ndarray,
+    correct: np.ndarray,
+    thresholds: Sequence[float],
+    criterion: str,
+) -> None:
+    """Draws, for each gate, how the scores of right and wrong answers lie.
+
+    Args:
+        path: .png to write.
+        scores: float32 [n, N].
+        correct: bool [n, N].
+        thresholds: N-1 numbers.
+        criterion: name of the score.
+    """
+    figure, axes = panels(len(thresholds), sharex=True)
+    top = max(float(scores[:, :-1].max(initial=0)), 10 * _LINEAR)
+    edges = np.concatenate([[0], np.geomspace(_LINEAR, 1.001 * top, _BINS)])
+    for k, (panel, limit) in enumerate(zip(axes, thresholds, strict=True)):
+        right = correct[:, k]
+        panel.hist(
+            scores[right, k], edges, color=SKY, edgecolor=BLUE, label="answered rightly"
+        )
+        panel.hist(
+            scores[~right, k],
+            edges,
+            color="none",
+            edgecolor="black",
+            hatch="////",
+            label="answered wrongly",
+        )
+        _mark(panel, k, limit)
+        panel.set_yscale("log")
+        panel.set(ylim=(0.7, None), ylabel="images")
+    _score_axis(figure, axes, criterion)
+    save(figure, path)
+
+
+def _mark(panel: Any, k: int, limit: float) -> None:
+    panel.set_title(f"exit_{k + 1}: T = {limit:.3g}")
+    # A line at infinity would stretch the axis; the right end stands for it.
+    where = limit if np.isfinite(limit) else panel.get_xlim()[1]
+    panel.axvline(where, color=ORANGE, linestyle="-.", linewidth=2, label="threshold T")
+
+
+def _score_axis(figure: Any, axes: list, criterion: str) -> None:
+    for panel in axes:
+        panel.set_xscale("symlog", linthresh=_LINEAR)
+        panel.set_xlim(0, None)
+    axes[-1].set_xlabel(f"score ({criterion}); logarithmic from {_LINEAR:g}")
+    # The same in all panels.
+    figure.legend(
+        *axes[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=3,
+        fontsize=9,
+    )

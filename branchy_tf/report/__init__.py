@@ -1,0 +1,22 @@
+"""report.html: one page with its pictures in it, for people."""
+
+from branchy_tf.report.page import Report, Section
+from branchy_tf.report.sections import (
+    EXIT_HEAD,
+    criteria_table,
+    exit_rows,
+    guarantee_in_words,
+    test_section,
+    validation_section,
+)
+
+__all__ = [
+    "EXIT_HEAD",
+    "Report",
+    "Section",
+    "criteria_table",
+    "exit_rows",
+    "guarantee_in_words",
+    "test_section",
+    "validation_section",
+]

@@ -1,0 +1,239 @@
+"""Thresholds with a promise for rows never seen.
+
+The rows are split. One half makes a path of threshold vectors, its frontier,
+from the safest to the cheapest; the other half tests how far along the path one
+may go. The two have no row in common, so it does not matter how the path was
+found. The promise holds for rows drawn like the calibration rows, and for the
+scores as they are: fit temperatures and compare criteria on the first half too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from branchy_tf.errors import BranchyError
+from branchy_tf.thresholds.cuts import between
+from branchy_tf.thresholds.points import check_arrays
+from branchy_tf.thresholds.rule import exit_indices, leaves
+from branchy_tf.thresholds.search import frontier
+
+EXPECTATION = "expectation"
+# Steps from T=0 to the frontier, as shares of the rows that leave there.
+_SHARES = np.linspace(0, 1, 30, endpoint=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Guarantee:
+    """Thresholds, and what is promised of them.
+
+    Attributes:
+        thresholds: N-1 numbers; all 0 if nothing else passed.
+        level: the promised probability, or "expectation".
+        max_risk: what the risk stays below.
+        num_tuning: rows that made the path.
+        num_test: rows that tested it.
+        risk: share of losses on the test rows.
+        p_value: of the thresholds taken; None for "expectation".
+    """
+
+    thresholds: tuple[float, ...]
+    level: float | str
+    max_risk: float
+    num_tuning: int
+    num_test: int
+    risk: float
+    p_value: float | None
+
+
+def halves(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """`(tuning, test)`: row indices, at random; the test half has the odd row."""
+    order = np.random.default_rng(seed).permutation(rows)
+    return np.sort(order[: rows // 2]), np.sort(order[rows // 2 :])
+
+
+def rows_needed(level: float | str, max_risk: float) -> int:
+    """The fewest test rows with which anything but T=0 can pass.
+
+    ceil(ln delta / ln(1 - max_risk)) with delta = 1 - level: fewer rows could all
+    be free of loss by luck alone. For "expectation" ceil(1 / max_risk) - 1.
+    """
+    if level == EXPECTATION:
+        return math.ceil(1 / max_risk - 1e-9) - 1
+    return math.ceil(math.log(1 - float(level)) / math.log1p(-max_risk) - 1e-9)
+
+
+def check_guarantee(level: Any, max_risk: Any, rows: int | None = None) -> None:
+    """Raises `BranchyError` for a promise that cannot be made on so many rows.
+
+    Args:
+        level: a probability, or "expectation".
+        max_risk: what the risk is to stay below.
+        rows: of calibration, both halves, where known.
+    """
+    if level != EXPECTATION and not (
+        isinstance(level, (int, float)) and 0.5 <= level < 1
+    ):
+        raise BranchyError(
+            "A guarantee is a probability from 0.5 to below 1, for example 0.95, or "
+            f"{EXPECTATION!r}. Received {level!r}."
+        )
+    if max_risk is None or not 0 < max_risk < 1:
+        raise BranchyError(
+            "A guarantee needs `max_accuracy_drop`, the risk to stay below, between 0 "
+            f"and 1, for example 0.01; nobody can promise 0. Received {max_risk}."
+        )
+    if rows is None:
+        return
+    needed = rows_needed(level, max_risk)
+    if rows - rows // 2 < needed:
+        raise BranchyError(
+            f"A guarantee of {level} for a risk of {max_risk} needs {needed:,} test "
+            f"rows, half of the calibration rows: {2 * needed:,} in all. There are "
+            f"{rows:,}. Calibrate on more rows, or ask for less."
+        )
+
+
+def control_risk(
+    scores: Any,
+    kept: Any,
+    costs: Any,
+    max_risk: float,
+    level: float | str = 0.95,
+    seed: int = 0,
+) -> Guarantee:
+    """The cheapest thresholds for which the risk can be promised.
+
+    With a probability: learn then test. The path is walked from its safest
+    vector outward while the p-value of "the risk is above max_risk" is at most
+    1 - level; the last to pass is taken. T=0 has no risk and needs no test.
+    P(risk <= max_risk) >= level, over the draw of the test rows.
+
+    With "expectation": conformal risk control. The last vector of the path with
+    (n risk + 1) / (n + 1) <= max_risk is taken, where a row's loss at a vector is
+    the largest up to there, so that it cannot fall along the path. E[risk] <=
+    max_risk, over the draw of the test rows.
+
+    Args:
+        scores: [n, N] float32.
+        kept: [n, N] bool, where leaving loses nothing; from `losses`.
+        costs: [N] cumulative.
+        max_risk: between 0 and 1.
+        level: the probability, from 0.5 to below 1, or "expectation".
+        seed: of the split.
+
+    Returns:
+        A `Guarantee`.
+
+    Raises:
+        BranchyError: too few rows (the message says how many are needed), or
+            arguments out of range.
+
+    References:
+        Angelopoulos, Bates, Candes, Jordan, Lei, Learn then Test (2021, arXiv
+        2110.01052): fixed sequence testing. Angelopoulos et al., Conformal Risk
+        Control (2022, arXiv 2208.02814): the bound on the expectation, and the loss
+        made monotone. Schuster et al., CALM (2022, arXiv 2207.07061) and Jazbec et
+        al., Fast yet Safe (2024, arXiv 2405.20915): for early exits.
+    """
+    scores, kept, costs = check_arrays(scores, kept, costs)
+    if not kept[:, -1].all():
+        raise BranchyError(
+            "`kept` must be true in its last column: the full network's own answer is "
+            "no loss. Pass count_losses_only(correct) or agreement(labels)."
+        )
+    check_guarantee(level, max_risk, len(scores))
+    tuning, test = halves(len(scores), seed)
+    path = _path(scores[tuning], kept[tuning], costs)
+    passes = _in_expectation if level == EXPECTATION else _in_probability
+    taken, risk, chance = passes(path, scores[test], kept[test], max_risk, level)
+    return Guarantee(
+        tuple(float(t) for t in taken),
+        level,
+        max_risk,
+        len(tuning),
+        len(test),
+        risk,
+        chance,
+    )
+
+
+def p_value(losses: int, rows: int, max_risk: float) -> float:
+    """Of "the risk is above max_risk": how likely so few losses are then at most.
+
+    Args:
+        losses: how many rows were lost.
+        rows: of how many.
+        max_risk: between 0 and 1.
+
+    Returns:
+        P(Binomial(rows, max_risk) <= losses). A loss is 1 or 0, so this is exact; the
+        Hoeffding-Bentkus bound, for losses anywhere between, is never smaller.
+
+    Example:
+
+    ```python
+    p_value(0, 230, 0.01)     # 0.0991: 230 rows without a loss are enough for 0.1
+    ```
+
+    References:
+        Bates et al., Distribution-Free, Risk-Controlling Prediction Sets (2021, arXiv
+        2101.02703), section 3.1, whose bounds are bounds of this tail.
+    """
+    # Not at the top: a serving client imports this package and has numpy alone.
+    from scipy import stats
+
+    return float(stats.binom.cdf(losses, rows, max_risk))
+
+
+def _path(scores: np.ndarray, kept: np.ndarray, costs: np.ndarray) -> list:
+    """From T=0 to the frontier's most accurate vector, and along it to the cheapest."""
+    front = [point.thresholds for point in frontier(scores, kept, costs)][::-1]
+    below = []
+    for limit, column in zip(front[0], scores.T, strict=False):
+        values = np.unique(column[leaves(column, limit)])
+        below.append(between(values) if len(values) else np.zeros(1, np.float32))
+    # The first vector of the frontier loses nothing on these rows, and may be
+    # far too bold on others.
+    safer = [[float(cuts[int(share * len(cuts))]) for cuts in below] for share in _SHARES]
+    return [[0.0] * len(below), *safer, *front]
+
+
+_Passed = tuple[Sequence[float], float, float | None]
+
+
+def _in_probability(
+    path: list, scores: np.ndarray, kept: np.ndarray, max_risk: float, level: Any
+) -> _Passed:
+    taken: _Passed = (path[0], 0.0, 0.0)
+    for vector, lost in zip(path, _lost_along(path, scores, kept), strict=True):
+        losses = int(lost.sum())
+        chance = p_value(losses, len(lost), max_risk) if any(vector) else 0.0
+        if chance > 1 - level:
+            break
+        taken = (vector, losses / len(lost), chance)
+    return taken
+
+
+def _in_expectation(
+    path: list, scores: np.ndarray, kept: np.ndarray, max_risk: float, level: Any
+) -> _Passed:
+    taken: _Passed = (path[0], 0.0, None)
+    ever = np.zeros(len(scores), bool)
+    for vector, lost in zip(path, _lost_along(path, scores, kept), strict=True):
+        ever |= lost
+        if any(vector) and (ever.sum() + 1) / (len(ever) + 1) > max_risk:
+            break
+        taken = (vector, float(lost.mean()), None)
+    return taken
+
+
+def _lost_along(path: list, scores: np.ndarray, kept: np.ndarray) -> Iterator[np.ndarray]:
+    """For each vector in turn, which rows it loses: bool [n]."""
+    rows = np.arange(len(scores))
+    for vector in path:
+        yield ~kept[rows, exit_indices(scores, vector)]

@@ -1,0 +1,74 @@
+"""Temperatures: how sure an exit may call itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from branchy_tf.errors import BranchyError
+
+# An exit without an error on the calibration rows would be called infinitely sure.
+_RANGE = (0.05, 20.0)
+
+
+def fit_temperature(logits: Any, labels: Any) -> float:
+    """The temperature T with which softmax(logits / T) is likeliest to be right.
+
+    Args:
+        logits: [n, classes], any float dtype.
+        labels: [n] class indices.
+
+    Returns:
+        A number from 0.05 to 20; above 1 for an exit that was too sure.
+
+    Raises:
+        BranchyError: no rows, or shapes that do not fit together.
+
+    References:
+        Guo, Pleiss, Sun, Weinberger, On Calibration of Modern Neural Networks
+        (ICML 2017, arXiv 1706.04599), section 4.2.
+    """
+    # Not at the top: a serving client imports this package and has numpy alone.
+    from scipy import optimize, special
+
+    logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
+    if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
+        raise BranchyError(
+            "Expected logits [n, classes] and labels [n], one row at least. Received "
+            f"{logits.shape} and {labels.shape}."
+        )
+
+    def surprise(log_temperature: float) -> float:
+        scaled = logits / math.exp(log_temperature)
+        own = np.take_along_axis(scaled, labels[:, None], axis=1)[:, 0]
+        return float((special.logsumexp(scaled, axis=1) - own).mean())
+
+    bounds = tuple(math.log(limit) for limit in _RANGE)
+    return math.exp(optimize.minimize_scalar(surprise, bounds=bounds).x)
+
+
+def check_temperatures(temperatures: Any, num_exits: int) -> tuple[float, ...]:
+    """One positive number for each exit; None stands for 1 everywhere.
+
+    Raises:
+        BranchyError: another number of them, or not positive numbers.
+    """
+    if temperatures is None:
+        return (1.0,) * num_exits
+    try:
+        values = tuple(float(t) for t in temperatures)
+    except (TypeError, ValueError):
+        values = ()
+    if len(values) != num_exits or not all(0 < t < math.inf for t in values):
+        raise BranchyError(
+            f"`temperatures` must be {num_exits} positive numbers, one for each exit. "
+            f"Received {_shown(temperatures)}."
+        )
+    return values
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, Sequence) else repr(value)

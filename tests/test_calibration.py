@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from branchy_tf import calibration, confidence, thresholds
+from branchy_tf.calibration import Request, calibrate
+from branchy_tf.errors import BranchyError
+
+MACS = [1, 2, 4]
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Logits of three exits, each better than the one before, and labels."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 5, 1200)
+    signal = np.eye(5)[labels][:, None] * np.array([2, 3, 4])[:, None]
+    hard = random.gamma(1, 1, (1200, 1, 1))
+    logits = signal * np.exp(-hard / 2) + random.normal(size=(1200, 3, 5))
+    return logits.astype(np.float32), labels
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        {},
+        {"max_accuracy_drop": 0.02},
+        {"min_accuracy": 0.7},
+        {"max_cost": 2.5},
+        {"exit_rates": [0.3, 0.3]},
+        {"knee": True},
+    ],
+)
+def test_all_criteria_are_compared_at_equal_cost_and_the_best_taken(rows, budget):
+    found = calibrate(*rows, MACS, Request(budget, criterion="all"))
+    assert [row["criterion"] for row in found.compared] == list(confidence.CRITERIA)
+    costs = [[p["cost"] for p in row["at_equal_cost"]] for row in found.compared]
+    assert costs[0] == costs[1] == costs[2]
+    own = {row["criterion"]: row for row in found.compared}[found.criterion]
+    if "max_cost" in budget or "exit_rates" in budget:
+        assert own["accuracy"] == max(row["accuracy"] for row in found.compared)
+    elif "knee" not in budget:
+        assert own["cost"] == min(row["cost"] for row in found.compared)
+    assert found.chosen.accuracy == own["accuracy"]
+
+
+def test_expected_figures_are_a_count_on_the_scores(rows):
+    found = calibrate(*rows, MACS, Request({"max_accuracy_drop": 0.02}))
+    taken = thresholds.exit_indices(found.answers.scores, found.chosen.thresholds)
+    right = found.answers.correct[np.arange(len(taken)), taken]
+    assert found.chosen.accuracy == right.mean()
+    assert found.chosen.cost == np.take(MACS, taken).mean()
+    assert found.chosen in found.points
+
+
+@pytest.mark.parametrize("risk", calibration.RISKS)
+def test_each_risk_is_kept_below(rows, risk):
+    found = calibrate(*rows, MACS, Request({"max_accuracy_drop": 0.03}, risk=risk))
+    kept = calibration.kept(found.answers, risk)
+    limits = found.chosen.thresholds
+    point = thresholds.evaluate(found.answers.scores, kept, MACS, limits)
+    assert kept[:, -1].mean() - point.accuracy <= 0.03 + 1e-9
+
+
+def test_a_guarantee_learns_temperatures_from_its_own_half(rows):
+    logits, labels = rows
+    budget = {"max_accuracy_drop": 0.05, "guarantee": 0.9}
+    found = calibrate(logits, labels, MACS, Request(budget, risk="lost", seed=4))
+    _, test = thresholds.halves(len(labels), 4)
+    other = labels.copy()
+    other[test] = (other[test] + 1) % 5
+    again = calibrate(logits, other, MACS, Request(budget, risk="lost", seed=4))
+    assert found.temperatures == again.temperatures
+    assert found.guarantee.thresholds == found.chosen.thresholds
+
+
+def test_a_budget_in_other_costs_is_kept(rows):
+    milliseconds = [3.0, 4.0, 5.0]
+    found = calibrate(*rows, MACS, Request({"max_cost": 3.6}), milliseconds)
+    assert found.chosen.exit_rates @ np.array(milliseconds) <= 3.6
+    assert found.chosen.cost < 4
+
+
+def test_temperatures_can_be_left_out(rows):
+    assert calibrate(*rows, MACS, Request({})).temperatures != (1.0, 1.0, 1.0)
+    plain = calibrate(*rows, MACS, Request({}, fit_temperatures=False))
+    assert plain.temperatures == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "budget", "message"),
+    [
+        (np.zeros(0, int), {}, "0 rows of 0 class"),
+        (np.zeros(50, int), {}, "50 rows of 1 class"),
+        (
+            np.arange(50) % 2,
+            {"guarantee": 0.9, "max_accuracy_drop": 0.01},
+            "460 in all. There are 50",
+        ),
+    ],
+)
+def test_refuses_rows_that_nothing_can_be_learnt_from(labels, budget, message):
+    with pytest.raises(BranchyError, match=message):
+        calibration.check_rows(labels, Request(budget))
+
+
+def test_refuses_a_cost_below_the_first_exits():
+    with pytest.raises(BranchyError, match="all images leave at exit_1"):
+        calibration.check_cost(Request({"max_cost": 0.5}), MACS)

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from branchy_tf import thresholds
+from branchy_tf.errors import BranchyError
+
+
+def drawn_labels(logits, seed=0):
+    """Labels that are drawn with the probabilities of the logits."""
+    gumbel = np.random.default_rng(seed).gumbel(size=logits.shape)
+    return (logits + gumbel).argmax(axis=1)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_finds_how_much_too_sure_an_exit_is(temperature):
+    logits = np.random.default_rng(1).normal(scale=3, size=(4000, 5))
+    labels = drawn_labels(logits)
+    found = thresholds.fit_temperature(temperature * logits, labels)
+    assert found == pytest.approx(temperature, rel=0.08)
+
+
+def test_an_exit_without_errors_stays_finite():
+    found = thresholds.fit_temperature(np.eye(3) * 2, np.arange(3))
+    assert 0.05 <= found < 0.1
+
+
+def test_refuses_rows_that_do_not_fit():
+    with pytest.raises(BranchyError, match="one row at least"):
+        thresholds.fit_temperature(np.zeros((0, 3)), np.zeros(0, int))
+    with pytest.raises(BranchyError, match="labels"):
+        thresholds.fit_temperature(np.zeros((4, 3)), np.zeros(3, int))
+
+
+@pytest.mark.parametrize(
+    "given", [[1.0], [1, -1], [1, 0], [1, np.nan], [1, np.inf], "12", 3]
+)
+def test_refuses_temperatures(given):
+    if given == "12":
+        given = ["one", "two"]
+    with pytest.raises(BranchyError, match="2 positive numbers"):
+        thresholds.check_temperatures(given, 2)
+
+
+def test_no_temperatures_are_ones():
+    assert thresholds.check_temperatures(None, 3) == (1.0, 1.0, 1.0)
