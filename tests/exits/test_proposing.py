@@ -42,10 +42,9 @@ def test_no_place_is_inside_a_residual_block():
 
 
 def test_sequential_models_are_read_too():
-    model = keras.Sequential(
-        [keras.Input((8,)), layers.Dense(8, name="a"), layers.Dense(8, name="b"),
-         layers.Dense(3)]
-    )  # fmt: skip
+    names = ["a", "b", "c"]
+    layers_ = [layers.Dense(8, name=name) for name in names]
+    model = keras.Sequential([keras.Input((8,)), *layers_, layers.Dense(3)])
     assert propose_exits(model, 2) == ["a", "b"]
 
 
