@@ -121,12 +121,13 @@ def _measure(
     with tempfile.TemporaryDirectory() as folder:
         training.train(model, dataset, settings, training.RunFolder(folder))
     predictor = EarlyExitPredictor(model, [0.0])
-    scores, correct = scoring.every_exit(predictor, dataset.validation)
+    logits = scoring.every_exit(predictor, dataset.validation)
+    every = scoring.answers(logits, dataset.validation.labels)
     by_exit = costs.cumulative_macs(model)
-    best = thresholds.choose(scores, correct, by_exit, max_accuracy_drop=0.0)
+    best = thresholds.choose(every.scores, every.correct, by_exit, max_accuracy_drop=0.0)
     return {
-        "exit_1": correct[:, 0].mean(),
-        "exit_2": correct[:, 1].mean(),
+        "exit_1": every.correct[:, 0].mean(),
+        "exit_2": every.correct[:, 1].mean(),
         "exit_1_macs": by_exit[0],
         "leave": best.exit_rates[0],
         "gain": costs.full_macs(model) / best.cost,
