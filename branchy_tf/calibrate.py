@@ -97,8 +97,6 @@ flags.DEFINE_bool(
 command_line.define_data(required=False)
 command_line.define_seed(default=None)
 
-# thresholds.json is to be read by people too.
-_MOST_POINTS = 200
 _BUDGETS = (
     "max_accuracy_drop",
     "min_accuracy",
@@ -113,7 +111,8 @@ def _given() -> dict[str, Any]:
     """The budget's flags and their values, None and False aside."""
     values: dict[str, Any] = {name: FLAGS[name].value for name in _BUDGETS}
     values["exit_rates"] = command_line.parse_numbers("exit_rates", FLAGS.exit_rates)
-    return {name: value for name, value in values.items() if value not in (None, False)}
+    # 0 is a value, and equals False.
+    return {k: v for k, v in values.items() if v is not None and v is not False}
 
 
 def _request(num_exits: int | None) -> calibration.Request:
@@ -185,7 +184,9 @@ def main() -> None:
     predictor = EarlyExitPredictor(model, [0.0] * (len(names) - 1))
     logits = scoring.every_exit(predictor, split)
     found = calibration.calibrate(logits, split.labels, macs, request, budget_costs)
-    written = _calibration(names, found, request, macs, full_macs, budget_costs, model)
+    budget = _budget(request, found.chosen, budget_costs)
+    written = calibration.describe(found, names, macs, full_macs, budget)
+    written = dataclasses.replace(written, weights=graphs.fingerprint(model))
     written.write(folder.thresholds)
     alone = (
         None if baseline is None else (full_macs, scoring.plain_accuracy(baseline, split))
@@ -205,49 +206,18 @@ def main() -> None:
     logging.info("Wrote %s and %s.", folder.thresholds, folder.report)
 
 
-def _calibration(names, found, request, macs, full_macs, budget_costs, model):
-    chosen, correct = found.chosen, found.answers.correct
-    intervals = thresholds.bootstrap(
-        found.answers.scores, correct, macs, chosen.thresholds
-    )
-    low, high = intervals["cost"]
-    points = found.points
-    shown = np.unique(np.linspace(0, len(points) - 1, _MOST_POINTS).round().astype(int))
+def _budget(request, chosen, budget_costs) -> dict[str, Any]:
+    """What was asked for, as thresholds.json keeps it."""
     budget = _given() | {"risk": request.risk}
-    if FLAGS.max_latency_ms is not None:
-        budget["latency_batch_size"] = FLAGS.latency_batch_size
-        budget["exit_ms"] = budget_costs
-        budget["expected_ms"] = float(np.dot(chosen.exit_rates, budget_costs))
     if FLAGS.guarantee is not None:
         budget["guarantee"] = FLAGS.guarantee
-    return thresholds.Calibration(
-        criterion=found.criterion,
-        exits=names,
-        thresholds=chosen.thresholds,
-        temperatures=found.temperatures,
-        validation={
-            "num_examples": len(correct),
-            "accuracy": chosen.accuracy,
-            "accuracy_interval": intervals["accuracy"],
-            "accuracy_drop_interval": intervals["accuracy_drop"],
-            "final_exit_accuracy": correct[:, -1].mean(),
-            "exit_rates": chosen.exit_rates,
-            "macs": chosen.cost,
-            "macs_interval": [low, high],
-            "full_macs": full_macs,
-            "gain": full_macs / chosen.cost,
-            "gain_interval": [full_macs / high, full_macs / low],
-        },
-        frontier=[
-            {"thresholds": p.thresholds, "accuracy": p.accuracy, "macs": p.cost}
-            for p in (points[i] for i in shown)
-        ],
-        budget=budget,
-        guarantee=None
-        if found.guarantee is None
-        else dataclasses.asdict(found.guarantee),
-        weights=graphs.fingerprint(model),
-    )
+    if FLAGS.max_latency_ms is not None:
+        budget |= {
+            "latency_batch_size": FLAGS.latency_batch_size,
+            "exit_ms": budget_costs,
+            "expected_ms": float(np.dot(chosen.exit_rates, budget_costs)),
+        }
+    return budget
 
 
 def _table(names, found, macs) -> str:

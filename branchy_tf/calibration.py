@@ -12,12 +12,14 @@ from branchy_tf import thresholds
 from branchy_tf.confidence import CRITERIA
 from branchy_tf.errors import BranchyError
 from branchy_tf.scoring import Answers, answers
-from branchy_tf.thresholds import Guarantee, Point
+from branchy_tf.thresholds import Calibration, Guarantee, Point
 
 # What a drop in accuracy counts.
 RISKS = ("accuracy", "lost", "disagreement")
 # What there is 1 of, less the risk.
 _MEASURES = {"accuracy": "accuracy", "lost": "not lost", "disagreement": "agreement"}
+# thresholds.json is to be read by people too.
+_MOST_POINTS = 200
 # Where between the cheapest and the most accurate thresholds criteria are compared.
 _SHARES = (0.2, 0.4, 0.6, 0.8)
 
@@ -155,6 +157,57 @@ def calibrate(
         [one.row(_equal_costs(tried), request.risk) for one in tried]
         if len(tried) > 1
         else [],
+    )
+
+
+def describe(
+    found: Calibrated,
+    exits: Sequence[str],
+    macs: Sequence[float],
+    full_macs: float,
+    budget: dict[str, Any],
+) -> Calibration:
+    """The content of thresholds.json, with 95 % bootstrap intervals.
+
+    Args:
+        found: by `calibrate`.
+        exits: names of all N exits.
+        macs: [N] cumulative multiply-adds.
+        full_macs: of the network without branches.
+        budget: what was asked for.
+    """
+    chosen, correct = found.chosen, found.answers.correct
+    scores = found.answers.scores
+    intervals = thresholds.bootstrap(scores, correct, macs, chosen.thresholds)
+    low, high = intervals["cost"]
+    last = len(found.points) - 1
+    shown = np.unique(np.linspace(0, last, _MOST_POINTS).round().astype(int))
+    return Calibration(
+        criterion=found.criterion,
+        exits=exits,
+        thresholds=chosen.thresholds,
+        temperatures=found.temperatures,
+        validation={
+            "num_examples": len(correct),
+            "accuracy": chosen.accuracy,
+            "accuracy_interval": intervals["accuracy"],
+            "accuracy_drop_interval": intervals["accuracy_drop"],
+            "final_exit_accuracy": correct[:, -1].mean(),
+            "exit_rates": chosen.exit_rates,
+            "macs": chosen.cost,
+            "macs_interval": [low, high],
+            "full_macs": full_macs,
+            "gain": full_macs / chosen.cost,
+            "gain_interval": [full_macs / high, full_macs / low],
+        },
+        frontier=[
+            {"thresholds": p.thresholds, "accuracy": p.accuracy, "macs": p.cost}
+            for p in (found.points[i] for i in shown)
+        ],
+        budget=budget,
+        guarantee=None
+        if found.guarantee is None
+        else dataclasses.asdict(found.guarantee),
     )
 
 

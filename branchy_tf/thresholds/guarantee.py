@@ -3,8 +3,9 @@
 The rows are split. One half makes a path of threshold vectors, its frontier,
 from the safest to the cheapest; the other half tests how far along the path one
 may go. The two have no row in common, so it does not matter how the path was
-found. The promise holds for rows drawn like the calibration rows, and for the
-scores as they are: fit temperatures and compare criteria on the first half too.
+found. The promise holds for rows drawn like the calibration rows, which training
+must not have seen, and for the scores as they are: fit temperatures and compare
+criteria on the first half too.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from branchy_tf.thresholds.search import frontier
 EXPECTATION = "expectation"
 # Steps from T=0 to the frontier, as shares of the rows that leave there.
 _SHARES = np.linspace(0, 1, 30, endpoint=False)
+# Steps along the frontier; more would only take longer.
+_MOST_STEPS = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +203,8 @@ def _path(scores: np.ndarray, kept: np.ndarray, costs: np.ndarray) -> list:
     # The first vector of the frontier loses nothing on these rows, and may be
     # far too bold on others.
     safer = [[float(cuts[int(share * len(cuts))]) for cuts in below] for share in _SHARES]
-    return [[0.0] * len(below), *safer, *front]
+    steps = np.linspace(0, len(front) - 1, _MOST_STEPS).round().astype(int)
+    return [[0.0] * len(below), *safer, *(front[i] for i in np.unique(steps))]
 
 
 _Passed = tuple[Sequence[float], float, float | None]

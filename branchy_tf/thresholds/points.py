@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from branchy_tf.errors import BranchyError
-from branchy_tf.thresholds.rule import exit_indices
+from branchy_tf.thresholds.rule import check, leaves
+
+# Rows times vectors that are looked at together: some megabytes.
+_BLOCK = 2_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,15 +45,39 @@ def evaluate(scores: Any, correct: Any, costs: Any, thresholds: Any) -> Point:
         A `Point`.
     """
     scores, correct, costs = check_arrays(scores, correct, costs)
-    exits = exit_indices(scores, thresholds)
-    counts = np.bincount(exits, minlength=scores.shape[1])
-    right = int(correct[np.arange(len(exits)), exits].sum())
-    return Point(
-        tuple(float(t) for t in thresholds),
-        right / len(exits),
-        float(counts @ costs) / len(exits),
-        tuple((counts / len(exits)).tolist()),
-    )
+    check(thresholds, scores.shape[1], rows=1)
+    return evaluate_all(scores, correct, costs, [thresholds])[0]
+
+
+def evaluate_all(
+    scores: np.ndarray, correct: np.ndarray, costs: np.ndarray, vectors: Sequence
+) -> list[Point]:
+    """The same for many vectors at once, of arrays that have been checked."""
+    points: list[Point] = []
+    step = max(_BLOCK // len(scores), 1)
+    for start in range(0, len(vectors), step):
+        limits = np.array(vectors[start : start + step], np.float32)
+        going = np.ones((len(limits), len(scores)), bool)
+        counts, right = [], np.zeros(len(limits), np.int64)
+        for k in range(len(costs)):
+            last = k == len(costs) - 1
+            here = going if last else going & leaves(scores[:, k], limits[:, k, None])
+            counts.append(np.count_nonzero(here, axis=1))
+            right += np.count_nonzero(here & correct[:, k], axis=1)
+            going = going & ~here
+        table = np.stack(counts, axis=1)
+        points += [
+            Point(
+                tuple(float(t) for t in vector),
+                int(row_right) / len(scores),
+                float(row @ costs) / len(scores),
+                tuple((row / len(scores)).tolist()),
+            )
+            for vector, row_right, row in zip(
+                vectors[start : start + step], right, table, strict=True
+            )
+        ]
+    return points
 
 
 def undominated(accuracy: Any, cost: Any) -> np.ndarray:

@@ -109,6 +109,7 @@ def exit_indices(scores: np.ndarray, thresholds: Any) -> np.ndarray:
     """
     scores = np.asarray(scores, np.float32)
     limits = check(thresholds, scores.shape[1], len(scores))
-    going = leaves(scores[:, :-1], limits)
-    last = np.ones((len(scores), 1), bool)
-    return np.concatenate([going, last], axis=1).argmax(axis=1).astype(np.int32)
+    exits = np.full(len(scores), scores.shape[1] - 1, np.int32)
+    for k in reversed(range(scores.shape[1] - 1)):
+        exits[leaves(scores[:, k], limits[:, k])] = k
+    return exits

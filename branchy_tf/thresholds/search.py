@@ -11,7 +11,7 @@ import numpy as np
 from branchy_tf.thresholds import grid
 from branchy_tf.thresholds.cuts import stoppers, thin, threshold_cuts
 from branchy_tf.thresholds.descent import refine
-from branchy_tf.thresholds.points import Point, check_arrays, evaluate, undominated
+from branchy_tf.thresholds.points import Point, check_arrays, evaluate_all, undominated
 
 # Vectors that a grid may have; a second or so for 10 million of them.
 _MAX_VECTORS = 12_000_000
@@ -76,6 +76,6 @@ def frontier(scores: Any, correct: Any, costs: Any) -> list[Point]:
 
 def _points(scores: Any, correct: Any, costs: Any, vectors: list) -> list[Point]:
     """The undominated of some threshold vectors, by a count on the rows."""
-    points = [evaluate(scores, correct, costs, vector) for vector in vectors]
+    points = evaluate_all(scores, correct, costs, vectors)
     best = undominated([p.accuracy for p in points], [p.cost for p in points])
     return [points[i] for i in best]

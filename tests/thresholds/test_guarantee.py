@@ -135,10 +135,10 @@ def test_the_promise_is_kept_on_real_scores(trained, mnist_5k):
     )
     kept = thresholds.count_losses_only(every.correct)
     plain, promised, expected = violations(
-        every.scores, kept, [220_150, 1_247_720], 0.02, 0.9, rows=600, resamplings=300
+        every.scores, kept, [220_150, 1_247_720], 0.02, 0.9, rows=600, resamplings=200
     )
-    # At most 0.1, but for the error of 300 draws.
-    assert stats.binomtest(promised["violations"], 300, 0.1, "greater").pvalue > 0.01
+    # At most 0.1, but for the error of 200 draws.
+    assert stats.binomtest(promised["violations"], 200, 0.1, "greater").pvalue > 0.01
     assert plain["violations"] > promised["violations"]
     assert plain["share"] > 0.1
     assert expected["mean_risk"] <= 0.02 + 3 * expected["mean_risk_error"]

@@ -30,11 +30,11 @@ def test_bootstrap_covers_the_truth():
     scores, right = rows(20_000, 2)
     truth = thresholds.evaluate(scores, right, [1, 2], [0.4])
     random, covered = np.random.default_rng(0), 0
-    for seed in range(100):
+    for seed in range(50):
         drawn = random.integers(20_000, size=300)
         found = thresholds.bootstrap(
             scores[drawn], right[drawn], [1, 2], [0.4], seed=seed
         )
         low, high = found["cost"]
         covered += low <= truth.cost <= high
-    assert 87 <= covered <= 100
+    assert 42 <= covered <= 50

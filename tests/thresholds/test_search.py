@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from samples import rows
 
-from branchy_tf import thresholds
+from branchy_tf import scoring, thresholds
 from branchy_tf.errors import BranchyError
 from branchy_tf.thresholds import grid, search
 from branchy_tf.thresholds.cuts import stoppers, threshold_cuts
@@ -171,7 +171,7 @@ def test_one_exit_has_nothing_to_choose():
 
 
 def test_many_exits_are_searched_too():
-    scores, right = rows(300, 40)
+    scores, right = rows(100, 40)
     costs = np.arange(1, 41)
     points = thresholds.frontier(scores, right, costs)
     assert points[0].cost == 1
@@ -222,6 +222,20 @@ def test_nowhere_below_a_screen_of_two_hundred_values(exits):
         assert ours.accuracy >= other.accuracy
 
 
+def test_on_real_scores_nowhere_below_a_screen(trained, mnist_5k):
+    split = mnist_5k.validation
+    logits = trained.predict(split.images, batch_size=256, verbose=0)
+    every = scoring.answers(
+        np.stack([logits["exit_1"], logits["exit_2"]], axis=1), split.labels
+    )
+    costs = np.array([220_150.0, 1_247_720.0])
+    points = thresholds.frontier(every.scores, every.correct, costs)
+    cost = np.array([point.cost for point in points])
+    for other in best_of_quantiles(every.scores, every.correct, costs, 200):
+        ours = points[np.searchsorted(cost, other.cost + 1e-6) - 1]
+        assert ours.accuracy >= other.accuracy
+
+
 def test_a_thinned_grid_is_searched_to_its_proven_optimum(monkeypatch):
     scores, right = rows(200, 4, seed=3)
     costs = np.array([1, 2, 4, 8.0])
@@ -266,9 +280,9 @@ def test_costs_that_do_not_increase_are_allowed_but_said():
 
 
 def test_memory_is_far_below_that_of_the_grid():
-    scores, right = rows(1000, 7)
+    scores, right = rows(300, 7)
     tracemalloc.start()
     thresholds.frontier(scores, right, np.arange(1, 8))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 300e6  # of 1000 * 15^6 * 8 bytes
+    assert peak < 300e6  # of 300 * 15^6 * 8 bytes
