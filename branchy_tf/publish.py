@@ -16,7 +16,7 @@ import shutil
 
 from absl import flags, logging
 
-from branchy_tf import command_line, files, model_cards, training, zoo
+from branchy_tf import command_line, exits, files, model_cards, training, zoo
 from branchy_tf.errors import BranchyError
 from branchy_tf.zoo import packaged
 
@@ -58,7 +58,7 @@ def _take_in(run: training.RunFolder, tag: str) -> None:
     model = run.load_model()
     arguments = {
         "input_shape": list(model.input_shape[1:]),
-        "classes": model.output_shape["exit_1"][-1],
+        "classes": exits.num_classes(model),
     } | command_line.parse_arguments(recorded.get("model_args", ""))
     if "exits" not in arguments:
         raise BranchyError(

@@ -202,5 +202,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     packaged = {name for name in names if name.startswith("branchy_tf/")}
     expected = {str(path.relative_to(ROOT)) for path in MODULES}
+    weights = ROOT.glob("branchy_tf/zoo/weights/*")
+    expected |= {str(path.relative_to(ROOT)) for path in weights}
     assert packaged == expected | {"branchy_tf/py.typed"}
     assert all(".dist-info/" in name for name in set(names) - packaged)
