@@ -37,7 +37,8 @@ def nodes_in_order(model: keras.Model) -> list[Any]:
 def fingerprint(model: keras.Model) -> str:
     """16 hexadecimal digits that tell a model's weights from others."""
     digest = hashlib.sha256()
-    for variable in sorted(model.variables, key=lambda variable: variable.path):
+    # Not all variables: dropout keeps the state of its random numbers in one.
+    for variable in sorted(model.weights, key=lambda weight: weight.path):
         digest.update(keras.ops.convert_to_numpy(variable).tobytes())
     return digest.hexdigest()[:16]
 

@@ -112,3 +112,19 @@ def test_what_is_no_functional_model(given):
         f"Expected a functional keras.Model, received {type(given).__name__}. A "
         "subclassed model has no graph to read; build it as keras.Model(inputs, outputs)."
     )
+
+
+def test_a_fingerprint_tells_weights_and_nothing_else(tmp_path):
+    x = keras.Input((3,))
+    # Dropout has a variable too, which differs each time a model is loaded.
+    y = layers.Dropout(0.5)(layers.Dense(3, name="a")(x))
+    model = keras.Model(x, y)
+    model.save(tmp_path / "m.keras")
+    prints = {
+        graphs.fingerprint(keras.models.load_model(tmp_path / "m.keras"))
+        for _ in range(2)
+    }
+    assert prints == {graphs.fingerprint(model)}
+    kernel = model.get_layer("a").kernel
+    kernel.assign(np.nextafter(np.asarray(kernel), np.float32(np.inf)))
+    assert prints != {graphs.fingerprint(model)}
