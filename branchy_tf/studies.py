@@ -14,7 +14,7 @@ from absl import logging
 from tabulate import tabulate
 
 from branchy_tf import costs, data, files, plots, scoring, thresholds, training, zoo
-from branchy_tf.exits import conv_head, linear_head
+from branchy_tf.exits import conv_head, pool_head
 from branchy_tf.predictor import EarlyExitPredictor
 
 
@@ -50,8 +50,12 @@ STUDIES: dict[str, list[Variant]] = {
         Variant(
             "mode", "joint, distilled", {"mode": "joint", "distillation": (0.5, 3.0)}
         ),
+        # One dense layer on the pooled map: conditional deep learning.
         Variant(
-            "mode", "linear head, branches_only", {"mode": "branches_only"}, "linear"
+            "mode",
+            "branches_only, dense branch",
+            {"mode": "branches_only"},
+            ("conv_1_relu", 0),
         ),
     ],
     "branches": [
@@ -135,11 +139,9 @@ def _measure(
 
 
 def _exits(described: Any) -> Any:
-    if described == "linear":
-        return {"conv_1_relu": linear_head}
     if isinstance(described, tuple):
         place, depth = described
-        return {place: conv_head([10] * depth) if depth else linear_head}
+        return {place: conv_head([10] * depth) if depth else pool_head(3)}
     return described
 
 
