@@ -8,7 +8,7 @@ from branchy_tf.zoo import branchy_lenet, list_models, list_weights
 from branchy_tf.zoo.alexnet import branchy_alexnet
 from branchy_tf.zoo.lenet import branchy_lenet
 from branchy_tf.zoo.packaged import every as list_packaged
-from branchy_tf.zoo.registry import build, list_models, list_weights
+from branchy_tf.zoo.registry import build, calibration, list_models, list_weights
 from branchy_tf.zoo.resnet import branchy_resnet
 from branchy_tf.zoo.vgg import branchy_vgg
 
@@ -18,6 +18,7 @@ __all__ = [
     "branchy_resnet",
     "branchy_vgg",
     "build",
+    "calibration",
     "list_models",
     "list_packaged",
     "list_weights",

@@ -12,8 +12,10 @@ from typing import Any
 
 import keras
 
+from branchy_tf import files
 from branchy_tf.errors import BranchyError
 from branchy_tf.exits import Head
+from branchy_tf.thresholds import Calibration
 from branchy_tf.zoo import packaged
 
 Builder = Callable[..., keras.Model]
@@ -38,6 +40,40 @@ def list_weights(model: str | None = None) -> list[str]:
         get_builder(model)
         return sorted(packaged.every(model))
     return [f"{name}/{tag}" for name in list_models() for tag in list_weights(name)]
+
+
+def calibration(model: str, tag: str) -> Calibration:
+    """The calibrated thresholds that come with packaged weights.
+
+    Args:
+        model: one of `list_models()`.
+        tag: one of `list_weights(model)`.
+
+    Returns:
+        A `Calibration`: `.thresholds`, `.criterion`, `.temperatures` and what they
+        do on the validation split.
+
+    Raises:
+        BranchyError: no such weights, or a damaged file.
+
+    Example:
+
+    ```python
+    model = branchy_lenet(weights="mnist")
+    known = calibration("branchy_lenet", "mnist")
+    EarlyExitPredictor(model, known.thresholds, known.criterion, known.temperatures)
+    ```
+    """
+    get_builder(model)
+    tags = packaged.every(model)
+    if tag not in tags:
+        raise BranchyError(
+            f"Unknown weights {tag!r} for {model}. Known: "
+            f"{', '.join(sorted(tags)) or 'none ships'}."
+        )
+    tags[tag].check()
+    path = tags[tag].thresholds
+    return Calibration.read(path, files.read_json(path)["exits"])
 
 
 def get_builder(name: str) -> Builder:

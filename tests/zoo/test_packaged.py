@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from branchy_tf import zoo
+import branchy_tf
+from branchy_tf import graphs, zoo
 from branchy_tf.errors import BranchyError
 from branchy_tf.zoo import packaged
 
@@ -64,6 +65,25 @@ def test_a_tag_fixes_what_its_weights_are_for(entry, asked):
     arguments = {"input_shape": (16, 16, 1), "classes": 3} | asked
     with pytest.raises(BranchyError, match="The weights 'mine' of branchy_lenet are for"):
         zoo.branchy_lenet(weights="mine", **arguments)
+
+
+def test_thresholds_come_with_the_weights():
+    known = zoo.calibration("branchy_lenet", "mnist")
+    model = zoo.branchy_lenet(weights="mnist")
+    assert known.exits == ["exit_1", "exit_2"]
+    assert known.weights == graphs.fingerprint(model)
+    predictor = branchy_tf.EarlyExitPredictor(
+        model, known.thresholds, known.criterion, known.temperatures
+    )
+    assert len(predictor.predict(np.zeros((2, 28, 28, 1), np.uint8)).labels) == 2
+
+
+def test_thresholds_of_unknown_weights():
+    with pytest.raises(BranchyError) as caught:
+        zoo.calibration("branchy_lenet", "minst")
+    assert str(caught.value) == (
+        "Unknown weights 'minst' for branchy_lenet. Known: mnist."
+    )
 
 
 def test_every_packaged_file_is_whole_and_small():
