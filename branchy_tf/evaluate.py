@@ -15,7 +15,15 @@ from collections.abc import Sequence
 from absl import logging
 from tabulate import tabulate
 
-from branchy_tf import command_line, exits, files, report, scoring, thresholds
+from branchy_tf import (
+    command_line,
+    exits,
+    files,
+    model_cards,
+    report,
+    scoring,
+    thresholds,
+)
 from branchy_tf.training.run_folder import load_keras_file
 
 command_line.define_model_choice()
@@ -50,7 +58,8 @@ def main() -> None:
         files.write_json(output.evaluation, result)
         _report(model, run, output, gates, dataset.test, evaluation)
 
-    print(_table(result))
+    head, rows = model_cards.exit_table(result)
+    print(tabulate(rows, head, stralign="right", disable_numparse=True))
     low, high = (f"{100 * value:.2f}" for value in result["accuracy_interval"])
     print(
         f"accuracy {result['accuracy']:.2%} on {result['num_examples']:,} test images "
@@ -104,37 +113,6 @@ def _rows(rows: Sequence[int]) -> str:
     names = ", ".join(map(str, rows[:_MOST_NAMED]))
     more = ", ..." if len(rows) > _MOST_NAMED else ""
     return f"{len(rows)} row{'s' if len(rows) > 1 else ''} ({names}{more})"
-
-
-def _table(result: dict) -> str:
-    rows = [
-        [
-            name,
-            f"{total:,}",
-            f"{alone:.2%}",
-            limit,
-            f"{rate:.2%}",
-            "-" if right is None else f"{right:.2%}",
-        ]
-        for name, total, alone, limit, rate, right in zip(
-            result["exits"],
-            result["exit_macs"],
-            result["exit_accuracies"],
-            [*(f"{t:.4g}" for t in result["thresholds"]), "-"],
-            result["exit_rates"],
-            result["leaving_accuracies"],
-            strict=True,
-        )
-    ]
-    head = [
-        "exit",
-        "multiply-adds",
-        "alone right",
-        "threshold",
-        "leave here",
-        "right of these",
-    ]
-    return tabulate(rows, head, stralign="right", disable_numparse=True)
 
 
 if __name__ == "__main__":

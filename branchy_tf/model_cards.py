@@ -10,7 +10,7 @@ from tabulate import tabulate
 from branchy_tf import files
 from branchy_tf.errors import BranchyError
 
-BEGIN, END = "<!-- figures: written by publish -->", "<!-- end of figures -->"
+BEGIN, END = "<!-- figures: written by a command -->", "<!-- end of figures -->"
 
 # Table I of the paper: accuracy of the baseline and of the branchy network, gain
 # in time on a CPU, share leaving before the last exit.
@@ -70,12 +70,20 @@ def zoo_table(evaluations: dict[tuple[str, str], dict[str, Any]]) -> str:
     return tabulate(rows, head, tablefmt="github", disable_numparse=True)
 
 
-def card_figures(found: dict[str, Any]) -> str:
-    """The figures of one model card, in Markdown.
+def exit_table(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a table of what each exit does.
 
     Args:
-        found: content of its evaluation.json.
+        found: content of an evaluation.json.
     """
+    head = [
+        "exit",
+        "multiply-adds",
+        "alone right",
+        "threshold",
+        "leave here",
+        "right of these",
+    ]
     rows = [
         [name, f"{macs:,}", f"{alone:.2%}", limit, f"{rate:.2%}", right]
         for name, macs, alone, limit, rate, right in zip(
@@ -88,14 +96,17 @@ def card_figures(found: dict[str, Any]) -> str:
             strict=True,
         )
     ]
-    head = [
-        "exit",
-        "multiply-adds",
-        "alone right",
-        f"threshold ({found['criterion']})",
-        "leave here",
-        "right of these",
-    ]
+    return head, rows
+
+
+def card_figures(found: dict[str, Any]) -> str:
+    """The figures of one model card, in Markdown.
+
+    Args:
+        found: content of its evaluation.json.
+    """
+    head, rows = exit_table(found)
+    head[3] += f" ({found['criterion']})"
     low, high = found["accuracy_interval"]
     least, most = found["accuracy_drop_interval"]
     return "\n".join(

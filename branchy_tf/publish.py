@@ -41,8 +41,7 @@ def main() -> None:
         _take_in(training.RunFolder(FLAGS.run_dir), FLAGS.tag)
     sets = {model: zoo.list_weights(model) for model in zoo.list_models()}
     for path, text in model_cards.pages(FLAGS.zoo_dir, sets).items():
-        with files.replacing(path) as beside:
-            beside.write_text(text, encoding="utf-8")
+        files.write_text(path, text)
         logging.info("Wrote the figures of %s.", path)
 
 

@@ -50,8 +50,7 @@ def main() -> None:
     text = model_cards.with_figures(
         page.read_text(encoding="utf-8"), studies.table(rows), page
     )
-    with files.replacing(page) as beside:
-        beside.write_text(text, encoding="utf-8")
+    files.write_text(page, text)
     print(studies.table(rows))
     logging.info("Wrote %s, %s and %s.", page, table, picture)
 

@@ -183,8 +183,7 @@ def _train(folder: training.RunFolder) -> None:
         training.copy_layers(model, FLAGS.initial_weights)
 
     folder.path.mkdir(parents=True, exist_ok=True)
-    with files.replacing(folder.flags) as beside:
-        beside.write_text(_flags_text(), encoding="utf-8")
+    files.write_text(folder.flags, _flags_text())
     training.train(model, dataset, settings, folder)
 
 

@@ -69,11 +69,13 @@ class Report:
         later = SECTIONS[SECTIONS.index(name) + 1 :]
         for other in later:
             self._file(other).unlink(missing_ok=True)
-        _write(self._file(name), section.text())
+        files.write_text(self._file(name), section.text())
         there = [self._file(n) for n in SECTIONS if self._file(n).is_file()]
         text = "\n".join(path.read_text(encoding="utf-8") for path in there)
         body = _PICTURE.sub(self._embedded, text)
-        _write(self._page, _PAGE.format(title=html.escape(self._title), body=body))
+        files.write_text(
+            self._page, _PAGE.format(title=html.escape(self._title), body=body)
+        )
 
     def _embedded(self, found: re.Match) -> str:
         data = (self._folder / found[1]).read_bytes()
@@ -138,8 +140,3 @@ def _row(tag: str, cells: Sequence[str]) -> str:
     return (
         "<tr>" + "".join(f"<{tag}>{html.escape(str(c))}</{tag}>" for c in cells) + "</tr>"
     )
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    with files.replacing(path) as beside:
-        beside.write_text(text, encoding="utf-8")
