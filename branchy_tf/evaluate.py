@@ -12,11 +12,13 @@ chosen on the test split.
 
 from collections.abc import Sequence
 
-from absl import logging
+import keras
+from absl import flags, logging
 from tabulate import tabulate
 
 from branchy_tf import (
     command_line,
+    data,
     exits,
     files,
     model_cards,
@@ -24,12 +26,22 @@ from branchy_tf import (
     scoring,
     thresholds,
 )
+from branchy_tf.errors import BranchyError
+from branchy_tf.training import RunFolder
 from branchy_tf.training.run_folder import load_keras_file
+
+FLAGS = flags.FLAGS
 
 command_line.define_model_choice()
 command_line.define_data(required=False)
 command_line.define_thresholds()
 command_line.define_seed(default=None)
+flags.DEFINE_string(
+    "baseline",
+    None,
+    "The network trained without branches, a .keras file, to compare with. Default: the "
+    "run's, or the figure that packaged weights come with.",
+)
 
 # evaluation.json names them all.
 _MOST_NAMED = 20
@@ -40,9 +52,7 @@ def main() -> None:
     model, run, output = choice.model, choice.run, choice.output
     gates = command_line.chosen_gates(choice)
     dataset = command_line.chosen_dataset(run, model)
-    trained_baseline = None
-    if run is not None and run.baseline.is_file():
-        trained_baseline = load_keras_file(run.baseline)
+    trained_baseline = _trained_baseline(run, dataset)
     evaluation = scoring.evaluate(
         model,
         gates.thresholds,
@@ -52,8 +62,9 @@ def main() -> None:
         gates.temperatures,
     )
     result = evaluation.result
-    if choice.packaged is not None and choice.packaged.dataset == dataset.name:
-        result["baseline_accuracy"] = choice.packaged.baseline_accuracy
+    packaged = choice.packaged
+    if not FLAGS.baseline and packaged is not None and packaged.dataset == dataset.name:
+        result["baseline_accuracy"] = packaged.baseline_accuracy
     if output is not None:
         files.write_json(output.evaluation, result)
         _report(model, run, output, gates, dataset.test, evaluation)
@@ -79,6 +90,24 @@ def main() -> None:
     print(_stored(result["stored_scores"]))
     if output is not None:
         logging.info("Wrote %s and %s.", output.evaluation, output.report)
+
+
+def _trained_baseline(run: RunFolder | None, dataset: data.Dataset) -> keras.Model | None:
+    """The network trained without branches, where there is one."""
+    if FLAGS.baseline:
+        path = files.absolute(FLAGS.baseline)
+    elif run is not None and run.baseline.is_file():
+        path = run.baseline
+    else:
+        return None
+    model = load_keras_file(path)
+    wanted = [(None, *dataset.image_shape)]
+    if [tensor.shape for tensor in model.inputs] != wanted or len(model.outputs) != 1:
+        raise BranchyError(
+            f"{path} is no network from images {dataset.image_shape} to one output. Pass "
+            "the baseline.keras of a run."
+        )
+    return model
 
 
 def _report(model, run, output, gates, split, evaluation) -> None:

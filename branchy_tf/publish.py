@@ -4,7 +4,7 @@ For a checkout of the project. Example:
 
   python -m branchy_tf.publish --run_dir=runs/lenet --tag=mnist
 
-The run must be trained (in a mode with a baseline), calibrated and evaluated.
+The run must be trained, calibrated, and evaluated beside a trained baseline.
 Writes weights and thresholds into the package, with their SHA-256 in its
 registry, <zoo_dir>/<model>/<tag>.evaluation.json, and the figures in the model
 card <zoo_dir>/<model>/<tag>.md and in the table of <zoo_dir>/README.md. Without
@@ -46,13 +46,16 @@ def main() -> None:
 
 
 def _take_in(run: training.RunFolder, tag: str) -> None:
-    for path in (run.baseline, run.thresholds, run.evaluation):
+    for path in (run.thresholds, run.evaluation):
         if not path.is_file():
-            raise BranchyError(
-                f"{path} is missing. Train with a baseline, calibrate and evaluate first."
-            )
+            raise BranchyError(f"{path} is missing. Train, calibrate and evaluate first.")
     recorded = run.read_flags()
     evaluation = files.read_json(run.evaluation)
+    if evaluation["baseline_accuracy"] is None:
+        raise BranchyError(
+            f"{run.evaluation} knows no trained baseline. Train with one, or evaluate "
+            "with --baseline=FILE.keras."
+        )
     name = recorded["model"]
     model = run.load_model()
     arguments = {

@@ -36,7 +36,8 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "baseline",
     None,
-    "Instead of training a baseline: the baseline.keras of another run.",
+    "Instead of training a baseline: the baseline.keras of another run, or its "
+    "model.keras, for the trunk that its exits have shaped.",
 )
 flags.DEFINE_string("run_dir", None, "Folder to write to.")
 flags.DEFINE_enum(

@@ -13,6 +13,7 @@ import small
 from scipy import special, stats
 
 from branchy_tf import exits, files, scoring
+from branchy_tf.zoo import branchy_lenet
 
 # B-LeNet's multiply-adds up to each exit, branches on the way included, and those
 # of LeNet; counted by hand from the layers' sizes.
@@ -141,6 +142,33 @@ def test_baseline_is_the_one_that_was_trained(copy, run_dir, mnist_5k, digits_np
     assert result["accuracy"] == result["exit_accuracies"][0]
     assert result["macs"] == MACS[0]
     assert result["leaving_accuracies"][1] is None
+
+
+def test_another_baseline_to_compare_with(copy, mnist_5k, digits_npz, tmp_path):
+    path = tmp_path / "other.keras"
+    exits.baseline(branchy_lenet(weights="mnist")).save(path)
+    answers = keras.models.load_model(path).predict(mnist_5k.test.images[:100])
+    done = commands.run(
+        "evaluate", f"--run_dir={copy}", f"--baseline={path}", "--thresholds=inf",
+        f"--dataset={digits_npz}",
+    )  # fmt: skip
+    assert done.status == 0, done.stderr
+    expected = (answers.argmax(axis=1) == mnist_5k.test.labels[:100]).mean()
+    assert f"the trained baseline: {expected:.2%}" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["model.keras", "nowhere.keras"])
+def test_a_baseline_that_is_none(copy, name, digits_npz):
+    done = commands.run(
+        "evaluate", f"--run_dir={copy}", f"--baseline={copy / name}",
+        f"--dataset={digits_npz}",
+    )  # fmt: skip
+    expected = {
+        "model.keras": "is no network from images (28, 28, 1) to one output",
+        "nowhere.keras": "cannot be loaded as a Keras model",
+    }
+    assert expected[name] in done.error
+    assert not (copy / "evaluation.json").exists()
 
 
 def test_weights_of_a_file_with_a_folder_to_write_to(run_dir, tmp_path, digits_npz):

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
 
 import commands
 import pytest
+
+from branchy_tf import files
 
 ZOO = pathlib.Path(__file__).resolve().parent.parent / "zoo"
 
@@ -30,7 +33,7 @@ def test_pages_written_anew_are_as_they_were():
         (["--run_dir=run", "--tag=../x"], "--tag must be a name of letters"),
         (
             ["--run_dir=nowhere", "--tag=x"],
-            "baseline.keras is missing. Train with a base",
+            "thresholds.json is missing. Train, calibrate",
         ),
     ],
 )
@@ -45,3 +48,12 @@ def test_a_run_without_an_evaluation_is_refused(run_dir, tmp_path):
     flags = (f"--run_dir={run_dir}", "--tag=mine")
     error = commands.run("publish", *flags, cwd=tmp_path).error
     assert "evaluation.json is missing" in error
+
+
+def test_a_run_that_knows_no_baseline_is_refused(run_dir, tmp_path):
+    (tmp_path / "zoo").mkdir()
+    run = tmp_path / "run"
+    shutil.copytree(run_dir, run)
+    files.write_json(run / "evaluation.json", {"baseline_accuracy": None})
+    error = commands.run("publish", f"--run_dir={run}", "--tag=mine", cwd=tmp_path).error
+    assert "knows no trained baseline" in error

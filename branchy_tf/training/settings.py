@@ -42,7 +42,8 @@ class Settings:
         augmentation: a name from `data.AUGMENTATIONS`.
         seed: of the augmentation. (Weights and shuffling follow the seed set
             by `keras.utils.set_random_seed` before the model is built.)
-        baseline: a baseline.keras to start from instead of training one.
+        baseline: a baseline.keras to start from instead of training one, or a
+            model.keras, for its trunk; see `transfer.take_baseline`.
     """
 
     mode: str = "joint"

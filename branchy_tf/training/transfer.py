@@ -8,7 +8,7 @@ import shutil
 import keras
 from absl import logging
 
-from branchy_tf import files
+from branchy_tf import exits, files
 from branchy_tf.errors import BranchyError
 from branchy_tf.training.run_folder import load_keras_file
 
@@ -51,17 +51,23 @@ def copy_layers(model: keras.Model, path: files.Path) -> list[str]:
 
 
 def take_baseline(model: keras.Model, path: files.Path, to: files.Path) -> None:
-    """Starts `model` from a trained baseline, and keeps its file in the run.
+    """Starts `model` from the trunk of another run.
 
     Args:
         model: the baseline of the model to train.
-        path: baseline.keras of another run.
-        to: where to keep it.
+        path: baseline.keras of a run, which is kept as this run's, too; or its
+            model.keras, whose trunk other exits have shaped: such a run has no
+            trained baseline of its own.
+        to: where to keep a baseline.
 
     Raises:
-        BranchyError: it is not the baseline of this model.
+        BranchyError: it has not the layers of this model.
     """
-    ours, theirs = _layers(model), _layers(_load(path))
+    source = _load(path)
+    has_exits = isinstance(source.output, dict)
+    if has_exits:
+        source = exits.baseline(source)
+    ours, theirs = _layers(model), _layers(source)
     for name in [*ours, *theirs]:
         if _shapes(name, theirs) != _shapes(name, ours):
             raise BranchyError(
@@ -70,8 +76,9 @@ def take_baseline(model: keras.Model, path: files.Path, to: files.Path) -> None:
             )
     for name, layer in ours.items():
         layer.set_weights(theirs[name].get_weights())
-    with files.replacing(to) as beside:
-        shutil.copyfile(path, beside)
+    if not has_exits:
+        with files.replacing(to) as beside:
+            shutil.copyfile(path, beside)
 
 
 def _load(path: files.Path) -> keras.Model:

@@ -102,6 +102,17 @@ def test_a_baseline_is_taken_whole_and_kept(shallow, baseline, tmp_path):
     assert (tmp_path / "run" / "baseline.keras").read_bytes() == baseline.read_bytes()
 
 
+def test_the_trunk_of_other_exits_is_taken_and_not_kept(shallow, tmp_path):
+    path = tmp_path / "model.keras"
+    shallow.save(path)
+    model = exits.baseline(branchy_resnet((16, 16, 3), 5, depth=20, exits="paper"))
+    transfer.take_baseline(model, path, tmp_path / "run" / "baseline.keras")
+    np.testing.assert_array_equal(
+        model(IMAGES, training=False), shallow(IMAGES, training=False)["exit_3"]
+    )
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("model", "layer"),
     [
