@@ -9,12 +9,12 @@ import re
 import deployment
 import numpy as np
 import prometheus_client
+import promql_parser as promql
 import pytest
 import servers
 from deployment import SERVING
 
-from branchy_tf.serving import EarlyExitClient
-from branchy_tf.serving.metrics import ClientMetrics
+from branchy_tf.serving import ClientMetrics, EarlyExitClient
 
 # {metric: (kind, labels)}, as they are declared in tensorflow_serving/ and
 # tensorflow/cc/saved_model/; the exporter writes "/" as ":".
@@ -47,7 +47,6 @@ CLIENT = {
     "branchy_client_score": ("histogram", {"model", "exit"}),
 }
 KNOWN = TF_SERVING | CLIENT | {"up": ("gauge", {"job", "instance"})}
-FUNCTIONS = {"abs", "histogram_quantile", "increase", "rate", "scalar", "sum"}
 
 
 def dashboard():
@@ -80,61 +79,53 @@ def expressions():
 EXPRESSIONS = expressions()
 
 
-def plain(expression):
-    """Without what stands in quotes, which may hold brackets of its own."""
-    return re.sub(r'"[^"]*"', '""', expression)
+def nodes(expression, kind):
+    """What of one kind an expression is made of; raises if it is not PromQL."""
+    found = []
+
+    def visit(node):
+        if isinstance(node, kind):
+            found.append(node)
+
+    # Grafana's variable stands for a range.
+    promql.walk(promql.parse(str(expression).replace("$__rate_interval", "1m")), visit)
+    return found
 
 
-def selected(expression):
-    """`[(metric with its suffix, labels selected by)]` in an expression."""
-    skipped = (
-        r"\b(by|on|group_left) \([^)]*\)|\[[^]]*\]|offset \w+|\b\d[\w.]*|\b(or|unless)\b"
-    )
-    bare = re.sub(skipped, "", plain(expression))
-    return [
-        (name, set(re.findall(r"(\w+)[=!]", labels)))
-        for name, labels in re.findall(r"([a-z:][\w:]*)(\{[^}]*\})?", bare)
-        if name not in FUNCTIONS
-    ]
+def metric(name):
+    """The kind and labels of a metric, from its name in an expression."""
+    if name in KNOWN:
+        assert KNOWN[name][0] != "histogram", f"{name} alone is no series"
+        return KNOWN[name]
+    base, _, part = name.rpartition("_")
+    kind, labels = KNOWN[base]
+    assert (kind, part) in {("histogram", p) for p in ("bucket", "sum", "count")}, name
+    return kind, labels | ({"le"} if part == "bucket" else set())
 
 
 @pytest.mark.parametrize("where", EXPRESSIONS)
 def test_metrics_and_labels_are_published(where):
-    expression = EXPRESSIONS[where]
-    labels_there = set()
-    uses = selected(expression)
-    assert uses
-    for name, labels in uses:
-        base = re.sub(r"_(bucket|sum|count)$", "", name) if name not in KNOWN else name
-        kind, published = KNOWN[base]
-        # Only a histogram has these, and it has nothing else.
-        assert (base != name) == (kind == "histogram"), name
-        assert labels <= published, name
-        labels_there |= published | ({"le"} if name.endswith("_bucket") else set())
-    for grouped in re.findall(r"\b(?:by|on|group_left) \(([^)]*)\)", expression):
-        names = {name.strip() for name in grouped.split(",") if name.strip()}
-        assert names <= labels_there
+    selectors = nodes(EXPRESSIONS[where], promql.VectorSelector)
+    assert selectors
+    for selector in selectors:
+        _, published = metric(selector.name)
+        assert {matcher.name for matcher in selector.matchers.matchers} <= published
+    for sum_ in nodes(EXPRESSIONS[where], promql.AggregateExpr):
+        kept = set(sum_.modifier.labels) if sum_.modifier else set()
+        for selector in nodes(sum_.expr, promql.VectorSelector):
+            assert kept <= metric(selector.name)[1]
 
 
-@pytest.mark.parametrize("where", EXPRESSIONS)
-def test_expressions_are_well_formed(where):
-    expression = plain(EXPRESSIONS[where])
-    for opening, closing in ("()", "{}", "[]"):
-        assert expression.count(opening) == expression.count(closing)
-    # A range belongs to these, and they to a range.
-    counted = re.findall(
-        r"\b(?:rate|increase)\([^()]*\[\w+\][^()]*\)", ranged(expression)
-    )
-    assert len(counted) == expression.count("[")
-    assert len(counted) == len(re.findall(r"\b(?:rate|increase)\(", expression))
-    # A quantile is taken over the buckets' limits.
-    taken = re.findall(r"histogram_quantile\(0\.\d+, sum by \(le\b", expression)
-    assert len(taken) == expression.count("histogram_quantile")
-
-
-def ranged(expression):
-    """With Grafana's variable as a range that Prometheus could read."""
-    return expression.replace("$__rate_interval", "1m")
+def test_quantiles_are_of_rates_of_buckets():
+    calls = [call for text in EXPRESSIONS.values() for call in nodes(text, promql.Call)]
+    quantiles = [call for call in calls if call.func.name == "histogram_quantile"]
+    assert quantiles
+    for call in quantiles:
+        _, buckets = call.args
+        assert "le" in buckets.modifier.labels
+        assert buckets.expr.func.name == "rate"
+        (selector,) = nodes(buckets, promql.VectorSelector)
+        assert selector.name.endswith("_bucket")
 
 
 def test_microseconds_become_seconds():
@@ -146,7 +137,11 @@ def test_microseconds_become_seconds():
 
 
 def test_the_dashboard_shows_what_it_is_for():
-    shown = {name for text in EXPRESSIONS.values() for name, _ in selected(text)}
+    shown = {
+        selector.name
+        for text in EXPRESSIONS.values()
+        for selector in nodes(text, promql.VectorSelector)
+    }
     for name, (kind, _) in (TF_SERVING | CLIENT).items():
         assert (f"{name}_bucket" in shown or f"{name}_sum" in shown) == (
             kind == "histogram"
@@ -248,9 +243,11 @@ def test_jobs_that_are_asked_about_are_collected():
     (config,) = deployment.load("monitoring/prometheus.yml")
     jobs = {job["job_name"] for job in config["scrape_configs"]}
     asked = {
-        job
+        matcher.value
         for text in EXPRESSIONS.values()
-        for job in re.findall(r'\bjob="([^"]+)"', text)
+        for selector in nodes(text, promql.VectorSelector)
+        for matcher in selector.matchers.matchers
+        if matcher.name == "job"
     }
     assert asked
     assert asked <= jobs
@@ -261,10 +258,5 @@ def test_alerts_say_what_is_wrong():
         assert alert["annotations"]["summary"].endswith(".")
         assert alert["labels"]["severity"] in {"page", "ticket"}
         kept = set(re.findall(r"\$labels\.(\w+)", alert["annotations"]["summary"]))
-        published = set().union(
-            *(
-                KNOWN[re.sub(r"_bucket$", "", name)][1]
-                for name, _ in selected(alert["expr"])
-            )
-        )
-        assert kept <= published, alert["alert"]
+        for selector in nodes(alert["expr"], promql.VectorSelector):
+            assert kept <= metric(selector.name)[1], alert["alert"]
