@@ -153,7 +153,7 @@ def test_the_client_publishes_what_is_shown(fake):
     registry = prometheus_client.CollectorRegistry()
     metrics = ClientMetrics(registry)
     with EarlyExitClient(fake.address, servers.MODEL, metrics=metrics) as client:
-        client.predict(np.zeros((2, 28, 28, 1), np.uint8))
+        client.predict(np.zeros((2, 28, 28, 1), np.uint8), thresholds=[0.1])
     samples = {
         sample.name: set(sample.labels)
         for family in registry.collect()
