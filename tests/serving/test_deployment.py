@@ -122,6 +122,14 @@ def test_models_config_finds_what_export_writes(exports):
     assert set(model.version_labels.values()) <= set(versions)
 
 
+def test_serve_reads_models_config_too():
+    ours = configs.read(SERVING / "models.config", "ModelServerConfig")
+    (model,) = ours.model_config_list.config
+    assert model.SerializeToString(deterministic=True) == (
+        deployment.model().SerializeToString(deterministic=True)
+    )
+
+
 def test_the_models_folder_is_mounted_where_models_config_looks():
     folder = deployment.model().base_path.rpartition("/")[0]
     mounts = {
