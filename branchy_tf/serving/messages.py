@@ -7,6 +7,7 @@ exactly what was asked for is refused.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,7 +74,8 @@ class Target:
             "RESOURCE_EXHAUSTED": f"{self.server} has no room for the request; send "
             "fewer rows at a time, or later.",
         }
-        if "SSL" in details or "handshake" in details.lower():
+        # gRPC has no status of its own for it.
+        if re.search("ssl|handshake|verification", details, re.IGNORECASE):
             hints["UNAVAILABLE"] = (
                 f"{self.server} and this client do not agree on TLS; mend Tls(ca=..., "
                 "certificate=..., key=..., server_name=...)."
