@@ -43,6 +43,11 @@ _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.dns_min_time_between_resolutions_ms", 1000),
+    # A machine that vanished is given up after 5 seconds, not TCP's quarter of an
+    # hour: gRPC sets TCP_USER_TIMEOUT so where it may ping. It may every 5 minutes;
+    # servers hang up on who pings more often.
+    ("grpc.keepalive_time_ms", 300_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
     # Nothing is shared with other clients, nor with those of a process that forked.
     ("grpc.use_local_subchannel_pool", 1),
 ]

@@ -66,7 +66,7 @@ class Target:
         which += f" label {self.label!r}" if self.label is not None else ""
         hints = {
             "UNAVAILABLE": f"No server answers at {self.server}; start one (python -m "
-            "branchy_tf.serve) or mend host:port.",
+            "branchy_tf.serve), mend host:port, or pass `tls` if it wants TLS.",
             "DEADLINE_EXCEEDED": f"{self.server} did not answer in time; pass a longer "
             "timeout or send fewer rows.",
             "NOT_FOUND": f"{self.server} does not serve model {self.model!r}{which}; "

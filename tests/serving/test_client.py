@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
 import subprocess
 import sys
 import threading
@@ -480,6 +482,21 @@ def test_a_server_that_comes_back_is_asked_within_two_seconds(digits):
 
             servers.until(work, 10)
             assert time.monotonic() - back < 2
+
+
+def test_a_machine_that_vanishes_is_noticed(fake, fake_client, digits):
+    fake_client.predict(digits)
+    timeouts = set()
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # no socket, or not connected
+            connection = socket.socket(fileno=int(descriptor))
+            try:
+                if connection.getpeername()[1:2] == (fake.port,):
+                    level, option = socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT
+                    timeouts.add(connection.getsockopt(level, option))
+            finally:
+                connection.detach()  # it is gRPC's
+    assert timeouts == {5000}
 
 
 def test_clients_share_no_connection(fake, connect, digits):
