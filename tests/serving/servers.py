@@ -18,6 +18,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
@@ -26,6 +27,8 @@ from tensorflow_serving.apis import (
     predict_pb2,
     prediction_service_pb2_grpc,
 )
+
+from branchy_tf.errors import ServerError
 
 MODEL = "branchy_lenet"
 
@@ -37,6 +40,23 @@ def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
         assert time.monotonic() < end, "it did not come true in time"
         time.sleep(0.01)
     return found
+
+
+def failure(call: Callable, *arguments: Any, **keywords: Any) -> tuple[str, float]:
+    """`(status, seconds)` of a call that fails."""
+    start = time.monotonic()
+    with pytest.raises(ServerError) as caught:
+        call(*arguments, **keywords)
+    assert str(caught.value).startswith(caught.value.code)
+    assert "\n" not in str(caught.value)
+    return caught.value.code, time.monotonic() - start
+
+
+def assert_same(answer: Any, expected: Any) -> None:
+    np.testing.assert_array_equal(answer.exits, expected.exits)
+    np.testing.assert_array_equal(answer.labels, expected.labels)
+    np.testing.assert_allclose(answer.probabilities, expected.probabilities, atol=1e-5)
+    np.testing.assert_allclose(answer.scores, expected.scores, atol=1e-5)
 
 
 def free_port() -> int:

@@ -1,16 +1,9 @@
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import os
-import socket
-import subprocess
-import sys
 import threading
 import time
 from concurrent import futures
 
-import blocking
 import grpc
 import numpy as np
 import pytest
@@ -18,27 +11,15 @@ import servers
 import tensorflow as tf
 
 from branchy_tf.errors import BranchyError, ServerError
-from branchy_tf.serving import AsyncEarlyExitClient, EarlyExitClient
+from branchy_tf.serving import EarlyExitClient
 from branchy_tf.serving.embedded import EmbeddedServer
 
 MODEL = servers.MODEL
 
 
-@pytest.fixture(params=[EarlyExitClient, blocking.Blocking], ids=["sync", "async"])
-def connect(request):
-    """Makes a client, of either kind."""
-    return request.param
-
-
 @pytest.fixture
 def client(served, connect):
     with connect(served.address, MODEL, timeout=60) as client:
-        yield client
-
-
-@pytest.fixture
-def fake_client(fake, connect):
-    with connect(fake.address, MODEL) as client:
         yield client
 
 
@@ -49,26 +30,9 @@ def numbered(count):
     return images
 
 
-def assert_same(answer, expected):
-    np.testing.assert_array_equal(answer.exits, expected.exits)
-    np.testing.assert_array_equal(answer.labels, expected.labels)
-    np.testing.assert_allclose(answer.probabilities, expected.probabilities, atol=1e-5)
-    np.testing.assert_allclose(answer.scores, expected.scores, atol=1e-5)
-
-
-def failure(call, *arguments, **keywords):
-    """`(status, seconds)` of a call that fails."""
-    start = time.monotonic()
-    with pytest.raises(ServerError) as caught:
-        call(*arguments, **keywords)
-    assert str(caught.value).startswith(caught.value.code)
-    assert "\n" not in str(caught.value)
-    return caught.value.code, time.monotonic() - start
-
-
 def test_default_thresholds_agree_with_the_predictor(client, predictor, digits):
     answer = client.predict(digits)
-    assert_same(answer, predictor.predict(digits))
+    servers.assert_same(answer, predictor.predict(digits))
     assert set(answer.exits) == {0, 1}
     assert answer.exits.dtype == np.int32
     assert answer.scores.dtype == answer.probabilities.dtype == np.float32
@@ -79,7 +43,7 @@ def test_one_threshold_for_all_agrees_with_the_predictor(
     client, predictor, digits, halving
 ):
     answer = client.predict(digits, [halving])
-    assert_same(answer, predictor.predict(digits, [halving]))
+    servers.assert_same(answer, predictor.predict(digits, [halving]))
     assert set(answer.exits) == {0, 1}
 
 
@@ -88,7 +52,7 @@ def test_a_threshold_for_each_row_agrees_with_the_predictor(
 ):
     limits = np.resize([0, np.inf, halving], (64, 1))
     answer = client.predict(digits, limits)
-    assert_same(answer, predictor.predict(digits, limits))
+    servers.assert_same(answer, predictor.predict(digits, limits))
     assert answer.exits[::3].all()
     assert not answer.exits[1::3].any()
     assert set(answer.exits[2::3]) == {0, 1}
@@ -107,8 +71,10 @@ def test_one_row_and_many_agree(client, digits, halving):
 def test_views_are_sent_as_they_look(client, predictor, digits):
     # Their memory is not in the order of their rows.
     turned = digits[:4].transpose(0, 2, 1, 3)
-    assert_same(client.predict(turned), predictor.predict(turned.copy()))
-    assert_same(client.predict(digits[::-9]), predictor.predict(digits[::-9].copy()))
+    servers.assert_same(client.predict(turned), predictor.predict(turned.copy()))
+    servers.assert_same(
+        client.predict(digits[::-9]), predictor.predict(digits[::-9].copy())
+    )
 
 
 def test_large_batches_are_answered_in_parts_or_whole(served, connect, digits):
@@ -277,11 +243,11 @@ def test_no_thresholds_means_those_of_the_export(fake, fake_client, digits):
 
 def test_gives_up_after_the_timeout(fake, fake_client, connect, digits):
     fake.answer = lambda *_: fake.over.wait(60)
-    code, seconds = failure(fake_client.predict, digits, timeout=0.3)
+    code, seconds = servers.failure(fake_client.predict, digits, timeout=0.3)
     assert code == "DEADLINE_EXCEEDED"
     assert 0.2 < seconds < 5
     with connect(fake.address, MODEL, timeout=0.3) as hasty:
-        assert failure(hasty.predict, digits)[0] == "DEADLINE_EXCEEDED"
+        assert servers.failure(hasty.predict, digits)[0] == "DEADLINE_EXCEEDED"
 
 
 def test_all_parts_have_one_timeout(fake, connect):
@@ -292,7 +258,7 @@ def test_all_parts_have_one_timeout(fake, connect):
     )[1]
     with connect(fake.address, MODEL, max_rows=1) as client:
         client.describe()
-        code, seconds = failure(client.predict, numbered(40), timeout=0.5)
+        code, seconds = servers.failure(client.predict, numbered(40), timeout=0.5)
     assert code == "DEADLINE_EXCEEDED"
     assert seconds < 2
     assert len(fake.requests) < 20
@@ -332,7 +298,7 @@ def test_one_part_that_fails_is_an_error_and_stops_the_rest(fake, connect):
 
     fake.answer = answer
     with connect(fake.address, MODEL, max_rows=1) as client:
-        assert failure(client.predict, numbered(100))[0] == "RESOURCE_EXHAUSTED"
+        assert servers.failure(client.predict, numbered(100))[0] == "RESOURCE_EXHAUSTED"
     assert len(fake.requests) < 50
 
 
@@ -381,39 +347,6 @@ def test_asks_for_a_label(fake, connect, digits):
     assert not request.model_spec.HasField("version")
 
 
-def test_no_server_is_said_soon(connect, digits):
-    with connect(f"localhost:{servers.free_port()}", MODEL, timeout=30) as client:
-        code, seconds = failure(client.predict, digits)
-        assert code == "UNAVAILABLE"
-        assert seconds < 10
-        with pytest.raises(ServerError, match=r"start one .*branchy_tf\.serve"):
-            client.predict(digits)
-
-
-@pytest.mark.parametrize("rows", [1, 2000])
-def test_a_server_without_room_is_asked_again(fake, connect, rows):
-    # gRPC alone keeps no request above 256 KB for another try.
-    images = np.zeros((rows, 28, 28, 1), np.uint8)
-    fake.fail(2)
-    with connect(fake.address, MODEL, max_rows=rows) as client:
-        assert len(client.predict(images)) == rows
-        assert len(fake.requests) == 3
-        fake.fail(4)
-        assert failure(client.predict, images)[0] == "UNAVAILABLE"
-    assert len(fake.requests) == 3 + 4
-
-
-@pytest.mark.parametrize("code", ["INTERNAL", "RESOURCE_EXHAUSTED", "INVALID_ARGUMENT"])
-def test_what_may_have_reached_the_model_is_not_asked_again(
-    fake, fake_client, digits, code
-):
-    fake.fail(1, code)
-    with pytest.raises(ServerError, match="two lines") as caught:
-        fake_client.predict(digits)
-    assert caught.value.code == code
-    assert len(fake.requests) == 1
-
-
 def test_nonsense_is_refused(fake, fake_client, digits):
     def without_scores(*_):
         response = servers.respond(64)
@@ -422,7 +355,7 @@ def test_nonsense_is_refused(fake, fake_client, digits):
 
     for answer in (lambda *_: servers.respond(63), without_scores):
         fake.answer = answer
-        assert failure(fake_client.predict, digits)[0] == "INTERNAL"
+        assert servers.failure(fake_client.predict, digits)[0] == "INTERNAL"
 
 
 @pytest.mark.parametrize("served", [["early_exit"], ["serving_default"], []])
@@ -444,102 +377,6 @@ def test_a_new_version_may_take_other_inputs(fake, fake_client, digits):
     assert len(fake_client.predict(np.zeros((1, 32, 32, 3), np.uint8))) == 1
 
 
-def test_a_restarted_server_is_found_again(exported, connect, digits):
-    port = servers.free_port()
-    with connect(f"localhost:{port}", MODEL) as client:
-        with EmbeddedServer(exported, MODEL, port):
-            before = client.predict(digits)
-        assert failure(client.predict, digits)[0] == "UNAVAILABLE"
-        with EmbeddedServer(exported, MODEL, port):
-            assert client.wait_until_ready(10) == 1
-            assert_same(client.predict(digits), before)
-
-
-def test_a_server_that_comes_back_is_asked_within_two_seconds(digits):
-    with contextlib.ExitStack() as stack:
-        with servers.FakeServer() as first:
-            clients = [
-                stack.enter_context(kind(first.address, MODEL))
-                for kind in (EarlyExitClient, blocking.Blocking)
-            ]
-            assert [len(client.predict(digits)) for client in clients] == [64, 64]
-        # By then gRPC's own pause between attempts would have grown to 4 seconds.
-        gone = time.monotonic()
-        while time.monotonic() < gone + 5.5:
-            for client in clients:
-                code, seconds = failure(client.predict, digits)
-                assert code == "UNAVAILABLE"
-                assert seconds < 5
-        with servers.FakeServer(first.port):
-            back = time.monotonic()
-            waiting = list(clients)
-
-            def work():
-                with contextlib.suppress(ServerError):
-                    assert len(waiting[-1].predict(digits)) == 64
-                    waiting.pop()
-                return not waiting
-
-            servers.until(work, 10)
-            assert time.monotonic() - back < 2
-
-
-def test_a_machine_that_vanishes_is_noticed(fake, fake_client, digits):
-    fake_client.predict(digits)
-    timeouts = set()
-    for descriptor in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # no socket, or not connected
-            connection = socket.socket(fileno=int(descriptor))
-            try:
-                if connection.getpeername()[1:2] == (fake.port,):
-                    level, option = socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT
-                    timeouts.add(connection.getsockopt(level, option))
-            finally:
-                connection.detach()  # it is gRPC's
-    assert timeouts == {5000}
-
-
-def test_clients_share_no_connection(fake, connect, digits):
-    peers = set()
-    answer = fake.answer
-
-    def remember(request, context):
-        peers.add(context.peer())
-        return answer(request, context)
-
-    fake.answer = remember
-    with connect(fake.address, MODEL) as one, connect(fake.address, MODEL) as other:
-        for client in (one, other, one, other):
-            client.predict(digits, timeout=5)
-    assert len(peers) == 2
-
-
-def test_a_closed_client_says_so(fake, fake_client, digits):
-    fake_client.predict(digits)
-    fake_client.close()
-    for call in (
-        lambda: fake_client.predict(digits),
-        lambda: fake_client.all_exits(digits),
-        fake_client.describe,
-        fake_client.wait_until_ready,
-    ):
-        with pytest.raises(BranchyError, match="The client is closed"):
-            call()
-    assert len(fake.requests) == 1
-
-
-@pytest.mark.parametrize("max_rows", [64, 10])
-def test_closing_ends_what_is_under_way(fake, connect, digits, max_rows):
-    fake.answer = lambda *_: fake.over.wait(60)
-    client = connect(fake.address, MODEL, timeout=60, max_rows=max_rows)
-    with client, futures.ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(failure, client.predict, digits)
-        servers.until(lambda: len(fake.requests) >= min(4, 64 // max_rows))
-        client.close()
-        client.close()
-        assert asking.result(10)[0] == "CANCELLED"
-
-
 def test_waits_until_the_model_is_loaded(fake, fake_client):
     fake.state = 20
     with futures.ThreadPoolExecutor(1) as pool:
@@ -552,11 +389,11 @@ def test_waits_until_the_model_is_loaded(fake, fake_client):
 
 def test_waits_no_longer_than_wanted(fake, fake_client, connect):
     fake.state = 20
-    code, seconds = failure(fake_client.wait_until_ready, 0.2)
+    code, seconds = servers.failure(fake_client.wait_until_ready, 0.2)
     assert code == "UNAVAILABLE"
     assert seconds < 5
     with connect(f"localhost:{servers.free_port()}", MODEL) as client:
-        assert failure(client.wait_until_ready, 0.2)[0] == "UNAVAILABLE"
+        assert servers.failure(client.wait_until_ready, 0.2)[0] == "UNAVAILABLE"
 
 
 def test_waits_for_a_label(fake, connect):
@@ -571,67 +408,10 @@ def test_waits_for_a_label(fake, connect):
         fake.labels = {"stable": 3, "canary": 4}
         assert waiting.result(10) == 4
         fake.labels = {}
-        assert failure(client.wait_until_ready, 0.2)[0] == "INVALID_ARGUMENT"
+        assert servers.failure(client.wait_until_ready, 0.2)[0] == "INVALID_ARGUMENT"
 
 
 def test_what_fits_the_new_version_is_sent_at_once(fake, fake_client, digits):
     assert fake_client.predict(digits).model_version == 1
     fake.version, fake.inputs = 2, {"images": (tf.uint8, [None, 32, 32, 3])}
     assert len(fake_client.predict(np.zeros((2, 32, 32, 3), np.uint8))) == 2
-
-
-def test_a_forked_process_has_a_connection_of_its_own(fake):
-    # Forked from a process without this one's threads.
-    code = f"""
-import os, signal, sys
-import numpy as np
-from branchy_tf.serving import EarlyExitClient
-client = EarlyExitClient("{fake.address}", "{MODEL}", max_rows=2)
-images = np.zeros((5, 28, 28, 1), np.uint8)
-client.predict(images)
-child = os.fork()
-signal.alarm(60)
-for _ in range(3):
-    assert len(client.predict(images)) == 5
-if not child:
-    client.close()
-    os._exit(7)
-assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-assert len(client.predict(images)) == 5
-client.close()
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert len(fake.requests) == (1 + 3 + 3 + 1) * 3
-
-
-def test_an_async_client_may_be_made_before_its_loop(fake, digits):
-    client = AsyncEarlyExitClient(fake.address, MODEL)
-
-    async def ask():
-        return await asyncio.gather(*(client.predict(digits[:n]) for n in range(1, 20)))
-
-    assert [len(answer) for answer in asyncio.run(ask())] == list(range(1, 20))
-    with pytest.raises(BranchyError, match="another event loop"):
-        asyncio.run(ask())
-
-
-def test_a_cancelled_call_cancels_its_requests(fake, digits):
-    ended = threading.Semaphore(0)
-
-    def wait(_, context):
-        context.add_callback(ended.release)
-        fake.over.wait(60)
-
-    fake.answer = wait
-
-    async def ask():
-        async with AsyncEarlyExitClient(fake.address, MODEL, max_rows=32) as client:
-            await client.describe()
-            with pytest.raises(asyncio.TimeoutError):
-                await asyncio.wait_for(client.predict(digits, timeout=60), 0.3)
-            return [ended.acquire(timeout=10) for _ in range(2)]
-
-    assert asyncio.run(ask()) == [True, True]

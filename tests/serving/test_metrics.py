@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import blocking
 import numpy as np
 import prometheus_client
 import pytest
@@ -17,10 +16,10 @@ def registry():
     return prometheus_client.CollectorRegistry()
 
 
-@pytest.fixture(params=[EarlyExitClient, blocking.Blocking], ids=["sync", "async"])
-def client(request, fake, registry):
+@pytest.fixture
+def client(connect, fake, registry):
     metrics = ClientMetrics(registry=registry)
-    with request.param(fake.address, MODEL, max_rows=2, metrics=metrics) as client:
+    with connect(fake.address, MODEL, max_rows=2, metrics=metrics) as client:
         yield client
 
 

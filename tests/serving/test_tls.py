@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import types
 
-import blocking
 import grpc
 import pytest
 import servers
 import trustme
 
 from branchy_tf.errors import BranchyError, ServerError
-from branchy_tf.serving import EarlyExitClient, Tls
+from branchy_tf.serving import Tls
 
 MODEL = servers.MODEL
 
@@ -50,11 +49,6 @@ def fake(pki, mutual):
     )
     with servers.FakeServer(credentials=credentials) as server:
         yield server
-
-
-@pytest.fixture(params=[EarlyExitClient, blocking.Blocking], ids=["sync", "async"])
-def connect(request):
-    return request.param
 
 
 def own(pki, mutual):
