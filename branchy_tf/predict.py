@@ -6,6 +6,8 @@ Examples:
     --images=seven.png,nine.jpg --thresholds=0.1
   python -m branchy_tf.predict --server=localhost:8500 --model_name=branchy_lenet \
     --dataset=mnist_5k --num_images=8
+  python -m branchy_tf.predict --server=models.example:8500 --tls_ca=ca.pem \
+    --model_name=branchy_lenet --label=stable --images=seven.png
 """
 
 import numpy as np
@@ -14,12 +16,24 @@ from tabulate import tabulate
 
 from branchy_tf import command_line
 from branchy_tf.errors import BranchyError
-from branchy_tf.serving import EarlyExitClient
+from branchy_tf.serving import EarlyExitClient, Tls
 
 FLAGS = flags.FLAGS
 
 flags.DEFINE_string("server", "localhost:8500", "host:port of gRPC.")
 flags.DEFINE_string("model_name", None, "Name of the served model.")
+flags.DEFINE_string(
+    "label", None, "Ask the version that has this label; default: the newest."
+)
+flags.DEFINE_bool("tls", False, "Connect with TLS. Any of the --tls_ flags does too.")
+flags.DEFINE_string(
+    "tls_ca", None, "PEM file of the authorities to trust; default: the public ones."
+)
+flags.DEFINE_string("tls_certificate", None, "PEM file of a certificate to show.")
+flags.DEFINE_string("tls_key", None, "PEM file of that certificate's key.")
+flags.DEFINE_string(
+    "tls_server_name", None, "Name in the server's certificate; default: the host's."
+)
 flags.DEFINE_list(
     "images",
     None,
@@ -61,13 +75,24 @@ def _images(client: EarlyExitClient) -> tuple[np.ndarray, list[str], list[str] |
     return test.images, names, [str(label) for label in test.labels]
 
 
+def _tls() -> Tls | None:
+    given = Tls(FLAGS.tls_ca, FLAGS.tls_certificate, FLAGS.tls_key, FLAGS.tls_server_name)
+    return given if FLAGS.tls or given != Tls() else None
+
+
 def main() -> None:
     if not FLAGS.model_name:
         raise BranchyError("--model_name is missing: the name of the served model.")
     if bool(FLAGS.images) == bool(FLAGS.dataset):
         raise BranchyError("Pass --images=FILE,FILE or --dataset=NAME, one of the two.")
     limits = command_line.parse_numbers("thresholds", FLAGS.thresholds)
-    with EarlyExitClient(FLAGS.server, FLAGS.model_name, timeout=FLAGS.timeout) as client:
+    with EarlyExitClient(
+        FLAGS.server,
+        FLAGS.model_name,
+        timeout=FLAGS.timeout,
+        label=FLAGS.label,
+        tls=_tls(),
+    ) as client:
         images, names, labels = _images(client)
         answer = client.predict(images, limits)
     rows = []

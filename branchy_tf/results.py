@@ -35,3 +35,26 @@ class Predictions:
         """float64 [num_exits], the share of the rows that left at each exit."""
         counts = np.bincount(self.exits, minlength=num_exits)
         return counts / max(len(self), 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class AllExits:
+    """What every exit says of one batch, asked of a server.
+
+    Attributes:
+        probabilities: float32 [B, N, classes].
+        scores: float32 [B, N]; lower is surer.
+        model_version: the version that answered.
+    """
+
+    probabilities: np.ndarray
+    scores: np.ndarray
+    model_version: int | None = None
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [B, N], the most probable class of each row at each exit."""
+        return self.probabilities.argmax(axis=-1)
+
+    def __len__(self) -> int:
+        return len(self.scores)

@@ -1,10 +1,13 @@
-"""Serving: the client, which needs no TensorFlow, and the embedded server.
+"""Serving: the clients, which need no TensorFlow, and the embedded server.
 
 ```python
 from branchy_tf.serving import EarlyExitClient
 ```
 """
 
+from branchy_tf.serving.async_client import AsyncEarlyExitClient
 from branchy_tf.serving.client import EarlyExitClient
+from branchy_tf.serving.metrics import ClientMetrics
+from branchy_tf.serving.tls import Tls
 
-__all__ = ["EarlyExitClient"]
+__all__ = ["AsyncEarlyExitClient", "ClientMetrics", "EarlyExitClient", "Tls"]

@@ -33,6 +33,7 @@ GET_MODEL_METADATA = "/tensorflow.serving.PredictionService/GetModelMetadata"
 GET_MODEL_STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
 
 AVAILABLE = 30  # ModelVersionStatus.State
+MOST_BYTES = 2**31 - 1  # what one message can hold
 
 # {message: {field: (number, type)}}. A type is a scalar, an enum (whose numbers
 # travel as int32), a message, "repeated T" or "map T", from strings to T.
@@ -157,6 +158,7 @@ def message_class(name: str) -> Any:
 
 
 TensorProto = message_class("tensorflow.TensorProto")
+SignatureDef = message_class("tensorflow.SignatureDef")
 SignatureDefMap = message_class("tensorflow.serving.SignatureDefMap")
 PredictRequest = message_class("tensorflow.serving.PredictRequest")
 PredictResponse = message_class("tensorflow.serving.PredictResponse")
@@ -219,6 +221,9 @@ def to_array(proto: Any) -> np.ndarray:
     """
     dtype, field = dtype_of(proto.dtype), _DTYPES.get(proto.dtype, ("", ""))[1]
     shape = shape_of(proto.tensor_shape)
+    # A few bytes can name a shape that no memory holds, and -1 would fit any.
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > MOST_BYTES:
+        raise ValueError(f"no message holds a tensor of shape {shape}")
     if proto.tensor_content:
         return np.frombuffer(proto.tensor_content, dtype).reshape(shape).copy()
     # Halves travel as their bits.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import blocking
 import numpy as np
 import pytest
 import servers
@@ -36,9 +37,15 @@ def fake() -> Iterator[servers.FakeServer]:
         yield server
 
 
+@pytest.fixture(params=[EarlyExitClient, blocking.Blocking], ids=["sync", "async"])
+def connect(request) -> type:
+    """Makes a client, of either kind; what asks for it runs with both."""
+    return request.param
+
+
 @pytest.fixture
-def fake_client(fake) -> Iterator[EarlyExitClient]:
-    with EarlyExitClient(fake.address, servers.MODEL) as client:
+def fake_client(fake, connect) -> Iterator:
+    with connect(fake.address, servers.MODEL) as client:
         yield client
 
 

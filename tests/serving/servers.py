@@ -18,6 +18,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
@@ -26,6 +27,8 @@ from tensorflow_serving.apis import (
     predict_pb2,
     prediction_service_pb2_grpc,
 )
+
+from branchy_tf.errors import ServerError
 
 MODEL = "branchy_lenet"
 
@@ -37,6 +40,23 @@ def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
         assert time.monotonic() < end, "it did not come true in time"
         time.sleep(0.01)
     return found
+
+
+def failure(call: Callable, *arguments: Any, **keywords: Any) -> tuple[str, float]:
+    """`(status, seconds)` of a call that fails."""
+    start = time.monotonic()
+    with pytest.raises(ServerError) as caught:
+        call(*arguments, **keywords)
+    assert str(caught.value).startswith(caught.value.code)
+    assert "\n" not in str(caught.value)
+    return caught.value.code, time.monotonic() - start
+
+
+def assert_same(answer: Any, expected: Any) -> None:
+    np.testing.assert_array_equal(answer.exits, expected.exits)
+    np.testing.assert_array_equal(answer.labels, expected.labels)
+    np.testing.assert_allclose(answer.probabilities, expected.probabilities, atol=1e-5)
+    np.testing.assert_allclose(answer.scores, expected.scores, atol=1e-5)
 
 
 def free_port() -> int:
@@ -95,17 +115,47 @@ class ServeProcess:
             raise
 
 
-def respond(rows: int, classes: int = 10, version: int = 1) -> Any:
-    """An answer of the right form."""
+def respond(rows: int, classes: int = 10, version: int = 1, scores: Any = None) -> Any:
+    """An answer of the right form; `scores` are 0 unless they are given."""
+    return _response(
+        version,
+        {
+            "probabilities": np.full((rows, classes), 1 / classes, np.float32),
+            "exit": np.zeros(rows, np.int32),
+            "score": np.zeros(rows, np.float32) if scores is None else scores,
+        },
+    )
+
+
+def respond_all_exits(
+    rows: int, exits: int = 2, classes: int = 10, version: int = 1
+) -> Any:
+    """An answer of `all_exits` of the right form."""
+    return _response(
+        version,
+        {
+            "probabilities": np.full((rows, exits, classes), 1 / classes, np.float32),
+            "scores": np.zeros((rows, exits), np.float32),
+        },
+    )
+
+
+def _response(version: int, outputs: dict) -> Any:
     response = predict_pb2.PredictResponse()
     response.model_spec.version.value = version
-    for name, value in {
-        "probabilities": np.full((rows, classes), 1 / classes, np.float32),
-        "exit": np.zeros(rows, np.int32),
-        "score": np.zeros(rows, np.float32),
-    }.items():
+    for name, value in outputs.items():
         response.outputs[name].CopyFrom(tf.make_tensor_proto(value))
     return response
+
+
+def rows_of(request: Any) -> int:
+    return next(iter(request.inputs.values())).tensor_shape.dim[0].size
+
+
+def first_pixels(request: Any) -> np.ndarray:
+    """The first pixel of every image, float32: what tells rows apart."""
+    images = tf.make_ndarray(request.inputs["images"])
+    return images.reshape(len(images), -1)[:, 0].astype(np.float32)
 
 
 class FakeServer(
@@ -114,24 +164,38 @@ class FakeServer(
 ):
     """Describes a model and answers as a test wants.
 
+    Args:
+        port: to listen on; 0: any free one.
+        credentials: of grpc.ssl_server_credentials; default: no TLS.
+
     Attributes:
         inputs: `{name: (dtype, shape)}` of the model, less thresholds.
+        exits: of the model.
+        signatures: their names.
         version: the version it claims to have loaded.
         state: of that version.
+        labels: `{label: version}` that it knows; None: any one is overlooked.
         answer: called with a PredictRequest and its context.
         requests: the PredictRequests that came.
+        metadata_calls: how often its model's signatures were asked for.
         status_calls: how often its model's status was asked for.
         over: set when the test is, for answers that wait.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0, credentials: Any = None) -> None:
         self.inputs: dict = {"images": (tf.uint8, [None, 28, 28, 1])}
+        self.exits = 2
+        self.signatures = ["early_exit", "serving_default", "all_exits"]
         self.version = 1
         self.state = 30
-        self.answer: Callable = lambda request, _: respond(
-            request.inputs["images"].tensor_shape.dim[0].size, version=self.version
+        self.labels: dict[str, int] | None = None
+        self.answer: Callable = lambda request, _: (
+            respond_all_exits(rows_of(request), self.exits, version=self.version)
+            if request.model_spec.signature_name == "all_exits"
+            else respond(rows_of(request), version=self.version)
         )
         self.requests: list = []
+        self.metadata_calls = 0
         self.status_calls = 0
         self.over = threading.Event()
         self._server = grpc.server(
@@ -145,7 +209,24 @@ class FakeServer(
             self, self._server
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(self, self._server)
-        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        listen = f"127.0.0.1:{port}"
+        self.port = (
+            self._server.add_insecure_port(listen)
+            if credentials is None
+            else self._server.add_secure_port(listen, credentials)
+        )
+        self.address = f"127.0.0.1:{self.port}"
+
+    def fail(self, times: int, code: str = "UNAVAILABLE") -> None:
+        """Refuses the next requests, then answers as before."""
+        answer, first = self.answer, len(self.requests)
+
+        def refuse(request: Any, context: Any) -> Any:
+            if len(self.requests) <= first + times:
+                context.abort(grpc.StatusCode[code], "two\nlines")
+            return answer(request, context)
+
+        self.answer = refuse
 
     def __enter__(self) -> FakeServer:
         self._server.start()
@@ -160,15 +241,25 @@ class FakeServer(
         return self.answer(request, context)
 
     def GetModelMetadata(self, request: Any, context: Any) -> Any:
+        self.metadata_calls += 1
+        label = request.model_spec.version_label
+        if label and self.labels is not None and label not in self.labels:
+            context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"Unrecognized servable version label: {label}",
+            )
         served = get_model_metadata_pb2.SignatureDefMap()
-        described = served.signature_def["early_exit"].inputs
-        for name, (dtype, shape) in (
-            self.inputs | {"thresholds": (tf.float32, [None, 1])}
-        ).items():
-            described[name].dtype = dtype.as_datatype_enum
-            described[name].tensor_shape.CopyFrom(tf.TensorShape(shape).as_proto())
+        for name in self.signatures:
+            described = served.signature_def[name].inputs
+            for key, (dtype, shape) in (
+                self.inputs | {"thresholds": (tf.float32, [None, self.exits - 1])}
+            ).items():
+                described[key].dtype = dtype.as_datatype_enum
+                described[key].tensor_shape.CopyFrom(tf.TensorShape(shape).as_proto())
         response = get_model_metadata_pb2.GetModelMetadataResponse()
-        response.model_spec.version.value = self.version
+        response.model_spec.version.value = (
+            self.labels[label] if label and self.labels else self.version
+        )
         response.metadata["signature_def"].Pack(served)
         return response
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 import time
 from concurrent import futures
 
@@ -11,32 +12,27 @@ import tensorflow as tf
 
 from branchy_tf.errors import BranchyError, ServerError
 from branchy_tf.serving import EarlyExitClient
-from branchy_tf.serving import client as client_module
 from branchy_tf.serving.embedded import EmbeddedServer
 
 MODEL = servers.MODEL
 
 
-def assert_same(answer, expected):
-    np.testing.assert_array_equal(answer.exits, expected.exits)
-    np.testing.assert_array_equal(answer.labels, expected.labels)
-    np.testing.assert_allclose(answer.probabilities, expected.probabilities, atol=1e-5)
-    np.testing.assert_allclose(answer.scores, expected.scores, atol=1e-5)
+@pytest.fixture
+def client(served, connect):
+    with connect(served.address, MODEL, timeout=60) as client:
+        yield client
 
 
-def failure(call, *arguments, **keywords):
-    """`(status, seconds)` of a call that fails."""
-    start = time.monotonic()
-    with pytest.raises(ServerError) as caught:
-        call(*arguments, **keywords)
-    assert str(caught.value).startswith(caught.value.code)
-    assert "\n" not in str(caught.value)
-    return caught.value.code, time.monotonic() - start
+def numbered(count):
+    """Images that tell by their first pixel which they are."""
+    images = np.zeros((count, 28, 28, 1), np.uint8)
+    images[:, 0, 0, 0] = np.arange(count)
+    return images
 
 
 def test_default_thresholds_agree_with_the_predictor(client, predictor, digits):
     answer = client.predict(digits)
-    assert_same(answer, predictor.predict(digits))
+    servers.assert_same(answer, predictor.predict(digits))
     assert set(answer.exits) == {0, 1}
     assert answer.exits.dtype == np.int32
     assert answer.scores.dtype == answer.probabilities.dtype == np.float32
@@ -47,7 +43,7 @@ def test_one_threshold_for_all_agrees_with_the_predictor(
     client, predictor, digits, halving
 ):
     answer = client.predict(digits, [halving])
-    assert_same(answer, predictor.predict(digits, [halving]))
+    servers.assert_same(answer, predictor.predict(digits, [halving]))
     assert set(answer.exits) == {0, 1}
 
 
@@ -56,7 +52,7 @@ def test_a_threshold_for_each_row_agrees_with_the_predictor(
 ):
     limits = np.resize([0, np.inf, halving], (64, 1))
     answer = client.predict(digits, limits)
-    assert_same(answer, predictor.predict(digits, limits))
+    servers.assert_same(answer, predictor.predict(digits, limits))
     assert answer.exits[::3].all()
     assert not answer.exits[1::3].any()
     assert set(answer.exits[2::3]) == {0, 1}
@@ -75,17 +71,30 @@ def test_one_row_and_many_agree(client, digits, halving):
 def test_views_are_sent_as_they_look(client, predictor, digits):
     # Their memory is not in the order of their rows.
     turned = digits[:4].transpose(0, 2, 1, 3)
-    assert_same(client.predict(turned), predictor.predict(turned.copy()))
-    assert_same(client.predict(digits[::-9]), predictor.predict(digits[::-9].copy()))
+    servers.assert_same(client.predict(turned), predictor.predict(turned.copy()))
+    servers.assert_same(
+        client.predict(digits[::-9]), predictor.predict(digits[::-9].copy())
+    )
 
 
-def test_requests_over_4_mb_are_answered(client, digits):
+def test_large_batches_are_answered_in_parts_or_whole(served, connect, digits):
     images = np.resize(digits, (6000, 28, 28, 1))
     assert images.nbytes > 4 * 2**20
-    answer = client.predict(images)
-    np.testing.assert_array_equal(
-        answer.exits, np.resize(client.predict(digits).exits, 6000)
-    )
+    for max_rows in (None, 77, 6000):
+        with connect(served.address, MODEL, timeout=60, max_rows=max_rows) as client:
+            answer = client.predict(images)
+            expected = np.resize(client.predict(digits).exits, 6000)
+        np.testing.assert_array_equal(answer.exits, expected)
+
+
+def test_every_exit_agrees_with_the_predictor(served, connect, predictor, digits):
+    probabilities, scores = predictor.all_exits(digits)
+    with connect(served.address, MODEL, max_rows=10) as client:
+        answer = client.all_exits(digits)
+    np.testing.assert_allclose(answer.probabilities, probabilities, atol=1e-5)
+    np.testing.assert_allclose(answer.scores, scores, atol=1e-5)
+    np.testing.assert_array_equal(answer.labels, probabilities.argmax(-1))
+    assert answer.model_version == 1
 
 
 def test_answers_over_4_mb_are_received(fake, fake_client, digits):
@@ -94,23 +103,30 @@ def test_answers_over_4_mb_are_received(fake, fake_client, digits):
 
 
 def test_threads_share_a_client(client, predictor, digits, halving):
-    expected = predictor.predict(digits, [halving])
+    limits = [halving, 0, np.inf]
+    expected = [predictor.predict(digits, [limit]) for limit in limits]
+    together = threading.Barrier(16)
 
-    def ask(i):
-        # Each call has rows and a threshold of its own.
-        limit = [halving, 0, np.inf][i % 3]
-        answer = client.predict(digits[i : i + 3], [limit])
-        if limit == halving:
-            np.testing.assert_array_equal(answer.exits, expected.exits[i : i + 3])
-            np.testing.assert_allclose(
-                answer.scores, expected.scores[i : i + 3], atol=1e-5
-            )
-        else:
-            assert set(answer.exits) == {0 if limit else 1}
-        return len(answer)
+    def ask(thread):
+        together.wait(30)
+        for i in range(12):
+            # Each call has rows and a threshold of its own.
+            row, k = (7 * thread + 5 * i) % 62, (thread + i) % 3
+            answer = client.predict(digits[row : row + 2], [limits[k]])
+            for field in ("exits", "labels"):
+                np.testing.assert_array_equal(
+                    getattr(answer, field), getattr(expected[k], field)[row : row + 2]
+                )
+            for field in ("probabilities", "scores"):
+                np.testing.assert_allclose(
+                    getattr(answer, field),
+                    getattr(expected[k], field)[row : row + 2],
+                    atol=1e-5,
+                )
+        return True
 
-    with futures.ThreadPoolExecutor(8) as pool:
-        assert set(pool.map(ask, list(range(61)) * 3)) == {3}
+    with futures.ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(ask, range(16)))
 
 
 def test_describes_the_model(client):
@@ -119,18 +135,18 @@ def test_describes_the_model(client):
     assert str(described["images"]) == "uint8 [B, 28, 28, 1]"
 
 
-def test_asks_for_the_version_wanted(served, digits):
-    with EarlyExitClient(served.address, MODEL, version=1) as client:
+def test_asks_for_the_version_wanted(served, connect, digits):
+    with connect(served.address, MODEL, version=1) as client:
         assert client.predict(digits[:1]).model_version == 1
-    with EarlyExitClient(served.address, MODEL, version=7) as client:
+    with connect(served.address, MODEL, version=7) as client:
         with pytest.raises(ServerError, match="branchy_lenet' version 7") as caught:
             client.predict(digits[:1])
         assert caught.value.code == "NOT_FOUND"
 
 
-def test_another_model_is_not_found(served, digits):
+def test_another_model_is_not_found(served, connect, digits):
     with (
-        EarlyExitClient(served.address, "vgg") as client,
+        connect(served.address, "vgg") as client,
         pytest.raises(ServerError, match="does not serve model 'vgg'") as caught,
     ):
         client.predict(digits)
@@ -202,13 +218,6 @@ def test_thresholds_that_do_not_fit_are_not_sent(fake, fake_client, thresholds, 
     assert not fake.requests
 
 
-def test_more_than_a_message_can_hold_is_not_sent(fake, fake_client, monkeypatch, digits):
-    monkeypatch.setattr(client_module, "_MOST_BYTES", digits.nbytes - 1)
-    with pytest.raises(BranchyError, match="fewer rows"):
-        fake_client.predict(digits)
-    assert not fake.requests
-
-
 def test_an_input_dtype_that_numpy_lacks_is_named(fake, fake_client, digits):
     fake.inputs = {"images": (tf.bfloat16, [None, 28, 28, 1])}
     with pytest.raises(BranchyError, match="DataType 14"):
@@ -232,52 +241,110 @@ def test_no_thresholds_means_those_of_the_export(fake, fake_client, digits):
     assert set(request.inputs) == {"images"}
 
 
-def test_gives_up_after_the_timeout(fake, fake_client, digits):
+def test_gives_up_after_the_timeout(fake, fake_client, connect, digits):
     fake.answer = lambda *_: fake.over.wait(60)
-    code, seconds = failure(fake_client.predict, digits, timeout=0.3)
+    code, seconds = servers.failure(fake_client.predict, digits, timeout=0.3)
     assert code == "DEADLINE_EXCEEDED"
     assert 0.2 < seconds < 5
-    with EarlyExitClient(fake.address, MODEL, timeout=0.3) as hasty:
-        assert failure(hasty.predict, digits)[0] == "DEADLINE_EXCEEDED"
+    with connect(fake.address, MODEL, timeout=0.3) as hasty:
+        assert servers.failure(hasty.predict, digits)[0] == "DEADLINE_EXCEEDED"
 
 
-@pytest.mark.parametrize("timeout", [0, -1, float("nan")])
-def test_timeouts_are_positive(timeout):
+def test_all_parts_have_one_timeout(fake, connect):
+    # Each part comes in time, all of them do not.
+    fake.answer = lambda request, _: (
+        fake.over.wait(0.2),
+        servers.respond(servers.rows_of(request)),
+    )[1]
+    with connect(fake.address, MODEL, max_rows=1) as client:
+        client.describe()
+        code, seconds = servers.failure(client.predict, numbered(40), timeout=0.5)
+    assert code == "DEADLINE_EXCEEDED"
+    assert seconds < 2
+    assert len(fake.requests) < 20
+
+
+def test_parts_are_under_way_a_few_at_a_time_and_keep_their_order(fake, connect):
+    active, most, lock, full = 0, 0, threading.Lock(), threading.Event()
+
+    def answer(request, _):
+        nonlocal active, most
+        with lock:
+            active += 1
+            most = max(most, active)
+        if most == 4:
+            full.set()
+        assert full.wait(10), "fewer than four at a time"
+        pixels = servers.first_pixels(request)
+        # The later the rows, the sooner the answer.
+        time.sleep(0.01 * (4 - int(pixels[0]) // 2 % 4))
+        with lock:
+            active -= 1
+        return servers.respond(len(pixels), scores=pixels)
+
+    fake.answer = answer
+    with connect(fake.address, MODEL, max_rows=2) as client:
+        answer = client.predict(numbered(31))
+    np.testing.assert_array_equal(answer.scores, np.arange(31))
+    assert len(fake.requests) == 16
+    assert most == 4
+
+
+def test_one_part_that_fails_is_an_error_and_stops_the_rest(fake, connect):
+    def answer(request, context):
+        if servers.first_pixels(request)[0] == 2:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+        return servers.respond(1)
+
+    fake.answer = answer
+    with connect(fake.address, MODEL, max_rows=1) as client:
+        assert servers.failure(client.predict, numbered(100))[0] == "RESOURCE_EXHAUSTED"
+    assert len(fake.requests) < 50
+
+
+def test_a_version_that_changes_between_parts_answers_all(fake, connect):
+    def answer(request, _):
+        pixels, spec = servers.first_pixels(request), request.model_spec
+        version = spec.version.value or fake.version
+        if pixels[0] == 3:
+            fake.version = 2
+        return servers.respond(
+            len(pixels), version=version, scores=pixels + 100 * version
+        )
+
+    fake.answer = answer
+    with connect(fake.address, MODEL, max_rows=1) as client:
+        answer = client.predict(numbered(12))
+    assert answer.model_version == 2
+    np.testing.assert_array_equal(answer.scores, np.arange(12) + 200)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
+def test_timeouts_are_positive(connect, timeout):
     with pytest.raises(BranchyError, match="positive"):
-        EarlyExitClient("localhost:1", MODEL, timeout=timeout)
+        connect("localhost:1", MODEL, timeout=timeout)
 
 
-def test_no_server_is_said_soon(digits):
-    with EarlyExitClient(f"localhost:{servers.free_port()}", MODEL, timeout=30) as client:
-        code, seconds = failure(client.predict, digits)
-        assert code == "UNAVAILABLE"
-        assert seconds < 10
-        with pytest.raises(ServerError, match=r"start one .*branchy_tf\.serve"):
-            client.predict(digits)
+@pytest.mark.parametrize(
+    ("arguments", "keywords", "expected"),
+    [
+        (("localhost:1", MODEL, 3), {"label": "stable"}, "version 3 and label 'stable'"),
+        (("localhost:1", ""), {}, "`model` is empty"),
+        (("", MODEL), {}, "`server` is empty"),
+        (("localhost:1", MODEL), {"max_rows": 0}, "at least 1"),
+    ],
+)
+def test_arguments_that_do_not_do(connect, arguments, keywords, expected):
+    with pytest.raises(BranchyError, match=expected):
+        connect(*arguments, **keywords)
 
 
-def test_a_server_without_room_is_asked_again(fake, fake_client, digits):
-    answer = fake.answer
-
-    def refuse_twice(request, context):
-        if len(fake.requests) < 3:
-            context.abort(grpc.StatusCode.UNAVAILABLE, "queue full")
-        return answer(request, context)
-
-    fake.answer = refuse_twice
-    assert len(fake_client.predict(digits)) == 64
-    assert len(fake.requests) == 3
-
-
-@pytest.mark.parametrize("code", ["INTERNAL", "RESOURCE_EXHAUSTED", "INVALID_ARGUMENT"])
-def test_what_may_have_reached_the_model_is_not_asked_again(
-    fake, fake_client, digits, code
-):
-    fake.answer = lambda _, context: context.abort(grpc.StatusCode[code], "two\nlines")
-    with pytest.raises(ServerError, match="two lines") as caught:
-        fake_client.predict(digits)
-    assert caught.value.code == code
-    assert len(fake.requests) == 1
+def test_asks_for_a_label(fake, connect, digits):
+    with connect(fake.address, MODEL, label="stable") as client:
+        assert len(client.predict(digits)) == 64
+    (request,) = fake.requests
+    assert request.model_spec.version_label == "stable"
+    assert not request.model_spec.HasField("version")
 
 
 def test_nonsense_is_refused(fake, fake_client, digits):
@@ -288,28 +355,26 @@ def test_nonsense_is_refused(fake, fake_client, digits):
 
     for answer in (lambda *_: servers.respond(63), without_scores):
         fake.answer = answer
-        assert failure(fake_client.predict, digits)[0] == "INTERNAL"
+        assert servers.failure(fake_client.predict, digits)[0] == "INTERNAL"
+
+
+@pytest.mark.parametrize("served", [["early_exit"], ["serving_default"], []])
+def test_signatures_that_are_missing_are_named(fake, fake_client, digits, served):
+    fake.signatures = served
+    with pytest.raises(BranchyError, match=r"it has (early_exit|serving_default|none)\."):
+        fake_client.predict(digits)
+    with pytest.raises(BranchyError, match=r"no (early_exit|all_exits) signature"):
+        fake_client.all_exits(digits)
+    assert not fake.requests
 
 
 def test_a_new_version_may_take_other_inputs(fake, fake_client, digits):
     assert fake_client.predict(digits).model_version == 1
     fake.version, fake.inputs = 2, {"images": (tf.uint8, [None, 32, 32, 3])}
-    # The first answer of another version tells the client to ask.
-    assert fake_client.predict(digits).model_version == 2
+    # This server checks nothing; its answers to what does not fit are not believed.
     with pytest.raises(BranchyError, match="32, 32, 3"):
         fake_client.predict(digits)
     assert len(fake_client.predict(np.zeros((1, 32, 32, 3), np.uint8))) == 1
-
-
-def test_a_restarted_server_is_found_again(exported, digits):
-    port = servers.free_port()
-    with EarlyExitClient(f"localhost:{port}", MODEL) as client:
-        with EmbeddedServer(exported, MODEL, port):
-            before = client.predict(digits)
-        assert failure(client.predict, digits)[0] == "UNAVAILABLE"
-        with EmbeddedServer(exported, MODEL, port):
-            assert client.wait_until_ready(10) == 1
-            assert_same(client.predict(digits), before)
 
 
 def test_waits_until_the_model_is_loaded(fake, fake_client):
@@ -322,13 +387,28 @@ def test_waits_until_the_model_is_loaded(fake, fake_client):
         assert waiting.result() == 4
 
 
-def test_waits_no_longer_than_wanted(fake, fake_client):
+def test_waits_no_longer_than_wanted(fake, fake_client, connect):
     fake.state = 20
-    code, seconds = failure(fake_client.wait_until_ready, 0.2)
+    code, seconds = servers.failure(fake_client.wait_until_ready, 0.2)
     assert code == "UNAVAILABLE"
     assert seconds < 5
-    with EarlyExitClient(f"localhost:{servers.free_port()}", MODEL) as client:
-        assert failure(client.wait_until_ready, 0.2)[0] == "UNAVAILABLE"
+    with connect(f"localhost:{servers.free_port()}", MODEL) as client:
+        assert servers.failure(client.wait_until_ready, 0.2)[0] == "UNAVAILABLE"
+
+
+def test_waits_for_a_label(fake, connect):
+    fake.version, fake.labels = 3, {"stable": 3}
+    with (
+        connect(fake.address, MODEL, label="canary") as client,
+        futures.ThreadPoolExecutor(1) as pool,
+    ):
+        waiting = pool.submit(client.wait_until_ready)
+        servers.until(lambda: fake.metadata_calls > 2)
+        assert not waiting.done()
+        fake.labels = {"stable": 3, "canary": 4}
+        assert waiting.result(10) == 4
+        fake.labels = {}
+        assert servers.failure(client.wait_until_ready, 0.2)[0] == "INVALID_ARGUMENT"
 
 
 def test_what_fits_the_new_version_is_sent_at_once(fake, fake_client, digits):

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import commands
+import grpc
 import numpy as np
 import pytest
 import servers
+import trustme
 from PIL import Image
 
 
@@ -89,6 +91,9 @@ def test_thresholds_decide_where_images_leave(served, pictures, thresholds, exit
         (["--images=zero.png", "--model_name="], "--model_name is missing"),
         (["--dataset=mnist_5k", "--num_images=0"], "num_images"),
         (["--images=zero.png", "--timeout=0"], "positive"),
+        (["--images=zero.png", "--tls_ca=no.pem"], "no.pem cannot be read"),
+        (["--images=zero.png", "--tls_key=key.pem"], "no `certificate`"),
+        (["--images=zero.png", "--tls"], "do not agree on TLS"),
     ],
 )
 def test_refuses(served, pictures, flags, expected):
@@ -100,3 +105,20 @@ def test_no_server_is_one_line(pictures):
     flags = [f"--server={server}", "--model_name=m", "--images=zero.png"]
     done = commands.run("predict", *flags, cwd=pictures)
     assert f"UNAVAILABLE: No server answers at {server}" in done.error
+
+
+def test_asks_for_a_label_over_tls(pictures):
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(pictures / "ca.pem")
+    certificate = authority.issue_cert("models.example")
+    credentials = grpc.ssl_server_credentials(
+        [(certificate.private_key_pem.bytes(), certificate.cert_chain_pems[0].bytes())]
+    )
+    flags = ["--images=zero.png", "--label=stable", "--tls_ca=ca.pem"]
+    with servers.FakeServer(credentials=credentials) as fake:
+        done = predict(fake, *flags, cwd=pictures)
+        assert "do not agree on TLS" in done.error
+        done = predict(fake, *flags, "--tls_server_name=models.example", cwd=pictures)
+    assert len(table(done)) == 1
+    (request,) = fake.requests
+    assert request.model_spec.version_label == "stable"

@@ -1,0 +1,142 @@
+"""The client of `client.py` for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from branchy_tf import inputs
+from branchy_tf.errors import BranchyError, ServerError
+from branchy_tf.results import AllExits, Predictions
+from branchy_tf.serving import channels
+from branchy_tf.serving.conversation import IN_FLIGHT, Conversation, Pause, Send, Steps, T
+from branchy_tf.serving.messages import Target
+from branchy_tf.serving.metrics import ClientMetrics
+from branchy_tf.serving.tls import Tls
+
+
+class AsyncEarlyExitClient:
+    """`EarlyExitClient`, with coroutines; for one event loop, the one that uses it.
+
+    A call that is cancelled cancels its requests.
+
+    Args:
+        server, model, version, timeout, label, tls, max_rows, metrics: as for
+            `EarlyExitClient`.
+
+    Example:
+
+    ```python
+    async with AsyncEarlyExitClient("localhost:8500", model="branchy_lenet") as client:
+        answers = await asyncio.gather(*map(client.predict, batches))
+    ```
+    """
+
+    def __init__(
+        self,
+        server: str,
+        model: str,
+        version: int | None = None,
+        timeout: float = 10.0,
+        *,
+        label: str | None = None,
+        tls: Tls | None = None,
+        max_rows: int | None = None,
+        metrics: ClientMetrics | None = None,
+    ) -> None:
+        target = Target(server, model, version, label)
+        self._conversation = Conversation(target, timeout, max_rows, metrics)
+        self._open = channels.opener(grpc.aio, server, tls)
+        # Opened by the first call: a client may be made before its loop runs.
+        self._opened: tuple[asyncio.AbstractEventLoop, Any] | None = None
+        self._closed = False
+
+    async def __aenter__(self) -> AsyncEarlyExitClient:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connection; calls under way fail."""
+        self._closed = True
+        if self._opened is not None:
+            await self._channel().close()
+
+    async def predict(
+        self, images: Any, thresholds: Any = None, timeout: float | None = None
+    ) -> Predictions:
+        """See `EarlyExitClient.predict`."""
+        return await self._hold(self._conversation.predict(images, thresholds, timeout))
+
+    async def all_exits(self, images: Any, timeout: float | None = None) -> AllExits:
+        """See `EarlyExitClient.all_exits`."""
+        return await self._hold(self._conversation.all_exits(images, timeout))
+
+    async def describe(
+        self, timeout: float | None = None
+    ) -> tuple[dict[str, inputs.Expected], int]:
+        """See `EarlyExitClient.describe`."""
+        return await self._hold(self._conversation.describe(timeout))
+
+    async def wait_until_ready(self, timeout: float = 60.0) -> int:
+        """See `EarlyExitClient.wait_until_ready`."""
+        return await self._hold(self._conversation.wait_until_ready(timeout))
+
+    async def _hold(self, steps: Steps[T]) -> T:
+        """Does what a conversation asks for, until it has its result."""
+        try:
+            step = next(steps)
+            while True:
+                try:
+                    replies = await self._do(step)
+                except ServerError as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(replies)
+        except StopIteration as done:
+            return done.value
+        finally:
+            steps.close()
+
+    async def _do(self, step: Send | Pause) -> list[bytes]:
+        with channels.explaining(self._conversation.target, lambda: self._closed):
+            if isinstance(step, Send):
+                return await self._send(step)
+            await asyncio.sleep(step.seconds)
+            return []
+
+    async def _send(self, step: Send) -> list[bytes]:
+        ask, gate = self._channel().unary_unary(step.method), asyncio.Semaphore(IN_FLIGHT)
+
+        async def one(request: Callable[[], bytes]) -> bytes:
+            async with gate:
+                return await ask(request(), timeout=step.left())
+
+        tasks = [asyncio.ensure_future(one(request)) for request in step.requests]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                # Whoever waits for this call did not cancel it: its channel was closed.
+                if task.cancelled():
+                    raise grpc.FutureCancelledError
+                task.result()
+            return [task.result() for task in tasks]
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _channel(self) -> Any:
+        loop = asyncio.get_running_loop()
+        if self._opened is None:
+            self._opened = loop, self._open()
+        if self._opened[0] is not loop:
+            raise BranchyError(
+                "The client is used by another event loop; make one for each loop."
+            )
+        return self._opened[1]

@@ -1,0 +1,349 @@
+"""What a client asks next, and what the answers mean; nothing here is sent.
+
+Every method of a client is a generator here. It yields a `Send` or a `Pause`, gets
+the answers' bytes, or a `ServerError` thrown at it, and returns the result. So the
+blocking and the asyncio client hold the same conversation, and its tests need no
+server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from branchy_tf import inputs, thresholds
+from branchy_tf.errors import BranchyError, ServerError
+from branchy_tf.results import AllExits, Predictions
+from branchy_tf.serving import messages, wire
+from branchy_tf.serving.messages import Signature, Target
+from branchy_tf.serving.metrics import ClientMetrics
+
+# Requests of one call that are under way at a time.
+IN_FLIGHT = 4
+# Where nothing else is said, a request holds at most so many rows and bytes: a
+# batching TF Serving refuses more than 1,000 rows, and many a gRPC server and proxy
+# more than 4 MB, of which half is left for what else is in a message.
+_ROWS, _BYTES = 1000, 2 * 2**20
+# How often the parts of one call may be asked again because the version changed.
+_ROUNDS = 5
+# Refusals of what a signature that is known from before led to.
+_STALE = {"INVALID_ARGUMENT", "FAILED_PRECONDITION", "INTERNAL"}
+_PAUSE_SECONDS = 0.05
+_STATUS_SECONDS = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Send:
+    """Requests to send, at most `IN_FLIGHT` at a time.
+
+    Gets the list of their answers' bytes, in their order.
+
+    Attributes:
+        method: path of the gRPC method.
+        requests: give the bytes of each, when it is time to send it.
+        deadline: the `time.monotonic()` at which all answers must be there.
+    """
+
+    method: str
+    requests: Sequence[Callable[[], bytes]]
+    deadline: float
+
+    def left(self) -> float:
+        """Seconds until the deadline.
+
+        Raises:
+            ServerError: DEADLINE_EXCEEDED; there are none.
+        """
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise ServerError(
+                "DEADLINE_EXCEEDED",
+                "No time was left to ask; pass a longer timeout or send fewer rows.",
+            )
+        return left
+
+
+@dataclasses.dataclass(frozen=True)
+class Pause:
+    """Time to let pass."""
+
+    seconds: float
+
+
+T = TypeVar("T")
+Answer = TypeVar("Answer", Predictions, AllExits)
+Steps = Generator[Send | Pause, Any, T]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Question:
+    """What is asked of each row.
+
+    Attributes:
+        signature: the name of what answers it.
+        fit: the arrays to send to a model of such a signature, one row for each
+            example; raises `BranchyError`.
+        read: what a response says of a number of rows; raises `ServerError`.
+    """
+
+    signature: str
+    fit: Callable[[Signature], dict[str, np.ndarray]]
+    read: Callable[[Target, Any, int, Signature], Any]
+
+
+class Conversation:
+    """A client's part in it; threads may hold several at once.
+
+    Args:
+        target: who is asked.
+        timeout: seconds a call may take, where it does not say.
+        max_rows: the most rows in one request; default: what servers accept.
+        metrics: where calls are counted; default: nowhere.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        timeout: float,
+        max_rows: int | None = None,
+        metrics: ClientMetrics | None = None,
+    ) -> None:
+        if max_rows is not None and max_rows < 1:
+            raise BranchyError(f"`max_rows` must be at least 1. Received {max_rows}.")
+        self.target = target
+        self._timeout = _checked(timeout)
+        self._max_rows = max_rows
+        self._metrics = metrics
+        # Only ever replaced as a whole, so that threads need no lock.
+        self._signature: Signature | None = None
+
+    def predict(
+        self, images: Any, limits: Any, timeout: float | None
+    ) -> Steps[Predictions]:
+        """See `EarlyExitClient.predict`."""
+        name = messages.CALIBRATED if limits is None else messages.EARLY_EXIT
+
+        def fit(signature: Signature) -> dict[str, np.ndarray]:
+            arrays, rows = inputs.check(images, signature.inputs)
+            if limits is not None:
+                checked = thresholds.check(limits, signature.num_exits, rows)
+                # A row of its own for each image: a batching server wants every
+                # input to have the batch as first dimension.
+                arrays["thresholds"] = np.broadcast_to(checked, (rows, checked.shape[1]))
+            return arrays
+
+        with self._watch("predict"):
+            question = _Question(name, fit, messages.read_predictions)
+            answer = yield from self._answer(question, self._deadline(timeout))
+        if self._metrics is not None:
+            self._metrics.count(self.target.model, answer)
+        return answer
+
+    def all_exits(self, images: Any, timeout: float | None) -> Steps[AllExits]:
+        """See `EarlyExitClient.all_exits`."""
+
+        def fit(signature: Signature) -> dict[str, np.ndarray]:
+            return inputs.check(images, signature.inputs)[0]
+
+        with self._watch("all_exits"):
+            question = _Question(messages.ALL_EXITS, fit, messages.read_all_exits)
+            return (yield from self._answer(question, self._deadline(timeout)))
+
+    def describe(
+        self, timeout: float | None
+    ) -> Steps[tuple[dict[str, inputs.Expected], int]]:
+        """See `EarlyExitClient.describe`."""
+        with self._watch("describe"):
+            signature = yield from self._ask_signature(self._deadline(timeout))
+        return dict(signature.inputs), signature.num_exits
+
+    def wait_until_ready(self, timeout: float) -> Steps[int]:
+        """See `EarlyExitClient.wait_until_ready`."""
+        with self._watch("wait_until_ready"):
+            deadline = self._deadline(timeout)
+            request = messages.status_request(self.target)
+            while True:
+                soon = min(deadline, time.monotonic() + _STATUS_SECONDS)
+                try:
+                    if self.target.label is not None:
+                        # Only a question about the model itself follows a label.
+                        return (yield from self._ask_signature(soon)).version
+                    (reply,) = yield Send(wire.GET_MODEL_STATUS, [lambda: request], soon)
+                    return messages.read_status(self.target, reply)
+                except ServerError:
+                    if time.monotonic() + _PAUSE_SECONDS >= deadline:
+                        raise
+                yield Pause(_PAUSE_SECONDS)
+
+    def _watch(self, method: str) -> contextlib.AbstractContextManager[None]:
+        if self._metrics is None:
+            return contextlib.nullcontext()
+        return self._metrics.watch(self.target.model, method)
+
+    def _deadline(self, timeout: float | None) -> float:
+        seconds = self._timeout if timeout is None else _checked(timeout)
+        return time.monotonic() + seconds
+
+    def _ask_signature(
+        self, deadline: float, version: int | None = None
+    ) -> Steps[Signature]:
+        request = messages.metadata_request(self.target, version)
+        (reply,) = yield Send(wire.GET_MODEL_METADATA, [lambda: request], deadline)
+        self._signature = messages.read_signature(self.target, reply)
+        return self._signature
+
+    def _answer(self, question: _Question, deadline: float) -> Steps[Any]:
+        """Asks with what is known of the model; if that fails, with what is true."""
+        known = self._signature
+        problem: BranchyError | ServerError | None = None
+        if known is not None:
+            try:
+                return (yield from self._ask(question, known, deadline))
+            except BranchyError as error:
+                problem = error
+            except ServerError as error:
+                # What the server is like may have changed.
+                self._signature = None
+                if error.code not in _STALE:
+                    raise
+                problem = error
+        fresh = yield from self._ask_signature(deadline)
+        if problem is not None and fresh == known:
+            raise problem
+        return (yield from self._ask(question, fresh, deadline))
+
+    def _ask(
+        self, question: _Question, signature: Signature, deadline: float
+    ) -> Steps[Any]:
+        """Sends a batch in parts and joins their answers, all by one version.
+
+        The parts are sent without a version, so that the newest answers at once.
+        If it changes between them, the rest is asked again, of the newest that
+        answered; if that has gone by then, all is.
+        """
+        target = self.target
+        parts = self._split(question, signature)
+        replies: list[Any] = [None] * len(parts)
+        pinned = None
+        for _ in range(_ROUNDS):
+            missing = [i for i, reply in enumerate(replies) if reply is None]
+            requests = [
+                _Request(target, question.signature, pinned, parts[i]) for i in missing
+            ]
+            try:
+                answers = yield Send(wire.PREDICT, requests, deadline)
+                for i, data in zip(missing, answers, strict=True):
+                    replies[i] = target.parse(wire.PredictResponse, data)
+                newest = max(map(_version, replies))
+                for wanted in (pinned, target.version):
+                    if wanted is not None and newest != wanted:
+                        raise target.nonsense(f"version {newest}, not {wanted}")
+                pinned = newest
+                if newest != signature.version:
+                    before = signature
+                    signature = yield from self._ask_signature(deadline, newest)
+                    if dataclasses.replace(before, version=newest) != signature:
+                        # What was made for another model does not count.
+                        parts = self._split(question, signature)
+                        replies = [None] * len(parts)
+            except ServerError as error:
+                if error.code != "NOT_FOUND" or pinned is None:
+                    raise
+                replies, pinned = [None] * len(parts), None
+                continue
+            replies = [
+                reply if reply is not None and _version(reply) == newest else None
+                for reply in replies
+            ]
+            if None not in replies:
+                answers = [
+                    question.read(target, reply, _rows(part), signature)
+                    for reply, part in zip(replies, parts, strict=True)
+                ]
+                if len({answer.probabilities.shape[1:] for answer in answers}) > 1:
+                    raise target.nonsense("other numbers of classes for other rows")
+                return _join(answers)
+        raise ServerError(
+            "ABORTED",
+            f"{target.server} changed the version of {target.model} {_ROUNDS} times "
+            "while the parts of one batch were asked; ask again.",
+        )
+
+    def _split(
+        self, question: _Question, signature: Signature
+    ) -> list[dict[str, np.ndarray]]:
+        """The arrays to send, some rows each."""
+        if question.signature not in signature.names:
+            raise BranchyError(
+                f"Model {self.target.model!r} on {self.target.server} has no "
+                f"{question.signature} signature; it has {', '.join(signature.names)}. "
+                "Ask for a model that branchy_tf.export wrote."
+            )
+        arrays = question.fit(signature)
+        rows = _rows(arrays)
+        if not rows:
+            raise BranchyError(
+                "The batch is empty; expected at least one row. Make no call where "
+                "there is no image. (Some servers hang on an empty batch.)"
+            )
+        bytes_of_row = sum(array.nbytes for array in arrays.values()) // rows or 1
+        size = self._max_rows or min(_ROWS, max(1, _BYTES // bytes_of_row))
+        size = min(size, rows)
+        if size * bytes_of_row > wire.MOST_BYTES:
+            raise BranchyError(
+                f"{size} rows have {size * bytes_of_row:,} bytes; one request holds at "
+                f"most {wire.MOST_BYTES:,}. Pass a smaller `max_rows`."
+            )
+        return [
+            {name: array[i : i + size] for name, array in arrays.items()}
+            for i in range(0, rows, size)
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """Makes the bytes of a request when it is sent, not before."""
+
+    target: Target
+    signature: str
+    version: int | None
+    arrays: dict[str, np.ndarray]
+
+    def __call__(self) -> bytes:
+        return messages.predict_request(
+            self.target, self.signature, self.version, self.arrays
+        )
+
+
+def _checked(timeout: float) -> float:
+    if not 0 < timeout < math.inf:
+        raise BranchyError(
+            f"`timeout` must be positive seconds, and not for ever. Received {timeout}."
+        )
+    return timeout
+
+
+def _rows(arrays: dict[str, np.ndarray]) -> int:
+    return len(next(iter(arrays.values())))
+
+
+def _version(response: Any) -> int:
+    return response.model_spec.version.value
+
+
+def _join(answers: list[Answer]) -> Answer:
+    """One answer of several, in their order."""
+    if len(answers) == 1:
+        return answers[0]
+    arrays = {field.name for field in dataclasses.fields(answers[0])} - {"model_version"}
+    joined: dict[str, Any] = {
+        name: np.concatenate([getattr(answer, name) for answer in answers])
+        for name in arrays
+    }
+    return dataclasses.replace(answers[0], **joined)

@@ -1,0 +1,283 @@
+"""What goes over the wire, built and read; nothing here is sent.
+
+Bytes come from a server that may be another than one thinks: whatever does not hold
+exactly what was asked for is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from branchy_tf import inputs
+from branchy_tf.errors import BranchyError, ServerError
+from branchy_tf.results import AllExits, Predictions
+from branchy_tf.serving import wire
+
+EARLY_EXIT, ALL_EXITS, CALIBRATED = "early_exit", "all_exits", "serving_default"
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Who is asked.
+
+    Attributes:
+        server: host:port.
+        model: name of the model.
+        version: which one; None: the label's, or the newest.
+        label: of a version; None: none.
+    """
+
+    server: str
+    model: str
+    version: int | None = None
+    label: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises `BranchyError` for what no server could be asked."""
+        if self.version is not None and self.label is not None:
+            raise BranchyError(
+                f"Received version {self.version} and label {self.label!r}; expected one "
+                "of them: a label names a version."
+            )
+        for name in ("server", "model"):
+            if not getattr(self, name):
+                raise BranchyError(f"`{name}` is empty; expected a name.")
+
+    def specify(self, spec: Any, version: int | None = None) -> None:
+        """Fills a ModelSpec; `version` takes the place of the target's own."""
+        spec.name = self.model
+        if version is None:
+            version = self.version
+        if version is not None:
+            spec.version.value = version
+        elif self.label is not None:
+            spec.version_label = self.label
+
+    def explain(self, code: str, details: str) -> ServerError:
+        """The error for a gRPC status."""
+        details = " ".join(details.split())
+        which = f" version {self.version}" if self.version is not None else ""
+        which += f" label {self.label!r}" if self.label is not None else ""
+        hints = {
+            "UNAVAILABLE": f"No server answers at {self.server}; start one (python -m "
+            "branchy_tf.serve), mend host:port, or pass `tls` if it wants TLS.",
+            "DEADLINE_EXCEEDED": f"{self.server} did not answer in time; pass a longer "
+            "timeout or send fewer rows.",
+            "NOT_FOUND": f"{self.server} does not serve model {self.model!r}{which}; "
+            "mend the name, or wait until it is loaded.",
+            "RESOURCE_EXHAUSTED": f"{self.server} has no room for the request; send "
+            "fewer rows at a time, or later.",
+        }
+        # gRPC has no status of its own for it.
+        if re.search("ssl|handshake|verification", details, re.IGNORECASE):
+            hints["UNAVAILABLE"] = (
+                f"{self.server} and this client do not agree on TLS; mend Tls(ca=..., "
+                "certificate=..., key=..., server_name=...)."
+            )
+        if code not in hints:
+            return ServerError(code, details)
+        return ServerError(code, hints[code] + (f" ({details})" if details else ""))
+
+    def nonsense(self, why: str) -> ServerError:
+        """The error for an answer that is none."""
+        return ServerError(
+            "INTERNAL",
+            f"{self.server} answered with {why}. Is {self.model} an early-exit export?",
+        )
+
+    def parse(self, message: Any, data: bytes) -> Any:
+        """A message of a class from its bytes.
+
+        Raises:
+            ServerError: they are something else.
+        """
+        try:
+            return message.FromString(data)
+        except DecodeError:
+            raise self.nonsense(f"no {message.DESCRIPTOR.name}") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """What a served version says of itself.
+
+    Attributes:
+        version: its number.
+        inputs: what each input takes, without thresholds.
+        num_exits: N.
+        classes: how many; None if it does not say.
+        names: of its signatures, sorted.
+    """
+
+    version: int
+    inputs: Mapping[str, inputs.Expected]
+    num_exits: int
+    classes: int | None
+    names: tuple[str, ...]
+
+
+def metadata_request(target: Target, version: int | None) -> bytes:
+    """Asks for the signatures of a version."""
+    request = wire.GetModelMetadataRequest(metadata_field=["signature_def"])
+    target.specify(request.model_spec, version)
+    return request.SerializeToString()
+
+
+def read_signature(target: Target, data: bytes) -> Signature:
+    """The answer to `metadata_request`.
+
+    Raises:
+        BranchyError: the model is no early-exit export.
+        ServerError: the answer is none.
+    """
+    response = target.parse(wire.GetModelMetadataResponse, data)
+    packed = response.metadata["signature_def"].value
+    served = target.parse(wire.SignatureDefMap, packed).signature_def
+    names = tuple(sorted(served))
+    definition = served.get(EARLY_EXIT, wire.SignatureDef())
+    expected = {
+        name: inputs.Expected(wire.shape_of(info.tensor_shape), wire.dtype_of(info.dtype))
+        for name, info in sorted(definition.inputs.items())
+    }
+    gates = wire.shape_of(definition.inputs["thresholds"].tensor_shape)
+    if "thresholds" not in expected or len(gates) != 2 or gates[1] < 0:
+        raise BranchyError(
+            f"Model {target.model!r} on {target.server} has no {EARLY_EXIT} signature "
+            f"with thresholds; it has {', '.join(names) or 'none'}. Ask for a model that "
+            "branchy_tf.export wrote."
+        )
+    shape = wire.shape_of(definition.outputs["probabilities"].tensor_shape)
+    return Signature(
+        version=response.model_spec.version.value,
+        inputs={name: expected[name] for name in expected if name != "thresholds"},
+        num_exits=gates[1] + 1,
+        classes=shape[-1] if len(shape) == 2 and shape[-1] > 0 else None,
+        names=names,
+    )
+
+
+def status_request(target: Target) -> bytes:
+    """Asks which versions are loaded. TF Serving overlooks a label here."""
+    request = wire.GetModelStatusRequest()
+    target.specify(request.model_spec)
+    return request.SerializeToString()
+
+
+def read_status(target: Target, data: bytes) -> int:
+    """The newest version that is ready.
+
+    Raises:
+        ServerError: none is, and why.
+    """
+    response = target.parse(wire.GetModelStatusResponse, data)
+    ready = [
+        status.version
+        for status in response.model_version_status
+        if status.state == wire.AVAILABLE
+    ]
+    if ready:
+        return max(ready)
+    reasons = [
+        f"version {status.version}: {' '.join(status.status.error_message.split())}"
+        for status in response.model_version_status
+        if status.status.error_message
+    ]
+    raise ServerError(
+        "UNAVAILABLE",
+        f"{target.server} has no version of {target.model} ready"
+        + (f" ({'; '.join(reasons)})." if reasons else ", it is still loading."),
+    )
+
+
+def predict_request(
+    target: Target, signature: str, version: int | None, arrays: Mapping[str, np.ndarray]
+) -> bytes:
+    """Asks a signature of a version about rows."""
+    request = wire.PredictRequest()
+    target.specify(request.model_spec, version)
+    request.model_spec.signature_name = signature
+    for name, array in arrays.items():
+        wire.fill(request.inputs[name], array)
+    return request.SerializeToString()
+
+
+def read_predictions(
+    target: Target, response: Any, rows: int, signature: Signature
+) -> Predictions:
+    """What a PredictResponse says of `rows` rows.
+
+    Raises:
+        ServerError: it is no answer to them.
+    """
+    probabilities, exits, scores = _outputs(
+        target,
+        response,
+        {
+            "probabilities": (np.float32, (rows, signature.classes)),
+            "exit": (np.int32, (rows,)),
+            "score": (np.float32, (rows,)),
+        },
+    )
+    if exits.size and not 0 <= exits.min() <= exits.max() < signature.num_exits:
+        raise target.nonsense(
+            f"exits {exits.min()} to {exits.max()}; the model has {signature.num_exits}"
+        )
+    return Predictions(probabilities, exits, scores, response.model_spec.version.value)
+
+
+def read_all_exits(
+    target: Target, response: Any, rows: int, signature: Signature
+) -> AllExits:
+    """What a PredictResponse of `all_exits` says of `rows` rows.
+
+    Raises:
+        ServerError: it is no answer to them.
+    """
+    exits = signature.num_exits
+    probabilities, scores = _outputs(
+        target,
+        response,
+        {
+            "probabilities": (np.float32, (rows, exits, signature.classes)),
+            "scores": (np.float32, (rows, exits)),
+        },
+    )
+    return AllExits(probabilities, scores, response.model_spec.version.value)
+
+
+def _outputs(
+    target: Target,
+    response: Any,
+    expected: Mapping[str, tuple[Any, tuple[int | None, ...]]],
+) -> list[np.ndarray]:
+    """The arrays of a response in the order of `expected`: {name: (dtype, shape)}."""
+    arrays = []
+    for name, (dtype, shape) in expected.items():
+        if name not in response.outputs:
+            raise target.nonsense(f"no {name}")
+        proto = response.outputs[name]
+        got = wire.shape_of(proto.tensor_shape)
+        wanted = inputs.Expected(shape, dtype)
+        fits = len(got) == len(shape) and all(
+            have == want or (want is None and have > 0)
+            for have, want in zip(got, shape, strict=True)
+        )
+        try:
+            array = wire.to_array(proto) if fits else None
+        except ValueError:
+            array = None
+        if array is None or array.dtype != dtype:
+            raise target.nonsense(
+                f"{name} of shape {got} and DataType {proto.dtype}; expected {wanted}, "
+                f"B = {shape[0]}"
+            )
+        if np.issubdtype(dtype, np.floating) and not np.isfinite(array).all():
+            raise target.nonsense(f"{name} that are NaN or infinite")
+        arrays.append(array)
+    return arrays

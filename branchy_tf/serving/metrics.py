@@ -1,0 +1,112 @@
+"""What clients count, for Prometheus."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from branchy_tf.errors import BranchyError, ServerError
+from branchy_tf.results import Predictions
+
+# Calls take from a fraction of a millisecond to the usual deadline.
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+# Thresholds on entropy are small; its most is log(classes), 6.9 for a thousand.
+_SCORES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5)
+
+
+class ClientMetrics:
+    """Counts the calls of any number of clients.
+
+    - `branchy_client_requests_total{model, method, code}`: calls of a client's
+      method. The code is OK, a gRPC status, or NOT_SENT for what a client refused.
+    - `branchy_client_request_seconds{model, method}`: how long they took, all of
+      their parts together.
+    - `branchy_client_exits_total{model, exit}`: predicted rows by the exit they
+      left at, "exit_1" and so on.
+    - `branchy_client_score{model, exit}`: their scores there.
+
+    Args:
+        registry: a prometheus_client.CollectorRegistry; default: the process's.
+
+    Raises:
+        BranchyError: the registry has these metrics already.
+
+    Example:
+
+    ```python
+    metrics = ClientMetrics()
+    prometheus_client.start_http_server(9000)
+    client = EarlyExitClient("localhost:8500", model="branchy_lenet", metrics=metrics)
+    ```
+    """
+
+    def __init__(self, registry: Any = None) -> None:
+        # Not at the top: clients that count nothing start without it.
+        import prometheus_client as prometheus
+
+        if registry is None:
+            registry = prometheus.REGISTRY
+        try:
+            self._requests = prometheus.Counter(
+                "branchy_client_requests",
+                "Calls of a client's method.",
+                ["model", "method", "code"],
+                registry=registry,
+            )
+            self._seconds = prometheus.Histogram(
+                "branchy_client_request_seconds",
+                "Seconds that calls took.",
+                ["model", "method"],
+                registry=registry,
+                buckets=_SECONDS,
+            )
+            self._exits = prometheus.Counter(
+                "branchy_client_exits",
+                "Predicted rows by the exit they left at.",
+                ["model", "exit"],
+                registry=registry,
+            )
+            self._scores = prometheus.Histogram(
+                "branchy_client_score",
+                "Scores of predicted rows at the exit they left at; lower is surer.",
+                ["model", "exit"],
+                registry=registry,
+                buckets=_SCORES,
+            )
+        except ValueError:
+            raise BranchyError(
+                "The registry holds a ClientMetrics already; expected one for each "
+                "registry. Make one and pass it to all clients."
+            ) from None
+
+    @contextlib.contextmanager
+    def watch(self, model: str, method: str) -> Iterator[None]:
+        """Times a call and counts it by how it ends."""
+        start, code = time.perf_counter(), "UNKNOWN"
+        try:
+            yield
+            code = "OK"
+        except ServerError as error:
+            code = error.code
+            raise
+        except BranchyError:
+            code = "NOT_SENT"
+            raise
+        except GeneratorExit:
+            code = "CANCELLED"  # its caller waits no longer
+            raise
+        finally:
+            self._seconds.labels(model, method).observe(time.perf_counter() - start)
+            self._requests.labels(model, method, code).inc()
+
+    def count(self, model: str, answer: Predictions) -> None:
+        """Counts the rows of an answer."""
+        for k in sorted(set(answer.exits.tolist())):
+            name = f"exit_{k + 1}"
+            scores = answer.scores[answer.exits == k].tolist()
+            self._exits.labels(model, name).inc(len(scores))
+            histogram = self._scores.labels(model, name)
+            for score in scores:
+                histogram.observe(score)
