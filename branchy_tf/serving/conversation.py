@@ -32,7 +32,7 @@ IN_FLIGHT = 4
 _ROWS, _BYTES = 1000, 2 * 2**20
 # How often the parts of one call may be asked again because the version changed.
 _ROUNDS = 5
-# Refusals of what a signature that is known from before led to.
+# Refusals that a signature of another version may have led to.
 _STALE = {"INVALID_ARGUMENT", "FAILED_PRECONDITION", "INTERNAL"}
 _PAUSE_SECONDS = 0.05
 _STATUS_SECONDS = 2.0
@@ -200,21 +200,20 @@ class Conversation:
 
     def _answer(self, question: _Question, deadline: float) -> Steps[Any]:
         """Asks with what is known of the model; if that fails, with what is true."""
-        known = self._signature
-        problem: BranchyError | ServerError | None = None
-        if known is not None:
-            try:
-                return (yield from self._ask(question, known, deadline))
-            except BranchyError as error:
-                problem = error
-            except ServerError as error:
-                # What the server is like may have changed.
-                self._signature = None
-                if error.code not in _STALE:
-                    raise
-                problem = error
+        known = self._signature or (yield from self._ask_signature(deadline))
+        problem: BranchyError | ServerError
+        try:
+            return (yield from self._ask(question, known, deadline))
+        except BranchyError as error:
+            problem = error
+        except ServerError as error:
+            # What the server is like may have changed.
+            self._signature = None
+            if error.code not in _STALE:
+                raise
+            problem = error
         fresh = yield from self._ask_signature(deadline)
-        if problem is not None and fresh == known:
+        if fresh == known:
             raise problem
         return (yield from self._ask(question, fresh, deadline))
 

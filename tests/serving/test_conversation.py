@@ -348,6 +348,20 @@ def test_what_fits_the_served_version_is_sent_after_a_swap_or_restart(version):
     assert_own_rows(server.hold(talking.predict(floats, None, None)), 2)
 
 
+def test_a_swap_between_signature_and_batch_is_followed():
+    server = Server(v1=Model(dtype=np.uint8))
+
+    def swap(number):
+        server.models, server.newest = {2: Model(dtype=np.float32)}, 2
+
+    server.before = swap
+    answer = server.hold(talk().predict(rows(2), None, None))
+    assert_own_rows(answer, 2)
+    assert answer.model_version == 2
+    # What the new version refused is sent again as it takes it.
+    assert len(server.predicted) == 2
+
+
 def test_exits_that_a_restarted_server_has_are_believed():
     server = Server(v1=Model(num_exits=2))
     talking = talk()
