@@ -329,7 +329,7 @@ def test_threads_get_their_own_answers(stub, predictor, digits, halving):
 
 def test_a_port_in_use_is_refused(served, exported):
     port = int(served.address.rpartition(":")[2])
-    with pytest.raises(BranchyError, match=f"listen on 127.0.0.1:{port}"):
+    with pytest.raises(BranchyError, match=f"listen on port {port}"):
         EmbeddedServer(exported, MODEL, port)
 
 
