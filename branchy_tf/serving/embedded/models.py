@@ -115,13 +115,17 @@ class Models:
             Refusal: INVALID_ARGUMENT without a model's name or with an unknown label,
                 NOT_FOUND for a model or version that is not served.
         """
-        name, number = self._resolve(request)
-        model = self._served.get(name)
-        if model is None:
-            raise _not_served(name, number)
-        with model.versions.use(number) as found:
-            if found is None:
-                raise _not_served(name, number)
+        with contextlib.ExitStack() as held:
+            while True:
+                name, number = self._resolve(request)
+                model = self._served.get(name)
+                if model is not None:
+                    found = held.enter_context(model.versions.use(number))
+                    if found is not None:
+                        break
+                # What stood there may have been replaced in between.
+                if self._served.get(name) is model:
+                    raise _not_served(name, number)
             yield found
 
     def statuses(self, request: Any) -> list[Version]:
@@ -177,11 +181,12 @@ class Models:
                 if id(model.versions) not in kept
             }
             self._load_added(added, first)
+            # Labels move before the versions go that they named until now.
+            self._served = served
             for name, model in served.items():
                 if name not in added:
                     model.versions.policy = wanted[name].model_version_policy
                     model.versions.poll()
-            self._served = served
             remaining = {id(model.versions) for model in served.values()}
             for model in old.values():
                 if id(model.versions) not in remaining:

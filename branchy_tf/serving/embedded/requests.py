@@ -62,10 +62,10 @@ def _parse(proto: Any, name: str) -> np.ndarray:
             f"tensor parsing error: {name}: {len(proto.tensor_content)} bytes for a "
             f"tensor of {wanted}"
         )
-    if proto.tensor_content and dtype is not None:
-        # How clients write arrays: nothing is copied.
-        return np.frombuffer(proto.tensor_content, dtype).reshape(sizes)
     try:
+        if proto.tensor_content and dtype is not None:
+            # How clients write arrays: nothing is copied.
+            return np.frombuffer(proto.tensor_content, dtype).reshape(sizes)
         return tf.make_ndarray(proto)
     except (TypeError, ValueError, OverflowError) as error:
         raise invalid(f"tensor parsing error: {name}: {error}") from None
