@@ -129,19 +129,19 @@ def test_refuses_what_tf_serving_refuses(batched, inputs, expected):
 
 def test_a_full_queue_is_unavailable(batched):
     model = batched(max_batch_size=2, max_enqueued_batches=1, num_batch_threads=1)
+
+    def run(seed, rows=1):
+        try:
+            return model.run("serving_default", {"images": image(seed, rows)})
+        except tf.errors.UnavailableError:
+            return None
+
     with futures.ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(model.run, "serving_default", {"images": image(1)})
-
-        def refused():
-            # Two rows do not fit beside the one that waits, and there is no room
-            # for a second batch.
-            try:
-                model.run("serving_default", {"images": image(2, 2)})
-            except tf.errors.UnavailableError:
-                return True
-            return False
-
-        servers.until(refused)
+        # It may meet a full queue itself, before it can wait in one.
+        waiting = pool.submit(lambda: servers.until(lambda: run(1)))
+        # Two rows do not fit beside the one that waits, and there is no room for a
+        # second batch.
+        servers.until(lambda: run(2, rows=2) is None and not waiting.done())
         model.run("serving_default", {"images": image(3)})
         assert waiting.result(30)["exit"].shape == (1,)
 

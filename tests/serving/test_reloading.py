@@ -48,11 +48,12 @@ def folders(small_version, tmp_path):
 
 def config(folders, **models):
     """`name="policy and labels"`, as text."""
-    return "".join(
-        f'model_config_list {{ config {{ name: "{name}" '
-        f'base_path: "{folders}/{name}" model_platform: "tensorflow" {rest} }} }}\n'
+    listed = " ".join(
+        f'config {{ name: "{name}" base_path: "{folders}/{name}" '
+        f'model_platform: "tensorflow" {rest} }}'
         for name, rest in models.items()
     )
+    return f"model_config_list {{ {listed} }}"
 
 
 def specific(*numbers):
@@ -189,7 +190,7 @@ def test_a_config_that_cannot_be_served_changes_nothing(folders):
     wrong = {
         config(folders, one="").replace("tensorflow", "torch"): "INVALID_ARGUMENT",
         config(folders, one="").replace(f'"{folders}/', '"'): "INVALID_ARGUMENT",
-        config(folders, one="") * 2: "INVALID_ARGUMENT",
+        config(folders, one="", two="").replace("two", "one"): "INVALID_ARGUMENT",
         config(folders, one=specific()): "INVALID_ARGUMENT",
         config(folders, two="", empty=""): "FAILED_PRECONDITION: Some models did not",
         config(folders, two="", gone=""): "FAILED_PRECONDITION: Some models did not",
@@ -227,7 +228,7 @@ def test_no_request_fails_while_versions_and_labels_change(folders):
                 moved = specific(new) + label("live", new)
                 for text in (both, moved):
                     assert server.reload(config(folders, one=text, two="")) == "OK"
-                servers.until(lambda n=new: server.available("one") == {n})
+                servers.until(lambda n=new: server.available("one") == {n} and n in seen)
         finally:
             stop.set()
             for thread in threads:
