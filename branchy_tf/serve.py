@@ -6,9 +6,11 @@ Example:
     --model_name=branchy_lenet --port=8500
 
 --backend=auto takes tensorflow_model_server if it is on PATH, else docker if an
-engine answers, else the embedded server, which is for development and tests.
+engine answers, else the embedded server, which is for development and tests. The
+flags are tensorflow_model_server's, and mean the same to all three.
 """
 
+import dataclasses
 import os
 import signal
 import threading
@@ -16,8 +18,8 @@ import threading
 from absl import flags, logging
 
 from branchy_tf import command_line
-from branchy_tf.errors import BranchyError
 from branchy_tf.serving import backends
+from branchy_tf.serving.options import ServerOptions
 
 FLAGS = flags.FLAGS
 
@@ -25,7 +27,72 @@ flags.DEFINE_string("model_base_path", None, "Folder with the model's versions."
 flags.DEFINE_string(
     "model_name", None, "What clients ask for. Default: the folder's name."
 )
+flags.DEFINE_string(
+    "model_config_file",
+    None,
+    "Instead of both: a text ModelServerConfig, for several models, version policies "
+    "and labels.",
+)
+flags.DEFINE_float(
+    "model_config_file_poll_wait_seconds",
+    0,
+    "How often to read it again; 0: never.",
+    lower_bound=0,
+)
+flags.DEFINE_float(
+    "file_system_poll_wait_seconds",
+    1,
+    "How often to look for new versions; 0: at the start alone.",
+    lower_bound=0,
+)
+flags.DEFINE_bool(
+    "allow_version_labels_for_unavailable_models",
+    False,
+    "Whether a new version label may name a version that is not loaded yet.",
+)
 flags.DEFINE_integer("port", 8500, "Of gRPC.", lower_bound=0, upper_bound=65535)
+flags.DEFINE_integer(
+    "rest_api_port",
+    0,
+    "Of metrics, and of REST, which the embedded server lacks; 0: none.",
+    lower_bound=0,
+    upper_bound=65535,
+)
+flags.DEFINE_string(
+    "monitoring_config_file", None, "A text MonitoringConfig: whether to export metrics."
+)
+flags.DEFINE_bool(
+    "enable_batching", False, "Whether rows of several requests run as one batch."
+)
+flags.DEFINE_string(
+    "batching_parameters_file", None, "Text BatchingParameters, for --enable_batching."
+)
+flags.DEFINE_string("ssl_config_file", None, "A text SSLConfig: gRPC goes over TLS.")
+flags.DEFINE_integer(
+    "tensorflow_intra_op_parallelism",
+    0,
+    "Threads inside one operation; 0: one for each core.",
+    lower_bound=0,
+)
+flags.DEFINE_integer(
+    "tensorflow_inter_op_parallelism",
+    0,
+    "Operations at a time; 0: one for each core; -1: each request in its own thread.",
+    lower_bound=-1,
+)
+flags.DEFINE_integer(
+    "grpc_max_threads",
+    0,
+    "Requests at a time; 0: the server's own choice.",
+    lower_bound=0,
+)
+flags.DEFINE_integer(
+    "max_message_bytes",
+    0,
+    "Size of the largest request, with --backend=embedded; 0: 2 GiB.",
+    lower_bound=0,
+    upper_bound=2**31 - 1,
+)
 flags.DEFINE_enum("backend", "auto", backends.BACKENDS, "What serves.")
 flags.DEFINE_string(
     "host", "127.0.0.1", "Address that the embedded server and the container listen on."
@@ -37,19 +104,20 @@ flags.DEFINE_string(
 )
 
 
-def _serve_embedded(name: str) -> None:
+def _serve_embedded(options: ServerOptions) -> None:
     # TensorFlow comes with it, so only now.
     from branchy_tf.serving.embedded import EmbeddedServer
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with EmbeddedServer(FLAGS.model_base_path, name, FLAGS.port, FLAGS.host) as server:
+    names = [model.name for model in options.models().model_config_list.config]
+    with EmbeddedServer.of(options) as server:
         logging.info(
             "Serving %s on %s:%d (embedded server: for development and tests, not for "
             "production). Stop with Ctrl-C.",
-            name,
-            FLAGS.host,
+            ", ".join(names) or "no model yet",
+            options.host,
             server.port,
         )
         stop.wait()
@@ -58,29 +126,18 @@ def _serve_embedded(name: str) -> None:
 
 
 def main() -> None:
-    if not FLAGS.model_base_path:
-        raise BranchyError(
-            "--model_base_path is missing: the folder that holds a model's versions."
-        )
-    backends.check(FLAGS.model_base_path, FLAGS.port)
-    folder = os.path.basename(os.path.abspath(FLAGS.model_base_path))
-    name = FLAGS.model_name or folder
-    backend = backends.choose(FLAGS.backend)
-    if not FLAGS.port and backend != backends.EMBEDDED:
-        raise BranchyError(
-            f"--port=0, any free port, works with --backend=embedded alone; this is "
-            f"{backend}. Pass the port to listen on."
-        )
-    if backend == backends.EMBEDDED:
-        _serve_embedded(name)
-        return
-    command = backends.command(
-        backend,
-        FLAGS.model_base_path,
-        name,
-        f"{FLAGS.host}:{FLAGS.port}",
-        FLAGS.docker_image,
+    options = ServerOptions(
+        **{
+            field.name: FLAGS[field.name].value
+            for field in dataclasses.fields(ServerOptions)
+        }
     )
+    options.check()
+    backend = backends.choose(FLAGS.backend)
+    if backend == backends.EMBEDDED:
+        _serve_embedded(options)
+        return
+    command = backends.command(backend, options, FLAGS.docker_image)
     logging.info("%s", " ".join(command))
     if backend == backends.TF_SERVING:
         logging.warning("It listens on every interface, and asks nobody who they are.")

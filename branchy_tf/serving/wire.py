@@ -110,13 +110,16 @@ _MESSAGES: dict[str, dict[str, dict[str, tuple[int, str]]]] = {
 }  # fmt: skip
 
 
-def _build_pool() -> descriptor_pool.DescriptorPool:
+def build_pool(
+    declared: dict[str, dict[str, dict[str, tuple[int, str]]]],
+) -> descriptor_pool.DescriptorPool:
+    """A pool of the messages declared: `{package: {message: {field: ...}}}`."""
     pool = descriptor_pool.DescriptorPool()
     imported = []
     for library in (any_pb2, wrappers_pb2):
         pool.AddSerializedFile(library.DESCRIPTOR.serialized_pb)
         imported.append(library.DESCRIPTOR.name)
-    for package, messages in _MESSAGES.items():
+    for package, messages in declared.items():
         file = descriptor_pb2.FileDescriptorProto(
             name=f"{package}.proto", package=package, syntax="proto3", dependency=imported
         )
@@ -149,7 +152,7 @@ def _add_field(message: Any, name: str, number: int, kind: str, owner: str) -> N
         field.type = getattr(field, f"TYPE_{scalar}")
 
 
-_POOL = _build_pool()
+_POOL = build_pool(_MESSAGES)
 
 
 def message_class(name: str) -> Any:

@@ -15,9 +15,12 @@ from branchy_tf.serving import EarlyExitClient
 
 
 @pytest.fixture(scope="session")
-def served(exported, tmp_path_factory) -> Iterator[servers.ServeProcess]:
-    """`exported`, served by another process; do not stop it."""
-    server = servers.ServeProcess(exported, tmp_path_factory.mktemp("served") / "log")
+def served(request, exported, tmp_path_factory) -> Iterator[servers.ServeProcess]:
+    """`exported`, served by --server_backend in another process; do not stop it."""
+    backend = request.config.getoption("server_backend")
+    servers.skip_without(backend)
+    log = tmp_path_factory.mktemp("served") / "log"
+    server = servers.ServeProcess(exported, log, backend=backend)
     try:
         assert server.address
         yield server

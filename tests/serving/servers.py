@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -28,7 +28,8 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from branchy_tf.errors import ServerError
+from branchy_tf.errors import BranchyError, ServerError
+from branchy_tf.serving import backends
 
 MODEL = "branchy_lenet"
 
@@ -73,16 +74,40 @@ def add_version(exported: pathlib.Path, folder: pathlib.Path, number: int) -> No
     os.rename(beside, folder / str(number))
 
 
-class ServeProcess:
-    """`python -m branchy_tf.serve --backend=embedded` on any free port."""
+def skip_without(backend: str) -> None:
+    """Skips a test, and says why, where this machine lacks the backend."""
+    try:
+        backends.choose(backend)
+    except BranchyError as error:
+        pytest.skip(str(error))
 
-    def __init__(self, base_path: pathlib.Path, log: pathlib.Path) -> None:
+
+class ServeProcess:
+    """`python -m branchy_tf.serve` on any free port.
+
+    Args:
+        base_path: folder of a model; None: `flags` name what to serve.
+        log: where its output goes.
+        flags: more flags.
+        backend: what serves.
+    """
+
+    def __init__(
+        self,
+        base_path: pathlib.Path | None,
+        log: pathlib.Path,
+        flags: Sequence[str] = (),
+        backend: str = backends.EMBEDDED,
+    ) -> None:
         self._log = log
+        # The others cannot choose a port themselves.
+        self._port = 0 if backend == backends.EMBEDDED else free_port()
+        model = [] if base_path is None else [f"--model_base_path={base_path}"]
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [
-                    sys.executable, "-m", "branchy_tf.serve", "--backend=embedded",
-                    f"--model_base_path={base_path}", "--port=0",
+                    sys.executable, "-m", "branchy_tf.serve", f"--backend={backend}",
+                    *model, f"--port={self._port}", *flags,
                 ],
                 stdout=output, stderr=output,
             )  # fmt: skip
@@ -103,7 +128,12 @@ class ServeProcess:
             assert self.alive, self.log
             return re.search(r"Serving .* on ([\d.]+:\d+)", self.log)
 
-        return until(found, 120)[1]
+        if not self._port:
+            return until(found, 120)[1]
+        address = f"127.0.0.1:{self._port}"
+        with grpc.insecure_channel(address) as channel:
+            grpc.channel_ready_future(channel).result(120)
+        return address
 
     def stop(self) -> int:
         """Ends it as a container's engine does; gives its exit status."""

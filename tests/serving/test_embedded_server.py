@@ -296,7 +296,9 @@ def test_status_tells_what_is_available(models):
     assert status(models.GetModelStatus, request) == "NOT_FOUND"
 
 
-def test_health_is_serving(channel):
+def test_health_is_serving(channel, request):
+    if request.config.getoption("server_backend") != "embedded":
+        pytest.skip("TF Serving's health service is off")
     health = health_pb2_grpc.HealthStub(channel)
     answer = health.Check(health_pb2.HealthCheckRequest(service=""))
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
@@ -329,7 +331,7 @@ def test_threads_get_their_own_answers(stub, predictor, digits, halving):
 
 def test_a_port_in_use_is_refused(served, exported):
     port = int(served.address.rpartition(":")[2])
-    with pytest.raises(BranchyError, match=f"listen on 127.0.0.1:{port}"):
+    with pytest.raises(BranchyError, match=f"listen on port {port}"):
         EmbeddedServer(exported, MODEL, port)
 
 

@@ -11,6 +11,7 @@ import servers
 
 from branchy_tf.errors import BranchyError, ServerError
 from branchy_tf.serving import EarlyExitClient, backends
+from branchy_tf.serving.options import ServerOptions
 
 TF_SERVING = "tensorflow_model_server"
 # Prints its own name and arguments, a line each; `docker info` as told.
@@ -124,7 +125,7 @@ def test_a_missing_backend_is_one_line(path, tmp_path):
     ("flags", "expected"),
     [
         ([], "--model_base_path is missing"),
-        (["--model_base_path=missing"], "There is no folder missing"),
+        (["--model_base_path=missing"], "/missing for model missing"),
         (["--model_base_path=.", "--backend=triton"], "triton"),
         (["--model_base_path=.", "--port=70000"], "70000"),
         (["--model_base_path=.", "--backend=embedded", "lenet"], "argument 'lenet'"),
@@ -161,9 +162,7 @@ def test_sigterm_stops_it_cleanly(exported, tmp_path, digits):
 
 def test_the_home_folder_may_be_a_tilde(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    given = backends.command(
-        TF_SERVING, "~/models/lenet", "lenet", "localhost:8500", None
-    )
+    given = backends.command(TF_SERVING, ServerOptions("~/models/lenet"))
     assert f"--model_base_path={tmp_path}/models/lenet" in given
 
 

@@ -41,7 +41,9 @@ class Watched:
 @contextlib.contextmanager
 def watched(folder):
     with (
-        EmbeddedServer(folder, servers.MODEL, port=0, poll_seconds=0.05) as server,
+        EmbeddedServer(
+            folder, servers.MODEL, port=0, file_system_poll_wait_seconds=0.05
+        ) as server,
         EarlyExitClient(f"localhost:{server.port}", servers.MODEL) as client,
         grpc.insecure_channel(f"localhost:{server.port}") as channel,
     ):

@@ -1,32 +1,19 @@
-"""Reads Predict requests and refuses what TF Serving refuses, in its terms."""
+"""Reads Predict requests, refusing what TF Serving refuses; writes answers."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-import grpc
 import numpy as np
 import tensorflow as tf
 
+from branchy_tf.errors import BranchyError
+from branchy_tf.serving import wire
+from branchy_tf.serving.embedded.refusals import invalid
+
 # A proto can name a shape far larger than the values it carries.
 _MOST_BYTES = 2**31 - 1
-
-
-class Refusal(Exception):
-    """A request that is answered with a status.
-
-    Attributes:
-        code: the gRPC status.
-    """
-
-    def __init__(self, code: grpc.StatusCode, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-def _invalid(message: str) -> Refusal:
-    return Refusal(grpc.StatusCode.INVALID_ARGUMENT, message)
 
 
 def read_inputs(request: Any, signature: Any) -> dict[str, np.ndarray]:
@@ -41,7 +28,7 @@ def read_inputs(request: Any, signature: Any) -> dict[str, np.ndarray]:
     sent, known = set(request.inputs), set(signature.inputs)
     missing = known - sent - set(signature.defaults)
     if sent - known or missing:
-        raise _invalid(
+        raise invalid(
             f"input size does not match signature: {len(sent)}!={len(known)}. Sent "
             f"extra: {{{','.join(sorted(sent - known))}}}. Missing but required: "
             f"{{{','.join(sorted(missing))}}}."
@@ -50,7 +37,7 @@ def read_inputs(request: Any, signature: Any) -> dict[str, np.ndarray]:
     for name in sorted(sent):
         proto, info = request.inputs[name], signature.inputs[name]
         if proto.dtype != info.dtype:
-            raise _invalid(
+            raise invalid(
                 f"Expects {name} to be {tf.as_dtype(info.dtype).name} but "
                 f"{_dtype_name(proto.dtype)} is provided"
             )
@@ -61,19 +48,27 @@ def read_inputs(request: Any, signature: Any) -> dict[str, np.ndarray]:
 def _parse(proto: Any, name: str) -> np.ndarray:
     sizes = [dim.size for dim in proto.tensor_shape.dim]
     if proto.tensor_shape.unknown_rank or any(size < 0 for size in sizes):
-        raise _invalid(f"tensor parsing error: {name}: the shape is not fully defined")
-    wanted = math.prod(sizes) * tf.as_dtype(proto.dtype).size
+        raise invalid(f"tensor parsing error: {name}: the shape is not fully defined")
+    try:
+        dtype = wire.dtype_of(proto.dtype)
+    except BranchyError:
+        dtype = None  # such as strings, which lie in another field
+    size = tf.as_dtype(proto.dtype).size if dtype is None else dtype.itemsize
+    wanted = math.prod(sizes) * size
     if len(sizes) > 254 or wanted > _MOST_BYTES:
-        raise _invalid(f"tensor parsing error: {name}: shape {sizes} is too large")
+        raise invalid(f"tensor parsing error: {name}: shape {sizes} is too large")
     if proto.tensor_content and len(proto.tensor_content) != wanted:
-        raise _invalid(
+        raise invalid(
             f"tensor parsing error: {name}: {len(proto.tensor_content)} bytes for a "
             f"tensor of {wanted}"
         )
     try:
+        if proto.tensor_content and dtype is not None:
+            # How clients write arrays: nothing is copied.
+            return np.frombuffer(proto.tensor_content, dtype).reshape(sizes)
         return tf.make_ndarray(proto)
     except (TypeError, ValueError, OverflowError) as error:
-        raise _invalid(f"tensor parsing error: {name}: {error}") from None
+        raise invalid(f"tensor parsing error: {name}: {error}") from None
 
 
 def read_outputs(request: Any, signature: Any) -> list[str]:
@@ -85,13 +80,21 @@ def read_outputs(request: Any, signature: Any) -> list[str]:
     wanted = list(request.output_filter)
     for i, name in enumerate(wanted):
         if name not in signature.outputs:
-            raise _invalid(
+            raise invalid(
                 f"output tensor alias not found in signature: {name} Outputs expected to "
                 f"be in the set {{{','.join(sorted(signature.outputs))}}}."
             )
         if name in wanted[:i]:
-            raise _invalid(f"duplicate output tensor alias: {name}")
+            raise invalid(f"duplicate output tensor alias: {name}")
     return wanted or sorted(signature.outputs)
+
+
+def write_output(proto: Any, value: np.ndarray) -> None:
+    """Writes an output into an empty TensorProto."""
+    if value.dtype.kind in "OSU":
+        proto.CopyFrom(tf.make_tensor_proto(value))
+    else:
+        wire.fill(proto, value)
 
 
 def _dtype_name(number: int) -> str:

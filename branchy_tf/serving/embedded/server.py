@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import pathlib
 from concurrent import futures
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -14,29 +14,34 @@ from tensorflow_serving.apis import (
 
 from branchy_tf import files
 from branchy_tf.errors import BranchyError
-from branchy_tf.serving.embedded.service import Models, ModelService, PredictionService
-from branchy_tf.serving.embedded.versions import Versions
+from branchy_tf.serving.embedded.metrics import Metrics, MetricsServer
+from branchy_tf.serving.embedded.models import Models
+from branchy_tf.serving.embedded.refusals import Refusal
+from branchy_tf.serving.embedded.service import ModelService, PredictionService
+from branchy_tf.serving.options import ServerOptions
+
+# Requests at a time. Waiting ones cost little, and batching lives on them.
+THREADS = 64
+# As many again may wait for a thread; more are refused with RESOURCE_EXHAUSTED, since
+# they would only wait until their clients have gone.
+WAITING_PER_THREAD = 1
 
 
 class EmbeddedServer:
-    """Serves the newest version in a folder over gRPC.
-
-    For development and tests. Each request takes a thread of its own, and the
-    engine its threads below that.
+    """Serves models over gRPC, for development and tests.
 
     Args:
-        base_path: folder whose numbered folders are versions.
-        model_name: what clients ask for.
+        model_base_path: folder whose numbered folders are versions.
+        model_name: what clients ask for; default: the folder's name.
         port: to listen on; 0: any free one.
-        host: address to listen on; there is no authentication.
-        threads: requests at a time; more wait.
-        poll_seconds: how often to look for new versions.
+        **options: others of `ServerOptions`.
 
     Attributes:
         port: the port that it listens on.
 
     Raises:
-        BranchyError: the folder is not there, or the port is in use.
+        BranchyError: the options do not fit, a folder is not there, or a port is in
+            use.
 
     Example:
 
@@ -48,63 +53,72 @@ class EmbeddedServer:
 
     def __init__(
         self,
-        base_path: files.Path,
-        model_name: str,
+        model_base_path: files.Path,
+        model_name: str | None = None,
         port: int = 8500,
-        host: str = "127.0.0.1",
-        threads: int = 16,
-        poll_seconds: float = 1.0,
+        **options: Any,
     ) -> None:
-        folder = pathlib.Path(base_path).expanduser()
-        if not folder.is_dir():
-            raise BranchyError(
-                f"There is no folder {folder}. Pass the folder that holds a model's "
-                "versions: <export_dir>/<model_name>."
-            )
+        self._set_up(ServerOptions(model_base_path, model_name, port, **options))
+
+    @classmethod
+    def of(cls, options: ServerOptions) -> EmbeddedServer:
+        """A server of these options, e.g. of several models."""
+        server = cls.__new__(cls)
+        server._set_up(options)
+        return server
+
+    def _set_up(self, options: ServerOptions) -> None:
+        options.check()
+        threads = options.grpc_max_threads or THREADS
         self._server = grpc.server(
             futures.ThreadPoolExecutor(threads, thread_name_prefix="request"),
+            maximum_concurrent_rpcs=threads * (1 + WAITING_PER_THREAD),
             options=[
                 # Otherwise a second server would silently share the port.
                 ("grpc.so_reuseport", 0),
-                ("grpc.max_receive_message_length", -1),
+                ("grpc.max_receive_message_length", options.max_message_bytes or -1),
                 ("grpc.max_send_message_length", -1),
             ],
         )
-        try:
-            self.port = self._server.add_insecure_port(f"{host}:{port}")
-        except RuntimeError:
-            self.port = 0
-        if not self.port:
-            raise BranchyError(
-                f"Cannot listen on {host}:{port}: it is in use, or not this machine's. "
-                "Pass another --port."
+        self.port = _listen(self._server, options)
+        metrics = Metrics()
+        self._http = None
+        if options.rest_api_port:
+            self._http = MetricsServer(
+                metrics, options.host, options.rest_api_port, options.metrics_path()
             )
         self._health = health.HealthServicer()
-        self._versions = Versions(folder, poll_seconds)
-        models = Models(model_name, self._versions)
+        self._models = Models(options)
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
-            PredictionService(models), self._server
+            PredictionService(self._models, metrics), self._server
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
-            ModelService(models), self._server
+            ModelService(self._models), self._server
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 
     def start(self) -> None:
-        """Loads the newest version and begins to answer."""
-        self._versions.start()
+        """Loads the models and begins to answer."""
+        try:
+            self._models.start()
+        except Refusal as refusal:
+            raise BranchyError(str(refusal)) from None
         self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+        if self._http is not None:
+            self._http.start()
         self._server.start()
 
-    def stop(self, grace: float = 5.0) -> None:
-        """Takes no more requests, waits for those under way, frees the model.
+    def stop(self, grace: float = 30.0) -> None:
+        """Takes no more requests, waits for those under way, frees the models.
 
         Args:
-            grace: seconds to wait for them.
+            grace: seconds to wait for them; then they fail.
         """
         self._health.enter_graceful_shutdown()
         self._server.stop(grace).wait()
-        self._versions.stop()
+        if self._http is not None:
+            self._http.stop()
+        self._models.stop()
 
     def __enter__(self) -> EmbeddedServer:
         self.start()
@@ -112,3 +126,28 @@ class EmbeddedServer:
 
     def __exit__(self, *exception: object) -> None:
         self.stop()
+
+
+def _listen(server: grpc.Server, options: ServerOptions) -> int:
+    """Binds the port, over TLS where the options say so."""
+    address, ssl = f"{options.host}:{options.port}", options.ssl()
+    try:
+        if ssl is None:
+            port = server.add_insecure_port(address)
+        else:
+            credentials = grpc.ssl_server_credentials(
+                [(ssl.server_key.encode(), ssl.server_cert.encode())],
+                root_certificates=ssl.custom_ca.encode() or None,
+                require_client_auth=ssl.client_verify,
+            )
+            port = server.add_secure_port(address, credentials)
+    except RuntimeError:
+        port = 0
+    if not port:
+        reasons = "it is in use, or not this machine's"
+        if ssl is not None:
+            reasons += (
+                f", or {options.ssl_config_file} holds no valid key and certificate"
+            )
+        raise BranchyError(f"Cannot listen on {address}: {reasons}. Pass another --port.")
+    return port

@@ -1,4 +1,4 @@
-"""The versions of one model: found by polling, loaded, swapped, retired."""
+"""The versions of one model: found in a folder, loaded, swapped, retired."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import contextlib
 import dataclasses
 import pathlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
@@ -19,6 +21,23 @@ from branchy_tf.versions import version_folders
 LOADING, AVAILABLE, UNLOADING, END = 20, 30, 40, 50
 
 
+class Model(Protocol):
+    """What runs a version: a `SessionModel`, or one that batches."""
+
+    signatures: dict[str, Any]
+
+    def run(
+        self,
+        signature: str,
+        inputs: Mapping[str, np.ndarray],
+        outputs: Sequence[str] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """See `SessionModel.run`."""
+
+    def close(self) -> None:
+        """Frees the model."""
+
+
 @dataclasses.dataclass
 class Version:
     """One version and its state."""
@@ -26,45 +45,44 @@ class Version:
     number: int
     state: int = LOADING
     error: str = ""
-    model: SessionModel | None = None
+    model: Model | None = None
     users: int = 0
 
 
 class Versions:
-    """Serves the highest version in a folder, as TF Serving does by default.
+    """Serves those versions in a folder that a policy asks for, as TF Serving does.
 
     A new version is loaded and warmed up whole before it takes over; the old
     one answers until then, and what it has begun. A version that cannot be
-    loaded is left out until its files change, and the old one stays.
+    loaded is left out until its files change, and what is served stays.
 
     Args:
         base_path: folder whose numbered folders are versions.
-        poll_seconds: how often to look.
+        load: makes a model of a version's folder.
+        policy: a ServableVersionPolicy; default: the highest version.
     """
 
-    def __init__(self, base_path: pathlib.Path, poll_seconds: float = 1.0) -> None:
-        self._base_path = base_path
-        self._poll_seconds = poll_seconds
+    def __init__(
+        self,
+        base_path: pathlib.Path,
+        load: Callable[[pathlib.Path], Model] = SessionModel,
+        policy: Any = None,
+    ) -> None:
+        self.base_path = base_path
+        self.policy = policy
+        self._make = load
         self._lock = threading.Lock()
         self._versions: dict[int, Version] = {}
         self._failed: dict[int, tuple] = {}
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="versions", daemon=True)
-
-    def start(self) -> None:
-        """Loads what is there, then goes on looking in a thread."""
-        self.poll()
-        if not self._versions:
-            logging.warning("There are no versions in %s yet.", self._base_path)
-        self._thread.start()
 
     def stop(self) -> None:
-        """Stops looking and frees all versions."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
-        for version in list(self._versions.values()):
+        """Frees all versions, each as soon as nobody uses it."""
+        for version in self.statuses():
             self._retire(version)
+
+    def available(self) -> set[int]:
+        """The versions that answer."""
+        return {v.number for v in self.statuses() if v.state == AVAILABLE}
 
     def statuses(self) -> list[Version]:
         """All versions known, newest first."""
@@ -72,7 +90,7 @@ class Versions:
             return sorted(self._versions.values(), key=lambda v: v.number, reverse=True)
 
     @contextlib.contextmanager
-    def use(self, number: int | None) -> Iterator[tuple[int, SessionModel] | None]:
+    def use(self, number: int | None) -> Iterator[tuple[int, Model] | None]:
         """The version `number`, or the newest, kept loaded for as long as needed.
 
         Gives `(number, model)`, or None where it is not being served.
@@ -100,28 +118,20 @@ class Versions:
                 self._free(found)
 
     def poll(self) -> None:
-        """Looks once: loads a new highest version, retires the others."""
-        folders = version_folders(self._base_path)
-        newest = next(
-            (
-                number
-                for number in sorted(folders, reverse=True)
-                if self._serves(number) or self._load(number, folders[number])
-            ),
-            None,
-        )
-        if newest is None and folders:
+        """Looks once: loads what the policy asks for, retires the rest."""
+        folders = version_folders(self.base_path)
+        candidates, most = _candidates(folders, self.policy)
+        chosen: list[int] = []
+        for number in candidates:
+            if len(chosen) < most and (
+                self._serves(number) or self._load(number, folders[number])
+            ):
+                chosen.append(number)
+        if candidates and not chosen:
             return  # nothing can be loaded: what is served goes on
         for version in self.statuses():
-            if version.number != newest:
+            if version.number not in chosen:
                 self._retire(version)
-
-    def _watch(self) -> None:
-        while not self._stop.wait(self._poll_seconds):
-            try:
-                self.poll()
-            except OSError as error:
-                logging.warning("Cannot look into %s: %s", self._base_path, error)
 
     def _serves(self, number: int) -> bool:
         with self._lock:
@@ -136,7 +146,7 @@ class Versions:
         with self._lock:
             self._versions[number] = version
         try:
-            model = SessionModel(folder)
+            model = self._make(folder)
             try:
                 _warm_up(model, folder)
             except BaseException:
@@ -148,11 +158,11 @@ class Versions:
             with self._lock:
                 version.state = END
                 version.error = " ".join(str(error).split())[:500] or type(error).__name__
-            logging.error("Version %d cannot be loaded: %s", number, version.error)
+            logging.error("%s cannot be loaded: %s", folder, version.error)
             return False
         with self._lock:
             version.model, version.state = model, AVAILABLE
-        logging.info("Version %d is ready.", number)
+        logging.info("Version %d of %s is ready.", number, self.base_path.name)
         return True
 
     def _retire(self, version: Version) -> None:
@@ -169,10 +179,22 @@ class Versions:
         version.model.close()
         with self._lock:
             version.model, version.state = None, END
-        logging.info("Version %d is unloaded.", version.number)
+        logging.info("Version %d of %s is unloaded.", version.number, self.base_path.name)
 
 
-def _warm_up(model: SessionModel, folder: pathlib.Path) -> None:
+def _candidates(folders: Iterable[int], policy: Any) -> tuple[list[int], int]:
+    """The versions that a policy allows, best first, and how many of them it wants."""
+    newest_first = sorted(folders, reverse=True)
+    if policy is not None and policy.HasField("specific"):
+        wanted = set(policy.specific.versions)
+        return [number for number in newest_first if number in wanted], len(wanted)
+    if policy is not None and policy.HasField("all"):
+        return newest_first, len(newest_first)
+    # A proto that says nothing has 0 here, and means 1.
+    return newest_first, max(policy.latest.num_versions if policy is not None else 1, 1)
+
+
+def _warm_up(model: Model, folder: pathlib.Path) -> None:
     for request in warmup.read(folder):
         arrays = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
         model.run(request.model_spec.signature_name, arrays)

@@ -1,0 +1,219 @@
+"""TF Serving's config files: text protos, read without TensorFlow.
+
+tensorflow-serving-api lacks most of their messages, and its stubs import
+TensorFlow; so they are declared here, as the requests are in `wire`.
+
+References:
+    tensorflow_serving/config/{model_server_config,monitoring_config,ssl_config,
+    file_system_storage_path_source,logging_config,log_collector_config}.proto,
+    tensorflow_serving/servables/tensorflow/session_bundle_config.proto
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+from google.protobuf import message_factory, text_format
+
+from branchy_tf import files
+from branchy_tf.errors import BranchyError
+from branchy_tf.serving import wire
+
+# What a file that says nothing gets, as in TF Serving.
+MAX_BATCH_SIZE, MAX_ENQUEUED_BATCHES = 1000, 10
+METRICS_PATH = "/monitoring/prometheus/metrics"
+
+_WHOLE = "google.protobuf.Int64Value"
+_PACKAGE = "tensorflow.serving"
+_POOL = wire.build_pool({
+    _PACKAGE: {
+        "Latest": {"num_versions": (1, "uint32")},
+        "All": {},
+        "Specific": {"versions": (1, "repeated int64")},
+        "ServableVersionPolicy": {
+            "latest": (100, "tensorflow.serving.Latest"),
+            "all": (101, "tensorflow.serving.All"),
+            "specific": (102, "tensorflow.serving.Specific"),
+        },
+        "LogCollectorConfig": {"type": (1, "string"), "filename_prefix": (2, "string")},
+        "SamplingConfig": {"sampling_rate": (1, "double")},
+        "LoggingConfig": {
+            "log_collector_config": (1, "tensorflow.serving.LogCollectorConfig"),
+            "sampling_config": (2, "tensorflow.serving.SamplingConfig"),
+        },
+        "ModelConfig": {
+            "name": (1, "string"),
+            "base_path": (2, "string"),
+            "model_platform": (4, "string"),
+            "logging_config": (6, "tensorflow.serving.LoggingConfig"),
+            "model_version_policy": (7, "tensorflow.serving.ServableVersionPolicy"),
+            "version_labels": (8, "map int64"),
+        },
+        "ModelConfigList": {"config": (1, "repeated tensorflow.serving.ModelConfig")},
+        "ModelServerConfig": {
+            "model_config_list": (1, "tensorflow.serving.ModelConfigList"),
+            "custom_model_config": (2, "google.protobuf.Any"),
+        },
+        "BatchingParameters": {
+            "max_batch_size": (1, _WHOLE),
+            "batch_timeout_micros": (2, _WHOLE),
+            "max_enqueued_batches": (3, _WHOLE),
+            "num_batch_threads": (4, _WHOLE),
+            "thread_pool_name": (5, "google.protobuf.StringValue"),
+            "allowed_batch_sizes": (6, "repeated int64"),
+            "pad_variable_length_inputs": (7, "bool"),
+        },
+        "SSLConfig": {
+            "server_key": (1, "string"),
+            "server_cert": (2, "string"),
+            "custom_ca": (3, "string"),
+            "client_verify": (4, "bool"),
+        },
+        "PrometheusConfig": {"enable": (1, "bool"), "path": (2, "string")},
+        "MonitoringConfig": {
+            "prometheus_config": (1, "tensorflow.serving.PrometheusConfig")
+        },
+    }
+})  # fmt: skip
+
+
+def message_class(name: str) -> Any:
+    """The class of one of the messages above, e.g. "BatchingParameters"."""
+    return message_factory.GetMessageClass(
+        _POOL.FindMessageTypeByName(f"{_PACKAGE}.{name}")
+    )
+
+
+def read(path: files.Path, kind: str) -> Any:
+    """Reads a text proto and checks what it says.
+
+    Args:
+        path: the file.
+        kind: its message: ModelServerConfig, BatchingParameters, SSLConfig or
+            MonitoringConfig.
+
+    Raises:
+        BranchyError: there is no such file, it is no text proto of that kind, or
+            no server would take it.
+
+    Example:
+
+    ```python
+    configs.read("batching.config", "BatchingParameters").max_batch_size.value
+    ```
+    """
+    path = pathlib.Path(path).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BranchyError(f"There is no file {path}; expected a {kind}.") from None
+    except (OSError, ValueError) as error:
+        raise BranchyError(f"{path} cannot be read as a {kind}: {error}.") from None
+    message = message_class(kind)()
+    try:
+        text_format.Parse(text, message)
+    except text_format.ParseError as error:
+        raise BranchyError(
+            f"{path} is no text proto of a {kind}: {' '.join(str(error).split())}"
+        ) from None
+    try:
+        _CHECKS[kind](message)
+    except BranchyError as error:
+        raise BranchyError(f"{path}: {error}") from None
+    return message
+
+
+def check_models(config: Any) -> None:
+    """Raises `BranchyError` for a ModelServerConfig that cannot be served."""
+    if config.HasField("custom_model_config"):
+        raise BranchyError(
+            "custom_model_config is not supported; expected a model_config_list."
+        )
+    names = set()
+    for model in config.model_config_list.config:
+        if not model.name:
+            raise BranchyError("A model has no name. Give each config { } a name.")
+        if model.name in names:
+            raise BranchyError(
+                f"Illegal to list model {model.name} multiple times in config list."
+            )
+        names.add(model.name)
+        if model.model_platform != "tensorflow":
+            raise BranchyError(
+                f"Model {model.name} has model_platform {model.model_platform!r}; "
+                'expected model_platform: "tensorflow".'
+            )
+        if not pathlib.PurePosixPath(model.base_path).is_absolute():
+            raise BranchyError(
+                f"Expected model {model.name} to have an absolute path; got base_path "
+                f"{model.base_path!r}."
+            )
+        _check_policy(model)
+
+
+def _check_policy(model: Any) -> None:
+    policy = model.model_version_policy
+    chosen = [field.name for field, _ in policy.ListFields()]
+    if len(chosen) > 1:
+        raise BranchyError(
+            f"Model {model.name} has the version policies {' and '.join(chosen)}; "
+            "expected one of latest, all and specific."
+        )
+    if policy.HasField("specific") and not policy.specific.versions:
+        raise BranchyError(
+            f"Model {model.name} has a specific version policy that names no version. "
+            "Write specific { versions: 1 }."
+        )
+
+
+def _check_batching(parameters: Any) -> None:
+    for name, least in {
+        "max_batch_size": 1,
+        "batch_timeout_micros": 0,
+        "max_enqueued_batches": 1,
+        "num_batch_threads": 1,
+    }.items():
+        value = getattr(parameters, name).value
+        if parameters.HasField(name) and value < least:
+            raise BranchyError(f"{name} must be at least {least}. Received {value}.")
+    sizes = list(parameters.allowed_batch_sizes)
+    most = whole(parameters, "max_batch_size", MAX_BATCH_SIZE)
+    if sizes and (sizes != sorted({*sizes}) or sizes[0] < 1 or sizes[-1] != most):
+        raise BranchyError(
+            f"allowed_batch_sizes must rise and end with max_batch_size, {most}. "
+            f"Received {sizes}."
+        )
+
+
+def whole(parameters: Any, name: str, default: int) -> int:
+    """A number of BatchingParameters, or `default` where it is left out."""
+    return getattr(parameters, name).value if parameters.HasField(name) else default
+
+
+def _check_ssl(config: Any) -> None:
+    for name in ("server_key", "server_cert"):
+        if "-----BEGIN " not in getattr(config, name):
+            raise BranchyError(
+                f"{name} must hold the PEM text itself, -----BEGIN ... and all, not a "
+                "path."
+            )
+    if config.client_verify and not config.custom_ca:
+        raise BranchyError(
+            "client_verify asks each client for a certificate, but there is no "
+            "custom_ca that could have signed it. Add custom_ca, as PEM text."
+        )
+
+
+def _check_monitoring(config: Any) -> None:
+    path = config.prometheus_config.path
+    if path and not path.startswith("/"):
+        raise BranchyError(f"path must begin with a slash. Received {path!r}.")
+
+
+_CHECKS = {
+    "ModelServerConfig": check_models,
+    "BatchingParameters": _check_batching,
+    "SSLConfig": _check_ssl,
+    "MonitoringConfig": _check_monitoring,
+}

@@ -1,0 +1,186 @@
+"""All that can be said to a server, whichever backend it is. No TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import socket
+from typing import Any
+
+from branchy_tf import files
+from branchy_tf.errors import BranchyError
+from branchy_tf.serving import configs
+from branchy_tf.versions import version_folders
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerOptions:
+    """What a server is to serve, and how; named like tensorflow_model_server's flags.
+
+    Attributes:
+        model_base_path: folder whose numbered folders are versions of one model ...
+        model_name: ... and what clients call it; default: the folder's name.
+        port: of gRPC; 0: any free one, with the embedded server alone.
+        host: address that the embedded server and the container listen on.
+        model_config_file: instead of both: a ModelServerConfig, of several models.
+        model_config_file_poll_wait_seconds: how often to read it again; 0: never.
+        file_system_poll_wait_seconds: how often to look for versions; 0: once.
+        allow_version_labels_for_unavailable_models: whether a new label may name a
+            version that is not loaded yet.
+        rest_api_port: of metrics, and of REST where the server has it; 0: none.
+        monitoring_config_file: a MonitoringConfig.
+        enable_batching: whether rows of several requests run as one batch.
+        batching_parameters_file: BatchingParameters for that.
+        ssl_config_file: an SSLConfig, of gRPC.
+        tensorflow_intra_op_parallelism: threads inside an operation; 0: automatic.
+        tensorflow_inter_op_parallelism: operations at a time; 0: automatic; -1: each
+            request in its own thread.
+        grpc_max_threads: requests at a time; 0: the server's own choice.
+        max_message_bytes: size of the largest request, of the embedded server;
+            0: what protobuf can hold, 2 GiB.
+
+    Example:
+
+    ```python
+    options = ServerOptions("exports/branchy_lenet", port=8500)
+    options.check()
+    ```
+    """
+
+    model_base_path: files.Path | None = None
+    model_name: str | None = None
+    port: int = 8500
+    host: str = "127.0.0.1"
+    model_config_file: files.Path | None = None
+    model_config_file_poll_wait_seconds: float = 0
+    file_system_poll_wait_seconds: float = 1
+    allow_version_labels_for_unavailable_models: bool = False
+    rest_api_port: int = 0
+    monitoring_config_file: files.Path | None = None
+    enable_batching: bool = False
+    batching_parameters_file: files.Path | None = None
+    ssl_config_file: files.Path | None = None
+    tensorflow_intra_op_parallelism: int = 0
+    tensorflow_inter_op_parallelism: int = 0
+    grpc_max_threads: int = 0
+    max_message_bytes: int = 0
+
+    def models(self) -> Any:
+        """The ModelServerConfig: the file's, or one model under its default policy.
+
+        Raises:
+            BranchyError: the file is missing or wrong.
+        """
+        if self.model_config_file:
+            return configs.read(self.model_config_file, "ModelServerConfig")
+        config = configs.message_class("ModelServerConfig")()
+        folder = files.absolute(self.model_base_path or "")
+        config.model_config_list.config.add(
+            name=self.model_name or os.path.basename(folder),
+            base_path=str(folder),
+            model_platform="tensorflow",
+        )
+        return config
+
+    def batching(self) -> Any:
+        """The BatchingParameters, or None where batching is off."""
+        if not self.enable_batching:
+            return None
+        if self.batching_parameters_file:
+            return configs.read(self.batching_parameters_file, "BatchingParameters")
+        return configs.message_class("BatchingParameters")()
+
+    def ssl(self) -> Any:
+        """The SSLConfig, or None."""
+        if not self.ssl_config_file:
+            return None
+        return configs.read(self.ssl_config_file, "SSLConfig")
+
+    def metrics_path(self) -> str | None:
+        """Where Prometheus finds metrics, or None where it does not."""
+        if not self.monitoring_config_file:
+            return None
+        config = configs.read(self.monitoring_config_file, "MonitoringConfig")
+        if not config.prometheus_config.enable:
+            return None
+        return config.prometheus_config.path or configs.METRICS_PATH
+
+    def check(self) -> None:
+        """Refuses what no backend could serve, before anything starts.
+
+        Raises:
+            BranchyError: flags that contradict each other, a file that is missing or
+                wrong, a folder without a model, a port in use.
+        """
+        self._check_flags()
+        for model in self.models().model_config_list.config:
+            _check_folder(model)
+        self.batching()
+        self.ssl()
+        self.metrics_path()
+        _check_port("port", self.port)
+        if self.rest_api_port:
+            _check_port("rest_api_port", self.rest_api_port)
+
+    def _check_flags(self) -> None:
+        if self.model_config_file and (self.model_base_path or self.model_name):
+            raise BranchyError(
+                "--model_config_file names models and their folders itself; pass it "
+                "without --model_base_path and --model_name."
+            )
+        if not self.model_config_file and not self.model_base_path:
+            raise BranchyError(
+                "--model_base_path is missing: the folder that holds a model's versions. "
+                "(Or --model_config_file, for several models.)"
+            )
+        for flag, needs in {
+            "batching_parameters_file": "enable_batching",
+            "model_config_file_poll_wait_seconds": "model_config_file",
+            "monitoring_config_file": "rest_api_port",
+        }.items():
+            if getattr(self, flag) and not getattr(self, needs):
+                raise BranchyError(
+                    f"--{flag} has no effect without --{needs}: pass both."
+                )
+        if self.rest_api_port and self.rest_api_port == self.port:
+            raise BranchyError(
+                f"--port and --rest_api_port are both {self.port}; pass different ones."
+            )
+        labelled = [
+            model.name
+            for model in self.models().model_config_list.config
+            if model.version_labels
+        ]
+        if labelled and not self.allow_version_labels_for_unavailable_models:
+            raise BranchyError(
+                f"{self.model_config_file} gives {labelled[0]} version_labels, but at a "
+                "start no version is loaded that a label could name. Pass "
+                "--allow_version_labels_for_unavailable_models."
+            )
+
+
+def _check_folder(model: Any) -> None:
+    folder = pathlib.Path(model.base_path)
+    if not folder.is_dir():
+        raise BranchyError(
+            f"There is no folder {folder} for model {model.name}. Pass the folder that "
+            "holds a model's versions: <export_dir>/<model_name>."
+        )
+    inside = [child for child in sorted(folder.iterdir()) if version_folders(child)]
+    if inside and not version_folders(folder):
+        raise BranchyError(
+            f"{folder} holds no versions, but {inside[0]} does. Pass the folder of one "
+            f"model: --model_base_path={inside[0]}."
+        )
+
+
+def _check_port(flag: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise BranchyError(
+                f"Cannot listen on port {port}: {error.strerror}. Pass another --{flag}."
+            ) from None

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import socket
+
+import pytest
+import servers
+
+from branchy_tf.errors import BranchyError
+from branchy_tf.serving.options import ServerOptions
+
+LABELLED = """
+model_config_list {{
+  config {{
+    name: "lenet" base_path: "{folder}" model_platform: "tensorflow"
+    version_labels {{ key: "stable" value: 1 }}
+  }}
+}}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "lenet"
+    (folder / "1").mkdir(parents=True)
+    return folder
+
+
+def test_one_model_is_a_config_of_one(folder):
+    options = ServerOptions(folder, port=0)
+    options.check()
+    (model,) = options.models().model_config_list.config
+    assert (model.name, model.base_path) == ("lenet", str(folder))
+    assert ServerOptions(folder, "digits").models().model_config_list.config[0].name == (
+        "digits"
+    )
+
+
+def test_batching_tls_and_metrics_are_off_unless_asked_for(folder, tmp_path):
+    off = ServerOptions(folder)
+    assert (off.batching(), off.ssl(), off.metrics_path()) == (None, None, None)
+    on = ServerOptions(folder, enable_batching=True)
+    assert not on.batching().HasField("max_batch_size")
+    monitoring = tmp_path / "monitoring.config"
+    for text, path in {
+        "prometheus_config { enable: true }": "/monitoring/prometheus/metrics",
+        'prometheus_config { enable: true path: "/m" }': "/m",
+        'prometheus_config { path: "/m" }': None,
+    }.items():
+        monitoring.write_text(text)
+        assert ServerOptions(monitoring_config_file=monitoring).metrics_path() == path
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"model_base_path": None}, "--model_base_path is missing"),
+        ({"model_config_file": "a.config"}, "without --model_base_path"),
+        ({"batching_parameters_file": "a"}, "without --enable_batching"),
+        ({"monitoring_config_file": "a"}, "without --rest_api_port"),
+        ({"model_config_file_poll_wait_seconds": 1}, "without --model_config_file"),
+        ({"port": 8765, "rest_api_port": 8765}, "are both 8765"),
+        ({"ssl_config_file": "missing"}, "no file missing; expected a SSLConfig"),
+        (
+            {"enable_batching": True, "batching_parameters_file": "missing"},
+            "no file missing; expected a Batching",
+        ),
+    ],
+)
+def test_refuses_before_anything_starts(folder, options, expected):
+    with pytest.raises(BranchyError, match=expected):
+        ServerOptions(**{"model_base_path": folder, "port": 0} | options).check()
+
+
+def test_labels_at_a_start_need_the_flag(folder, tmp_path):
+    config = tmp_path / "models.config"
+    config.write_text(LABELLED.format(folder=folder))
+    with pytest.raises(BranchyError, match="--allow_version_labels_for_unavailable"):
+        ServerOptions(model_config_file=config, port=0).check()
+    ServerOptions(
+        model_config_file=config,
+        port=0,
+        allow_version_labels_for_unavailable_models=True,
+    ).check()
+
+
+def test_every_folder_must_be_there(tmp_path):
+    config = tmp_path / "models.config"
+    config.write_text(LABELLED.format(folder=tmp_path / "gone"))
+    with pytest.raises(BranchyError, match=r"no folder .*gone for model lenet"):
+        ServerOptions(
+            model_config_file=config,
+            port=0,
+            allow_version_labels_for_unavailable_models=True,
+        ).check()
+
+
+@pytest.mark.parametrize("flag", ["port", "rest_api_port"])
+def test_a_port_in_use_is_refused(folder, flag):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        ports = {"port": servers.free_port(), flag: port}
+        with pytest.raises(BranchyError, match=f"port {port}: .*another --{flag}"):
+            ServerOptions(folder, **ports).check()
