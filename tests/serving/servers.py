@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -56,13 +56,15 @@ def add_version(exported: pathlib.Path, folder: pathlib.Path, number: int) -> No
 class ServeProcess:
     """`python -m branchy_tf.serve --backend=embedded` on any free port."""
 
-    def __init__(self, base_path: pathlib.Path, log: pathlib.Path) -> None:
+    def __init__(
+        self, base_path: pathlib.Path, log: pathlib.Path, flags: Sequence[str] = ()
+    ) -> None:
         self._log = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [
                     sys.executable, "-m", "branchy_tf.serve", "--backend=embedded",
-                    f"--model_base_path={base_path}", "--port=0",
+                    f"--model_base_path={base_path}", "--port=0", *flags,
                 ],
                 stdout=output, stderr=output,
             )  # fmt: skip
