@@ -196,7 +196,7 @@ def slow_clients(
             p99 = beside.summary()["p99_ms"] or np.inf
             lines.append(
                 f"slow {way}: {still} of {clients} still at it while "
-                f"{len(beside.samples)} requests took p99 {p99:.0f} ms ({usual:.0f} alone)"
+                f"{requests} requests took p99 {p99:.0f} ms ({usual:.0f} alone)"
             )
             found.require(
                 not beside.errors and not beside.wrong,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import time
+
 import batching
 import faults
 import kill
@@ -90,8 +93,15 @@ def test_no_clock_that_can_be_set_matters(pair, tmp_path, monkeypatch):
     """Deadlines, polling and latencies, where each look at the clock is days off."""
     base = tmp_path / "branchy_lenet"
     pair.add(base, 1)
-    days = iter(np.random.default_rng(0).integers(-(10**5), 10**5, 10**6) * 86400.0)
-    monkeypatch.setattr("time.time", lambda: next(days))
+    real, random = time.time, np.random.default_rng(0)
+
+    def jumping():
+        # grpc hands what it sees to its engine, whose clock stays as it is.
+        if sys._getframe(1).f_globals["__name__"].startswith("grpc."):
+            return real()
+        return real() + 86400.0 * random.integers(-1000, 1000)
+
+    monkeypatch.setattr("time.time", jumping)
     with EmbeddedServer(base, "branchy_lenet", port=0, poll_seconds=0.05) as server:
         address = f"127.0.0.1:{server.port}"
         with lab.EarlyExitClient(address, "branchy_lenet", timeout=10) as client:
