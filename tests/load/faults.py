@@ -226,7 +226,6 @@ def clock(
     base = folder / servers.MODEL
     pair.add(base, 1)
     told = folder / "clock"
-    told.write_text("+0")
     pretended = {
         "LD_PRELOAD": str(_LIBFAKETIME),
         "FAKETIME_TIMESTAMP_FILE": str(told),
@@ -240,7 +239,11 @@ def clock(
         versions.append(version)
         return pair.expected(version)
 
+    told.write_text(f"{400 * _DAY:+d}")
     with _environment(pretended):
+        script = "import time; print(time.time())"
+        seen = subprocess.check_output([sys.executable, "-c", script])
+        assert float(seen) - time.time() > 399 * _DAY, "the clock cannot be pretended"
         server = servers.ServeProcess(base, folder / "log", flags)
     try:
         with lab.asking(server) as client:

@@ -102,7 +102,7 @@ def test_no_clock_that_can_be_set_matters(pair, tmp_path, monkeypatch):
         return real() + 86400.0 * random.integers(-1000, 1000)
 
     monkeypatch.setattr("time.time", jumping)
-    with EmbeddedServer(base, "branchy_lenet", port=0, poll_seconds=0.05) as server:
+    with EmbeddedServer(base, "branchy_lenet", port=0) as server:
         address = f"127.0.0.1:{server.port}"
         with lab.EarlyExitClient(address, "branchy_lenet", timeout=10) as client:
             versions: list[int | None] = []
@@ -137,6 +137,30 @@ def test_a_server_that_answers_wrongly_is_noticed(pair, tmp_path):
         outcome = load.closed_loop(ask, 1, 10, requests=17)
     assert outcome.wrong >= 3
     assert any("as it should be" in text for text in ask.problems)
+
+
+def test_overload_is_shed_and_the_rest_answered_soon(pair, tmp_path):
+    # Few threads: what a request waits for depends on how many are taken in.
+    flags = ["--grpc_max_threads=4"]
+    assert_found(overload.run(pair, tmp_path, 4, 3, bound=2, timeout=10, flags=flags))
+
+
+def test_batching_is_compared_with_its_lack(pair, tmp_path):
+    base = tmp_path / "branchy_lenet"
+    pair.add(base, 1)
+    found = batching.run(base, "mnist_5k", callers=8, seconds=0.5, rounds=1)
+    # Whether it pays is for a quiet machine to say.
+    assert [p for p in found.problems if "batching brings" not in p] == []
+    figures = found.figures
+    assert figures["gain"] == figures["on"] / figures["off"] > 0
+
+
+def test_serving_is_compared_with_the_model_alone(pair, tmp_path):
+    base = tmp_path / "branchy_lenet"
+    pair.add(base, 1)
+    figures = latency.run(base, None, seconds=1).figures
+    assert 0 < figures["in_process"] < figures["served"]
+    assert figures["added"] == figures["served"] - figures["in_process"]
 
 
 @pytest.mark.parametrize(
