@@ -53,8 +53,7 @@ class Findings:
 
     def finish(self) -> None:
         """Prints them and ends the program, with status 1 for problems."""
-        print(self.line)
-        print(*(f"PROBLEM: {text}" for text in self.problems), sep="\n", end="")
+        print(self.line, *(f"PROBLEM: {text}" for text in self.problems), sep="\n")
         sys.exit(bool(self.problems))
 
 
