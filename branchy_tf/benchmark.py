@@ -1,25 +1,37 @@
-"""Times early exit against the plain network, on real test images.
+"""Times early exit against the plain network, or a server under load.
 
-Example:
+Examples:
 
   python -m branchy_tf.benchmark --run_dir=runs/lenet --batch_sizes=1,64
+  python -m branchy_tf.benchmark --server=localhost:8500 --model_name=branchy_lenet \
+    --run_dir=runs/lenet --callers=1,8,64 --rates=200,400
 
-Prints a table and writes benchmark.json to --run_dir. Contenders, each in the
-engine of TF Serving: keras_export, model.export of the network without exits;
+The first prints a table and writes benchmark.json to --run_dir. Contenders, each in
+the engine of TF Serving: keras_export, model.export of the network without exits;
 frozen, the same frozen as our exports are; early_exit at its thresholds, on
 test images; forced_exit_N, all rows to one exit; half_exit_1, every other row
 leaves at exit_1; stage_N, that part of the network alone. Timings are medians,
 and comparable within one run alone.
+
+The second asks a server about test images, --seconds for each number of callers (a
+closed loop: each asks again once it is answered) and for each rate (an open loop:
+requests arrive by chance, and latency counts from when one was due). With --run_dir,
+or --model and --weights, every answer is compared with that model's own, and load.json
+and load.png are written to --run_dir. Without, --dataset says what to ask about.
 """
 
 import pathlib
 import tempfile
+from typing import Any
 
 from absl import flags, logging
 from tabulate import tabulate
 
-from branchy_tf import command_line, comparison, files
+from branchy_tf import command_line, comparison, files, plots
 from branchy_tf.errors import BranchyError
+from branchy_tf.predictor import EarlyExitPredictor
+from branchy_tf.serving import EarlyExitClient, load
+from branchy_tf.serving.answers import Expected
 
 FLAGS = flags.FLAGS
 
@@ -32,12 +44,21 @@ flags.DEFINE_list("threads", ["1", "2"], "Numbers of threads to time.")
 flags.DEFINE_float(
     "seconds",
     4.0,
-    "How long to measure each batch size with each number of threads.",
+    "How long to measure each batch size with each number of threads; or each number "
+    "of callers and each rate.",
     lower_bound=0.1,
 )
+flags.DEFINE_string("server", None, "host:port of gRPC: put this server under load.")
+flags.DEFINE_string("model_name", None, "Of the served model.")
+flags.DEFINE_list(
+    "callers", ["1", "2", "4", "8", "16", "32", "64"], "Numbers of callers at a time."
+)
+flags.DEFINE_list("rates", [], "Requests a second that arrive by chance.")
+flags.DEFINE_integer("rows", 1, "Images in each request.", lower_bound=1)
+flags.DEFINE_float("timeout", 10.0, "Seconds for each request.", lower_bound=1e-3)
 
 
-def main() -> None:
+def _time_contenders() -> None:
     batch_sizes = command_line.whole_numbers("batch_sizes")
     threads = command_line.whole_numbers("threads")
     choice = command_line.chosen_model()
@@ -93,6 +114,90 @@ def main() -> None:
             )
     if output is not None:
         logging.info("Wrote %s.", output.benchmark)
+
+
+def _load_server() -> None:
+    callers = command_line.whole_numbers("callers") if FLAGS.callers else []
+    rates = command_line.parse_numbers("rates", FLAGS.rates) or []
+    if not all(0 < rate < float("inf") for rate in rates):
+        raise BranchyError(
+            f"--rates must be requests a second, more than 0. Received "
+            f"{','.join(FLAGS.rates)}."
+        )
+    if not FLAGS.model_name:
+        raise BranchyError("--model_name is missing: the name of the served model.")
+    with EarlyExitClient(FLAGS.server, FLAGS.model_name, timeout=FLAGS.timeout) as client:
+        # First of all: a server that is down is noticed before data is loaded.
+        client.describe()
+        traffic, output = _traffic(client)
+        results = load.measure(
+            traffic,
+            callers,
+            rates,
+            FLAGS.seconds,
+            FLAGS.timeout,
+            progress=lambda what: logging.info("Asking: %s ...", what),
+        )
+    if output is not None:
+        written = {
+            "machine": comparison.machine(),
+            "server": FLAGS.server,
+            "model": FLAGS.model_name,
+            "rows": FLAGS.rows,
+            "timeout": FLAGS.timeout,
+            "results": results,
+        }
+        files.write_json(output.load, written)
+        plots.load(output.load_picture, results)
+        logging.info("Wrote %s and %s.", output.load, output.load_picture)
+    names = {
+        "requests_per_second": "requests/s",
+        "rows_per_second": "rows/s",
+        "p50_ms": "p50 ms",
+        "p95_ms": "p95 ms",
+        "p99_ms": "p99 ms",
+        "wrong": "wrong",
+    }
+    rows = [
+        [f"{row['callers']} callers" if row["callers"] else f"{row['rate']:g}/s arrive"]
+        + [row[name] for name in names]
+        + [", ".join(f"{n} {code}" for code, n in row["errors"].items()) or "none"]
+        for row in results
+    ]
+    head = ["load", *names.values(), "errors"]
+    print(tabulate(rows, head, floatfmt=".1f", missingval="-"))
+    wrong = sum(row["wrong"] for row in results)
+    if wrong:
+        raise BranchyError(
+            f"{wrong} answers are not those of the model that they were compared with. "
+            "Is it the model, the criterion and the temperatures that are served?"
+        )
+
+
+def _traffic(client: EarlyExitClient) -> tuple[load.Traffic, Any]:
+    """What to ask, checked where there is a model to check by; where to write."""
+    if not (FLAGS.run_dir or FLAGS.model):
+        limits = command_line.parse_numbers("thresholds", FLAGS.thresholds)
+        images = command_line.chosen_dataset(None).test.images
+        thresholds = None if limits is None else [limits]
+        return load.Traffic(client, images, FLAGS.rows, thresholds), None
+    choice = command_line.chosen_model()
+    gates = command_line.chosen_gates(choice)
+    images = command_line.chosen_dataset(choice.run, choice.model).test.images
+    predictor = EarlyExitPredictor(
+        choice.model, gates.thresholds, gates.criterion, gates.temperatures
+    )
+    expected = Expected(*predictor.all_exits(images))
+    thresholds = [gates.thresholds]
+    traffic = load.Traffic(client, images, FLAGS.rows, thresholds, lambda _: expected)
+    return traffic, choice.output
+
+
+def main() -> None:
+    if FLAGS.server:
+        _load_server()
+    else:
+        _time_contenders()
 
 
 if __name__ == "__main__":

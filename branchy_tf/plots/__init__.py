@@ -4,6 +4,7 @@ from branchy_tf.plots.classes import classes
 from branchy_tf.plots.frontier import frontier
 from branchy_tf.plots.gallery import gallery
 from branchy_tf.plots.gates import histograms, leaving
+from branchy_tf.plots.load import load
 from branchy_tf.plots.reliability import reliability
 from branchy_tf.plots.study import study
 from branchy_tf.plots.training import training
@@ -14,6 +15,7 @@ __all__ = [
     "gallery",
     "histograms",
     "leaving",
+    "load",
     "reliability",
     "study",
     "training",

@@ -34,6 +34,8 @@ class RunFolder:
         self.guarantee_study = self.path / "guarantee_study.json"
         self.evaluation = self.path / "evaluation.json"
         self.benchmark = self.path / "benchmark.json"
+        self.load = self.path / "load.json"
+        self.load_picture = self.path / "load.png"
 
     def backup(self, phase: str) -> pathlib.Path:
         """Where the phase keeps its backup while the run is unfinished."""

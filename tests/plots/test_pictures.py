@@ -28,6 +28,15 @@ def draw(path, name, many):
         )  # fmt: skip
     elif name in ("leaving", "histograms"):
         getattr(plots, name)(path, SCORES, CORRECT, limits, "entropy")
+    elif name == "load":
+        rows = [
+            {"loop": loop, "callers": n, "rate": 9.5 * n, "seconds": 2, "requests": 90}
+            | {f"p{k}_ms": k * n if n < 64 else None for k in (50, 95, 99)}
+            | {"requests_per_second": 45 if n < 64 else 0}
+            for loop in ("closed", "open")
+            for n in (1, 8, 64)
+        ]
+        plots.load(path, rows if many else rows[:1])
     elif name == "reliability":
         plots.reliability(path, PROBABILITIES, PROBABILITIES, LABELS)
     elif name == "classes":
@@ -42,7 +51,7 @@ def draw(path, name, many):
 
 @pytest.mark.parametrize(
     "name",
-    ["frontier", "leaving", "histograms", "reliability", "classes", "gallery"],
+    ["frontier", "leaving", "histograms", "reliability", "classes", "gallery", "load"],
 )
 @pytest.mark.parametrize("many", [False, True])
 def test_draws_a_picture_as_wide_as_a_phone(tmp_path, name, many):

@@ -1,0 +1,56 @@
+"""How a server bears load."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from branchy_tf import files
+from branchy_tf.plots.style import BLACK, BLUE, GREEN, ORANGE, panels, save
+
+_PERCENTILES = (("p50", "o", GREEN), ("p95", "s", BLUE), ("p99", "^", ORANGE))
+
+
+def load(path: files.Path, results: Sequence[dict[str, Any]]) -> None:
+    """Draws latency and throughput against callers, and against arrivals.
+
+    Args:
+        path: .png to write.
+        results: of load.json: of closed loops, open loops or both.
+    """
+    kinds = [
+        ("closed", "callers", "callers, each asking again once it is answered"),
+        ("open", "rate", "arrivals (requests/s)"),
+    ]
+    kinds = [kind for kind in kinds if any(row["loop"] == kind[0] for row in results)]
+    figure, axes = panels(2 * len(kinds))
+    for i, (loop, key, label) in enumerate(kinds):
+        latency, throughput = axes[2 * i : 2 * i + 2]
+        rows = [row for row in results if row["loop"] == loop]
+        at = _column(rows, key)
+        for name, marker, color in _PERCENTILES:
+            values = _column(rows, f"{name}_ms")
+            latency.plot(at, values, marker=marker, color=color, label=name)
+        latency.set(ylabel="latency (ms)", yscale="log")
+        latency.legend(ncols=3, fontsize=9)
+        asked = _column(rows, "requests") / _column(rows, "seconds")
+        answered = _column(rows, "requests_per_second")
+        throughput.plot(at, answered, marker="o", color=BLUE, label="answered")
+        if (answered < asked).any():
+            throughput.plot(
+                at, asked, "--", marker="x", color=BLACK, label="sent, refused ones too"
+            )
+            throughput.legend(fontsize=9)
+        throughput.set(ylabel="requests/s", ylim=(0, None), xlabel=label)
+        if loop == "closed":
+            for panel in (latency, throughput):
+                panel.set_xscale("log", base=2)
+                panel.set_xticks(at, [f"{n:g}" for n in at])
+    save(figure, path)
+
+
+def _column(rows: Sequence[dict[str, Any]], key: str) -> np.ndarray:
+    # Without a single answer there is no latency.
+    return np.array([row[key] for row in rows], float)

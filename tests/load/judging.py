@@ -1,0 +1,100 @@
+"""What a server may make of requests that no client of ours sends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lab
+import numpy as np
+import servers
+import tensorflow as tf
+from mangling import Mangled
+from tensorflow_serving.apis import predict_pb2
+
+from branchy_tf.errors import BranchyError
+from branchy_tf.results import Predictions
+from branchy_tf.serving import wire
+from branchy_tf.serving.answers import Expected
+from branchy_tf.thresholds import leaves
+
+# Statuses that tell a caller what to do. INTERNAL is one where not even the bytes
+# can be read.
+_CLEAR = {
+    "FAILED_PRECONDITION",
+    "INVALID_ARGUMENT",
+    "NOT_FOUND",
+    "OUT_OF_RANGE",
+    "RESOURCE_EXHAUSTED",
+    "UNIMPLEMENTED",
+}
+_MUST_BE_ANSWERED = {"as it should be", "odd thresholds"}
+
+
+def wrong_refusal(mangled: Mangled, status: str, details: str) -> str | None:
+    """What is wrong with a refusal, if anything."""
+    if mangled.kind in _MUST_BE_ANSWERED:
+        return f"refused what is right: {status} ({details})"
+    if not details:
+        return f"{status} without a word"
+    unreadable = mangled.parsed() is None
+    if status in _CLEAR or (status == "INTERNAL" and unreadable):
+        return None
+    return f"{status} ({details})"
+
+
+def wrong_answer(mangled: Mangled, content: bytes, pair: lab.Pair) -> str | None:
+    """What is wrong with an answer by version 1, if anything."""
+    request = mangled.parsed()
+    if request is None:
+        return "answered bytes that are no request"
+    if request.model_spec.name != servers.MODEL or request.model_spec.version_label:
+        return f"answered for {request.model_spec}"
+    if mangled.method != wire.PREDICT:
+        return None
+    response = predict_pb2.PredictResponse.FromString(content)
+    try:
+        return _wrong_outputs(request, response, pair)
+    except (BranchyError, KeyError, TypeError, ValueError, OverflowError) as error:
+        return f"answered what cannot be asked: {error!r}"
+
+
+def _wrong_outputs(request: Any, response: Any, pair: lab.Pair) -> str | None:
+    """Compares with the predictor; raises where a request asks for nothing."""
+    spec = request.model_spec
+    if spec.HasField("version") and spec.version.value != 1:
+        return f"answered for version {spec.version.value}"
+    signature = spec.signature_name or "serving_default"
+    sent = {name: tf.make_ndarray(proto) for name, proto in request.inputs.items()}
+    if request.inputs["images"].dtype != tf.uint8.as_datatype_enum:
+        return "answered images of another dtype"
+    images = sent.pop("images")
+    probabilities, scores = pair.predictor(1).all_exits(images)
+    limits = np.float32([[0.5]])
+    if signature == "early_exit" and "thresholds" in sent:
+        limits = sent.pop("thresholds")
+        if limits.dtype != np.float32 or limits.shape not in ((1, 1), (len(images), 1)):
+            return f"answered thresholds {limits.dtype} {limits.shape}"
+    if sent:
+        return f"answered with inputs that there are not: {list(sent)}"
+    found = {name: tf.make_ndarray(proto) for name, proto in response.outputs.items()}
+    rows = np.arange(len(images))
+    every = {"probabilities": probabilities, "scores": scores}
+    if signature != "all_exits":
+        # Some outputs may not be asked for; those are taken for right.
+        exits = found.get("exit")
+        if exits is None:
+            exits = np.where(leaves(scores[:, 0], limits[:, 0]), 0, 1)
+        every = {
+            "probabilities": probabilities[rows, exits],
+            "exit": exits,
+            "score": scores[rows, exits],
+        }
+    if set(found) != (set(request.output_filter) or set(every)):
+        return f"answered with {sorted(found)}"
+    if signature == "all_exits":
+        same = all(np.allclose(found[n], every[n], atol=1e-4) for n in found)
+        return None if same else "the wrong answer of all exits"
+    every |= found
+    answer = Predictions(every["probabilities"], every["exit"], every["score"])
+    right = Expected(probabilities, scores).right(answer, rows, limits)
+    return None if right.all() else f"the wrong answer with thresholds {limits.tolist()}"

@@ -1,0 +1,306 @@
+"""Requests that no client of ours sends."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import servers
+import tensorflow as tf
+from google.protobuf import message
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    predict_pb2,
+)
+
+from branchy_tf.serving import wire
+
+Random = np.random.Generator
+_CLASSES = {
+    wire.PREDICT: predict_pb2.PredictRequest,
+    wire.GET_MODEL_METADATA: get_model_metadata_pb2.GetModelMetadataRequest,
+    wire.GET_MODEL_STATUS: get_model_status_pb2.GetModelStatusRequest,
+}
+_SIGNATURES = ("early_exit", "serving_default", "all_exits")
+# Small, or far beyond what anything holds: a server must see that before it takes
+# memory for it, and one that does not must not end this machine.
+_SIZES = (-(2**63), -28, -1, 0, 1, 2, 7, 2**33, 2**62)
+# Where they are DataTypes, known ones and others.
+_WHOLE = (-(2**31), -1, 0, 1, 3, 4, 7, 14, 20, 21, 104, 2**31 - 1)
+_NUMBERS = (np.nan, -np.inf, np.inf, -1.0, -0.0, 0.0, 1e-45, 0.3, 3e38)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mangled:
+    """One request.
+
+    Attributes:
+        kind: in what way it is odd.
+        content: its bytes.
+        method: where it goes.
+    """
+
+    kind: str
+    content: bytes
+    method: str = wire.PREDICT
+
+    def parsed(self) -> Any:
+        """The message, or None if the bytes are none."""
+        try:
+            return _CLASSES[self.method].FromString(self.content)
+        except (KeyError, message.DecodeError):
+            return None
+
+
+def make(images: np.ndarray, number: int) -> Mangled:
+    """Request `number`, the same each time; the kinds come in turn."""
+    random = np.random.default_rng(number)
+    kind = list(_KINDS)[number % len(_KINDS)]
+    made = _KINDS[kind](_valid(images, random), random)
+    if isinstance(made, Mangled):
+        return dataclasses.replace(made, kind=kind)
+    content = made if isinstance(made, bytes) else made.SerializeToString()
+    return Mangled(kind, content)
+
+
+def _valid(images: np.ndarray, random: Random) -> Any:
+    """What a client sends: 1 to 4 images, with thresholds or without."""
+    rows = int(random.integers(1, 5))
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = servers.MODEL
+    request.model_spec.signature_name = str(random.choice(_SIGNATURES))
+    batch = images[random.integers(0, len(images), rows)]
+    request.inputs["images"].CopyFrom(tf.make_tensor_proto(batch))
+    # Left out, they are those of one row; a batching server wants as many as images.
+    given = rows > 1 or random.random() < 0.7
+    if request.model_spec.signature_name == "early_exit" and given:
+        limits = random.gamma(1, 0.5, (rows, 1)).astype(np.float32)
+        request.inputs["thresholds"].CopyFrom(tf.make_tensor_proto(limits))
+    return request
+
+
+def _bytes(_: Any, random: Random) -> bytes:
+    return random.bytes(int(random.integers(0, 2000)))
+
+
+def _flipped(request: Any, random: Random) -> bytes:
+    content = np.frombuffer(request.SerializeToString(), np.uint8).copy()
+    places = random.integers(0, len(content), int(random.integers(1, 9)))
+    # Where the fields are told is more telling than pixels.
+    if random.random() < 0.7:
+        places %= 120
+    content[places] ^= 1 << random.integers(0, 8, len(places)).astype(np.uint8)
+    return content.tobytes()
+
+
+def _cut(request: Any, random: Random) -> bytes:
+    content = request.SerializeToString()
+    return content[: int(random.integers(0, len(content)))]
+
+
+def _joined(request: Any, random: Random) -> bytes:
+    other = predict_pb2.PredictRequest()
+    _fill_at_random(other, random)
+    return request.SerializeToString() + other.SerializeToString()
+
+
+def _fields(_: Any, random: Random) -> Any:
+    request = predict_pb2.PredictRequest()
+    _fill_at_random(request, random)
+    return request
+
+
+def _one_field(request: Any, random: Random) -> Any:
+    tensor = request.inputs[str(random.choice(list(request.inputs)))]
+    fields = [f for f in tensor.DESCRIPTOR.fields if f.message_type is None]
+    _fill_field(tensor, fields[int(random.integers(len(fields)))], random)
+    return request
+
+
+def _fill_at_random(request: Any, random: Random) -> None:
+    """Something or other in every field, names of the model now and then."""
+    if random.random() < 0.8:
+        request.model_spec.name = servers.MODEL
+    names = ["images", "thresholds", "", "x" * 300, "images\0"]
+    for name in random.choice(names, int(random.integers(0, 4))):
+        tensor = request.inputs[str(name)]
+        for field in tensor.DESCRIPTOR.fields:
+            if field.message_type is None and random.random() < 0.4:
+                _fill_field(tensor, field, random)
+        for size in random.choice(_SIZES, int(random.integers(0, 6))):
+            tensor.tensor_shape.dim.add(size=int(size))
+        if random.random() < 0.3:
+            tensor.tensor_shape.unknown_rank = True
+    for field in request.model_spec.DESCRIPTOR.fields:
+        if field.message_type is None and random.random() < 0.2:
+            _fill_field(request.model_spec, field, random)
+    if random.random() < 0.2:
+        request.model_spec.version.value = int(random.choice(_SIZES))
+    if random.random() < 0.2:
+        request.output_filter.append(_text(random))
+
+
+def _fill_field(owner: Any, field: Any, random: Random) -> None:
+    if field.type == field.TYPE_BYTES:
+        one = random.bytes(int(random.integers(0, 900)))
+    elif field.type == field.TYPE_STRING:
+        one = _text(random)
+    elif field.type in (field.TYPE_FLOAT, field.TYPE_DOUBLE):
+        one = float(random.choice(_NUMBERS))
+    elif field.type == field.TYPE_BOOL:
+        one = bool(random.integers(2))
+    elif field.type in (field.TYPE_UINT32, field.TYPE_UINT64):
+        one = int(random.choice([0, 1, 255, 2**32 - 1]))
+    else:
+        one = int(
+            random.choice([-(2**31), -1, 0, 1, 3, 4, 7, 14, 20, 21, 104, 2**31 - 1])
+        )
+    try:
+        getattr(owner, field.name).extend([one] * int(random.integers(1, 900)))
+    except AttributeError:
+        setattr(owner, field.name, one)
+
+
+def _text(random: Random) -> str:
+    return "".join(map(chr, random.integers(1, 0xD7FF, int(random.integers(0, 40)))))
+
+
+def _dtype(request: Any, random: Random) -> Any:
+    name = str(random.choice(list(request.inputs)))
+    kinds = ["float16", "float32", "float64", "int8", "int32", "int64", "bool", "str"]
+    array = tf.make_ndarray(request.inputs[name]).astype(str(random.choice(kinds)))
+    request.inputs[name].CopyFrom(tf.make_tensor_proto(array))
+    return request
+
+
+def _shape(request: Any, random: Random) -> Any:
+    tensor = request.inputs[str(random.choice(list(request.inputs)))]
+    sizes = [dim.size for dim in tensor.tensor_shape.dim]
+    for _ in range(int(random.integers(1, 4))):
+        size, place = int(random.choice(_SIZES)), int(random.integers(0, len(sizes) + 1))
+        if random.random() < 0.3 or place == len(sizes):
+            sizes.insert(place, size)
+        elif random.random() < 0.2 and len(sizes) > 1:
+            sizes.pop(place)
+        else:
+            sizes[place] = size
+    del tensor.tensor_shape.dim[:]
+    for size in sizes:
+        tensor.tensor_shape.dim.add(size=size)
+    if random.random() < 0.3:
+        # A single value stands for all.
+        tensor.ClearField("tensor_content")
+        (tensor.int_val if tensor.dtype == 4 else tensor.float_val).append(7)
+    return request
+
+
+def _resized(request: Any, random: Random) -> Any:
+    """Whole arrays, of another size than the model's."""
+    array = tf.make_ndarray(request.inputs["images"])
+    way = int(random.integers(5))
+    changed = [
+        array[:, ::2],
+        array[..., 0],
+        array[None],
+        array[:0],
+        np.repeat(array, 3, -1),
+    ]
+    request.inputs["images"].CopyFrom(tf.make_tensor_proto(changed[way]))
+    return request
+
+
+def _length(request: Any, random: Random) -> Any:
+    tensor = request.inputs[str(random.choice(list(request.inputs)))]
+    content = tensor.tensor_content or bytes(4)
+    keep = int(random.integers(0, 2 * len(content)))
+    tensor.tensor_content = (content * 2)[:keep]
+    return request
+
+
+def _inputs(request: Any, random: Random) -> Any:
+    way = int(random.integers(3))
+    if way == 0:
+        del request.inputs["images"]
+    elif way == 1:
+        request.inputs[_text(random)].CopyFrom(request.inputs["images"])
+    else:
+        request.inputs["thresholds"].CopyFrom(request.inputs["images"])
+    return request
+
+
+def _spec(request: Any, random: Random) -> Any:
+    way = int(random.integers(5))
+    if way == 0:
+        request.model_spec.name = _text(random)
+    elif way == 1:
+        request.model_spec.version.value = int(random.choice([*_SIZES[:6], 2**62]))
+    elif way == 2:
+        request.model_spec.version_label = _text(random)
+    elif way == 3:
+        request.ClearField("model_spec")
+    else:
+        names = ["__saved_model_init_op", "EARLY_EXIT", _text(random)]
+        request.model_spec.signature_name = str(random.choice(names))
+    return request
+
+
+def _thresholds(request: Any, random: Random) -> Any:
+    """Odd numbers: answered, and where NaN or below 0 stand none leaves."""
+    rows = request.inputs["images"].tensor_shape.dim[0].size
+    limits = random.choice(np.float32(_NUMBERS), (rows, 1))
+    request.model_spec.signature_name = "early_exit"
+    request.inputs["thresholds"].CopyFrom(tf.make_tensor_proto(limits))
+    return request
+
+
+def _threshold_shapes(request: Any, random: Random) -> Any:
+    rows = request.inputs["images"].tensor_shape.dim[0].size
+    shapes: list = [(), (1,), (rows,), (rows, 2), (rows + 1, 1), (rows, 0), (0, 1)]
+    limits = np.full(shapes[int(random.integers(len(shapes)))], 0.3, np.float32)
+    request.model_spec.signature_name = "early_exit"
+    request.inputs["thresholds"].CopyFrom(tf.make_tensor_proto(limits))
+    return request
+
+
+def _filter(request: Any, random: Random) -> Any:
+    names = ["probabilities", "exit", "score", "scores", "logits", ""]
+    request.output_filter.extend(
+        random.choice(names, int(random.integers(1, 4))).tolist()
+    )
+    return request
+
+
+def _elsewhere(request: Any, random: Random) -> Mangled:
+    """To the other methods, and to those that there are not."""
+    service = "/tensorflow.serving.PredictionService/"
+    ways = [wire.GET_MODEL_METADATA, wire.GET_MODEL_STATUS, service + "Classify"]
+    method = str(random.choice([*ways, service + "Nothing", "/nowhere/Predict"]))
+    content = random.bytes(int(random.integers(0, 200)))
+    if random.random() < 0.7:
+        spec = request.model_spec.SerializeToString()
+        content = bytes([10, len(spec)]) + _flipped(request.model_spec, random)
+    return Mangled("", content, method)
+
+
+_KINDS: dict[str, Callable[[Any, Random], Any]] = {
+    "as it should be": lambda request, _: request,
+    "random bytes": _bytes,
+    "random fields": _fields,
+    "a random field": _one_field,
+    "flipped bits": _flipped,
+    "cut": _cut,
+    "two joined": _joined,
+    "dtype": _dtype,
+    "shape": _shape,
+    "size": _resized,
+    "content length": _length,
+    "inputs": _inputs,
+    "model_spec": _spec,
+    "odd thresholds": _thresholds,
+    "thresholds' shape": _threshold_shapes,
+    "output filter": _filter,
+    "other methods": _elsewhere,
+}
