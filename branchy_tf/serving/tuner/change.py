@@ -103,7 +103,7 @@ def places(exits: np.ndarray, scores: np.ndarray) -> np.ndarray:
         scores: [n], at that exit; NaN counts as entirely unsure.
     """
     scores = np.nan_to_num(np.asarray(scores, np.float64), nan=np.inf)
-    return exits + np.where(np.isinf(scores), 1.0, scores / (1 + scores))
+    return exits + 1 - 1 / (1 + scores)
 
 
 def ranks(known: np.ndarray, new: np.ndarray, random: np.random.Generator) -> np.ndarray:

@@ -31,9 +31,9 @@ class Evidence:
 
     def __init__(self, num_exits: int, most: int) -> None:
         self._most = most
-        self.scores = np.zeros((0, num_exits), np.float32)
-        self.agrees = np.zeros((0, num_exits), bool)
-        self.shapes = np.zeros(0, bool)
+        self.scores: np.ndarray = np.zeros((0, num_exits), np.float32)
+        self.agrees: np.ndarray = np.zeros((0, num_exits), bool)
+        self.shapes: np.ndarray = np.zeros(0, bool)
         self.ever = 0
 
     def __len__(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,32 +24,29 @@ class Path:
 
     Args:
         vectors: [V, N-1], the first all 0.
-        costs: float64 [N] cumulative.
+        savings: [V], of the cost of a row.
 
     Attributes:
         vectors: float32 [V, N-1].
         losses: int [V], testing rows that would have left with another answer.
         rows: how many tested.
-        savings: float64 [V], cost of a row that each vector saves.
+        savings: float64 [V].
     """
 
-    def __init__(self, vectors: Sequence, costs: np.ndarray, evidence: Evidence) -> None:
-        self.vectors = np.array(vectors, np.float32).reshape(-1, len(costs) - 1)
+    def __init__(self, vectors: Any, savings: Any) -> None:
+        self.vectors = np.asarray(vectors, np.float32)
+        self.savings = np.asarray(savings, np.float64)
         self.losses = np.zeros(len(self.vectors), np.int64)
         self.rows = 0
-        self.savings = np.array(
-            [
-                (costs[-1] - costs[exit_indices(evidence.scores, vector)]).mean()
-                for vector in self.vectors
-            ]
-        )
 
     @classmethod
     def shaped(cls, evidence: Evidence, costs: np.ndarray) -> Path:
         """The path that the shaping rows give, tested on the others."""
         shaping = np.flatnonzero(evidence.shapes)[-_MOST_SHAPING:]
         scores, agrees = evidence.scores[shaping], evidence.agrees[shaping]
-        path = cls(safest_first(scores, agrees, costs), costs, evidence)
+        vectors = safest_first(scores, agrees, costs)
+        left = (exit_indices(evidence.scores, vector) for vector in vectors)
+        path = cls(vectors, [costs[-1] - costs[exits].mean() for exits in left])
         tests = ~evidence.shapes
         path.count(evidence.scores[tests], evidence.agrees[tests])
         return path
@@ -79,15 +75,18 @@ class Path:
         return int(failed.argmax()) if failed.any() else len(failed)
 
     def to_json(self) -> dict[str, Any]:
-        """What `from_json` takes, beside costs and evidence."""
-        return {"vectors": self.vectors, "losses": self.losses.copy(), "rows": self.rows}
+        """What `from_json` takes."""
+        return {
+            "vectors": self.vectors,
+            "savings": self.savings,
+            "losses": self.losses.copy(),
+            "rows": self.rows,
+        }
 
     @classmethod
-    def from_json(
-        cls, value: dict[str, Any], costs: np.ndarray, evidence: Evidence
-    ) -> Path:
+    def from_json(cls, value: dict[str, Any]) -> Path:
         """Raises KeyError, TypeError or ValueError if it is not from `to_json`."""
-        path = cls(value["vectors"], costs, evidence)
+        path = cls(value["vectors"], value["savings"])
         path.losses += np.array(value["losses"], np.int64)
         path.rows = int(value["rows"])
         return path

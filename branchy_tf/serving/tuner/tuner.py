@@ -185,10 +185,14 @@ class ThresholdTuner:
 
     @contextlib.contextmanager
     def _noting_changes(self) -> Iterator[None]:
-        """Has the state written if it is another one afterwards."""
+        """Tells of another state afterwards, and has it written."""
         before = self._policy.state
         yield
-        if self._policy.state != before:
+        now = self._policy.state
+        if now != before:
+            logging.info(
+                "Thresholds %s (were %s): %s", now, before, self._policy.thresholds
+            )
             self._rows_unwritten = _ROWS_BETWEEN_WRITES
 
     def _write_if_due(self) -> None:
