@@ -31,6 +31,7 @@ COMMANDS = {
     "serve",
     "study",
     "train",
+    "tuner_study",
 }
 # From the top down; what stands on one line may import each other.
 LAYERS = [
@@ -48,6 +49,7 @@ LAYERS = [
     {"calibration"},
     {"report"},
     {"serving", "studies"},
+    {"traffic"},
     {"command_line"},
     COMMANDS,
 ]

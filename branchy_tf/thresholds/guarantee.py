@@ -151,7 +151,7 @@ def control_risk(
         )
     check_guarantee(level, max_risk, len(scores))
     tuning, test = halves(len(scores), seed)
-    path = _path(scores[tuning], kept[tuning], costs)
+    path = safest_first(scores[tuning], kept[tuning], costs)
     passes = _in_expectation if level == EXPECTATION else _in_probability
     taken, risk, chance = passes(path, scores[test], kept[test], max_risk, level)
     return Guarantee(
@@ -193,8 +193,16 @@ def p_value(losses: int, rows: int, max_risk: float) -> float:
     return float(stats.binom.cdf(losses, rows, max_risk))
 
 
-def _path(scores: np.ndarray, kept: np.ndarray, costs: np.ndarray) -> list:
-    """From T=0 to the frontier's most accurate vector, and along it to the cheapest."""
+def safest_first(scores: np.ndarray, kept: np.ndarray, costs: np.ndarray) -> list:
+    """Threshold vectors worth testing on other rows, from T=0 to the cheapest.
+
+    From T=0 to the frontier's most accurate vector, and along it.
+
+    Args:
+        scores: float32 [n, N].
+        kept: bool [n, N], where leaving loses nothing.
+        costs: float64 [N] cumulative.
+    """
     front = [point.thresholds for point in frontier(scores, kept, costs)][::-1]
     below = []
     for limit, column in zip(front[0], scores.T, strict=False):

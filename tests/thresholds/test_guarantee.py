@@ -73,7 +73,7 @@ def test_the_halves_are_all_rows_once():
 
 def test_the_path_goes_from_safe_to_bold():
     scores, kept = sample(500, 3)
-    path = guarantee._path(scores, kept, np.array([1, 2, 4.0]))
+    path = guarantee.safest_first(scores, kept, np.array([1, 2, 4.0]))
     assert not any(path[0])
     costs = [thresholds.evaluate(scores, kept, [1, 2, 4], v).cost for v in path]
     # Down to rounding and rows of equal score.
