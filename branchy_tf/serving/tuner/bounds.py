@@ -75,7 +75,7 @@ def lower_bound(losses: int, rows: int, confidence: float = 0.95) -> float:
     Example:
 
     ```python
-    lower_bound(0, 458)     # 0.99: so many rows without a loss are enough for 99 %
+    lower_bound(0, 423)     # 0.99: so many rows without a loss are enough for 99 %
     ```
     """
     if losses >= rows:

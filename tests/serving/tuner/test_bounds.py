@@ -23,8 +23,8 @@ def test_what_is_so_is_proven_in_time():
     lost = np.random.default_rng(1).random((400, 5000)) < 0.004
     losses = lost.sum(axis=1)
     assert bounds.is_proven(losses, 5000, 0.99, 0.95).mean() > 0.95
-    assert not bounds.is_proven(0, 400, 0.99, 0.95)
-    assert bounds.is_proven(0, 440, 0.99, 0.95)
+    assert not bounds.is_proven(0, 422, 0.99, 0.95)
+    assert bounds.is_proven(0, 423, 0.99, 0.95)
 
 
 @pytest.mark.parametrize("rows", [1, 50, 437, 1000, 7000])
