@@ -173,22 +173,30 @@ def test_the_first_step_starts_from_the_baseline_taken(tmp_path, monkeypatch, ba
     assert_equal(branches_of(at_start), branches_of(weights(model())))
 
 
-@pytest.mark.parametrize(
-    ("other", "expected"),
-    [
-        (lambda: small.model(), "layer 'conv_1' is not in both"),
-        (model, "layer 'exit_1_conv_1' is not in both"),
-    ],
-    ids=["another network", "with branches"],
-)
-def test_what_is_no_baseline_of_the_model(tmp_path, other, expected):
+def test_a_trunk_that_branches_have_shaped_is_taken_and_no_baseline(tmp_path):
+    path = tmp_path / "model.keras"
+    shaped, built = model(), model()
+    # Built alike, so that an equal trunk afterwards would say nothing.
+    shaped.set_weights([np.array(weight) + 0.125 for weight in shaped.weights])
+    shaped.save(path)
+    before = branches_of(weights(built))
+    train(tmp_path / "run", built, mode="branches_only", baseline=path)
+    assert_equal(trunk_of(weights(built)), trunk_of(saved(path)))
+    assert_all_moved(branches_of(weights(built)), before)
+    # What it would claim to be, nobody trained.
+    assert not (tmp_path / "run" / "baseline.keras").exists()
+
+
+def test_what_is_no_baseline_of_the_model(tmp_path):
     path = tmp_path / "other.keras"
-    other().save(path)
+    small.model().save(path)
     built = model()
     with pytest.raises(BranchyError) as caught:
         train(tmp_path / "run", built, mode="branches_only", baseline=path)
     text = str(caught.value)
-    assert text.startswith(f"{path} is no branchy_normed_baseline: {expected}")
+    assert text.startswith(
+        f"{path} is no branchy_normed_baseline: layer 'conv_1' is not in both"
+    )
     assert text.endswith("Pass the baseline.keras of a run with the same model.")
     assert "\n" not in text
     assert_equal(weights(built), weights(model()))
