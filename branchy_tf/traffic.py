@@ -8,6 +8,7 @@ network nothing more.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,7 +63,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.scores)
 
-    @property
+    @functools.cached_property
     def agrees(self) -> np.ndarray:
         """Where an exit gives the label of the last one, bool [n, N]."""
         return thresholds.agreement(self.labels)

@@ -17,7 +17,14 @@ from branchy_tf.thresholds.guarantee import (
 from branchy_tf.thresholds.intervals import bootstrap
 from branchy_tf.thresholds.losses import agreement, count_losses_only
 from branchy_tf.thresholds.points import Point, evaluate
-from branchy_tf.thresholds.rule import check, exit_indices, forcing, leaves, near
+from branchy_tf.thresholds.rule import (
+    check,
+    exit_indices,
+    exits_by_vector,
+    forcing,
+    leaves,
+    near,
+)
 from branchy_tf.thresholds.search import frontier
 from branchy_tf.thresholds.temperature import check_temperatures, fit_temperature
 
@@ -37,6 +44,7 @@ __all__ = [
     "count_losses_only",
     "evaluate",
     "exit_indices",
+    "exits_by_vector",
     "find_knee",
     "fit_temperature",
     "forcing",

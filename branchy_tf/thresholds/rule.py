@@ -108,8 +108,26 @@ def exit_indices(scores: np.ndarray, thresholds: Any) -> np.ndarray:
         lets go.
     """
     scores = np.asarray(scores, np.float32)
-    limits = check(thresholds, scores.shape[1], len(scores))
-    exits = np.full(len(scores), scores.shape[1] - 1, np.int32)
-    for k in reversed(range(scores.shape[1] - 1)):
-        exits[leaves(scores[:, k], limits[:, k])] = k
+    return _first_exits(scores, check(thresholds, scores.shape[1], len(scores)))
+
+
+def exits_by_vector(scores: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Where each row leaves with each of many vectors, which have been checked.
+
+    Args:
+        scores: float32 [n, N].
+        vectors: float32 [V, N-1].
+
+    Returns:
+        int32 [V, n], as `exit_indices` gives them.
+    """
+    return _first_exits(scores, vectors[:, None])
+
+
+def _first_exits(scores: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Exits int32 [..., n] for scores [n, N] and limits [..., 1 or n, N-1]."""
+    last = scores.shape[1] - 1
+    exits = np.full((*limits.shape[:-2], len(scores)), last, np.int32)
+    for k in reversed(range(last)):
+        exits[leaves(scores[:, k], limits[..., k])] = k
     return exits

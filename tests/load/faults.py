@@ -90,8 +90,7 @@ def damaged(
         f"{outcome.errors} failed, {outcome.wrong} wrong.",
         {"requests": len(outcome.samples)},
     )
-    found.require(not outcome.errors, f"requests failed: {outcome.errors}")
-    found.require(not outcome.wrong, f"{outcome.wrong} answers are wrong")
+    found.require_all_right(outcome)
     found.require(set(told) == {1}, f"versions {set(told)} answered; expected 1 alone")
     return found
 
@@ -264,8 +263,7 @@ def clock(
         f"failed, {outcome.wrong} wrong; the last new version came after {waited:.1f} s.",
         {"requests": len(outcome.samples)},
     )
-    found.require(not outcome.errors, f"requests failed: {outcome.errors}")
-    found.require(not outcome.wrong, f"{outcome.wrong} answers are wrong")
+    found.require_all_right(outcome)
     return found
 
 

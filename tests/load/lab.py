@@ -51,6 +51,11 @@ class Findings:
         if not condition:
             self.problems.append(problem)
 
+    def require_all_right(self, outcome: load.Outcome) -> None:
+        """Notes requests that failed, and answers that are wrong."""
+        self.require(not outcome.errors, f"requests failed: {outcome.errors}")
+        self.require(not outcome.wrong, f"{outcome.wrong} answers are wrong")
+
     def finish(self) -> None:
         """Prints them and ends the program, with status 1 for problems."""
         print(self.line, *(f"PROBLEM: {text}" for text in self.problems), sep="\n")

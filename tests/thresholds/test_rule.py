@@ -61,3 +61,16 @@ def test_forcing_sends_every_row_to_one_exit(exit_index):
     limits = thresholds.forcing(exit_index, 3)
     assert limits.dtype == np.float32
     assert set(thresholds.exit_indices(scores, limits)) == {exit_index}
+
+
+def test_many_vectors_at_once_are_as_one_by_one():
+    random = np.random.default_rng(0)
+    scores = random.random((50, 4), np.float32)
+    scores[3, 1], scores[4, 0] = np.nan, np.inf
+    vectors = random.random((7, 3), np.float32)
+    vectors[0], vectors[1], vectors[2, 0] = 0, np.inf, scores[5, 0]
+    together = thresholds.exits_by_vector(scores, vectors)
+    assert together.dtype == np.int32
+    alone = [thresholds.exit_indices(scores, vector) for vector in vectors]
+    np.testing.assert_array_equal(together, alone)
+    assert len(np.unique(together)) == 4

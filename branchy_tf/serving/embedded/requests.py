@@ -12,9 +12,6 @@ from branchy_tf.errors import BranchyError
 from branchy_tf.serving import wire
 from branchy_tf.serving.embedded.refusals import invalid
 
-# A proto can name a shape far larger than the values it carries.
-_MOST_BYTES = 2**31 - 1
-
 
 def read_inputs(request: Any, signature: Any) -> dict[str, np.ndarray]:
     """The arrays of a PredictRequest, checked against a SignatureDef.
@@ -55,7 +52,8 @@ def _parse(proto: Any, name: str) -> np.ndarray:
         dtype = None  # such as strings, which lie in another field
     size = tf.as_dtype(proto.dtype).size if dtype is None else dtype.itemsize
     wanted = math.prod(sizes) * size
-    if len(sizes) > 254 or wanted > _MOST_BYTES:
+    # A proto can name a shape far larger than the values it carries.
+    if len(sizes) > 254 or wanted > wire.MOST_BYTES:
         raise invalid(f"tensor parsing error: {name}: shape {sizes} is too large")
     if proto.tensor_content and len(proto.tensor_content) != wanted:
         raise invalid(

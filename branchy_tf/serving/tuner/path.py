@@ -8,7 +8,7 @@ import numpy as np
 
 from branchy_tf.serving.tuner import bounds
 from branchy_tf.serving.tuner.evidence import Evidence
-from branchy_tf.thresholds import exit_indices, leaves
+from branchy_tf.thresholds import exit_indices, exits_by_vector
 from branchy_tf.thresholds.guarantee import safest_first
 
 # More rows to shape it would only take longer.
@@ -53,10 +53,7 @@ class Path:
 
     def count(self, scores: np.ndarray, agrees: np.ndarray) -> None:
         """Takes in testing rows: scores float32 [m, N], agrees bool [m, N]."""
-        gates = scores.shape[1] - 1
-        exits = np.full((len(self.vectors), len(scores)), gates)
-        for k in reversed(range(gates)):
-            exits[leaves(scores[:, k], self.vectors[:, k, None])] = k
+        exits = exits_by_vector(scores, self.vectors)
         self.losses += np.count_nonzero(~agrees[np.arange(len(scores)), exits], axis=1)
         self.rows += len(scores)
 
