@@ -198,7 +198,7 @@ def _reach(
     """Share of the rows that enter each stage."""
     limits = np.asarray(thresholds, np.float32)[None]
     inputs = {"images": np.concatenate(batches), "thresholds": limits}
-    left = session.run("early_exit", inputs, ["exit"])["exit"]
+    left = session.run("early_exit", inputs)["exit"]
     return np.array([(left >= k).mean() for k in range(len(thresholds) + 1)])
 
 

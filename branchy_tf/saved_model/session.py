@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pathlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -67,27 +67,24 @@ class SessionModel:
         self._lock = threading.Lock()
 
     def run(
-        self,
-        signature: str,
-        inputs: Mapping[str, np.ndarray],
-        outputs: Sequence[str] | None = None,
+        self, signature: str, inputs: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
         """Runs one signature as the server does: nothing is checked on the way.
 
         Args:
             signature: its name.
             inputs: an array for each input; one with a default may be left out.
-            outputs: which to compute; default: all.
 
         Returns:
-            `{output: array}`.
+            `{output: array}`, of all outputs: for each choice of them the engine would
+            keep a graph of its own, weights and all.
 
         Raises:
             tf.errors.OpError: what the engine answers, e.g. InvalidArgumentError.
-            KeyError: no such signature, input or output.
+            KeyError: no such signature or input.
         """
         definition = self.signatures[signature]
-        fetched = list(outputs) if outputs else sorted(definition.outputs)
+        fetched = sorted(definition.outputs)
         feeds = self.defaults[signature] | dict(inputs)
         names = sorted(feeds)
         call = self.call(

@@ -211,6 +211,9 @@ def test_inputs_that_do_not_fit_are_invalid(stub, served, inputs):
         {"int_val": [300] * 784},
         {"int_val": [-1] * 784},
         {"sizes": [2**40, 28, 28, 1], "int_val": [1]},
+        # A gigabyte, in a hundred bytes.
+        {"sizes": [2**30 // 784, 28, 28, 1], "int_val": [1]},
+        {"sizes": [2**30 // 784, 28, 28, 1]},
         {"sizes": [2**40, 28, 28, 1], "tensor_content": bytes(784)},
         # Their product overflows to 0.
         {"sizes": [2**32, 2**32, 1, 1], "int_val": [1]},

@@ -13,7 +13,12 @@ import small
 import tensorflow as tf
 import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+from tensorflow_serving.apis import (
+    get_model_status_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
 
 from branchy_tf import saved_model
 from branchy_tf.errors import BranchyError
@@ -92,6 +97,35 @@ def test_more_than_it_can_hold_is_refused_at_once(folder, gate):
         gate.open.set()
         for call in (running, waiting):
             assert call.result(30).outputs["exit"].tensor_shape.dim[0].size == 1
+
+
+def test_probes_are_answered_when_the_server_is_full(folder, gate):
+    """Or a cluster would take a busy server for a broken one."""
+    with (
+        EmbeddedServer(folder, port=0, grpc_max_threads=1) as server,
+        connect(server) as channel,
+    ):
+        ask = stub(channel).Predict
+        held = fill(ask, places=2)
+        health = health_pb2_grpc.HealthStub(channel)
+        answer = health.Check(health_pb2.HealthCheckRequest(), timeout=10)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        wanted = get_model_status_pb2.GetModelStatusRequest()
+        wanted.model_spec.name = "s"
+        states = model_service_pb2_grpc.ModelServiceStub(channel)
+        (found,) = states.GetModelStatus(wanted, timeout=10).model_version_status
+        assert found.version == 1
+        gate.open.set()
+        assert all(len(call.result(30).outputs) == 3 for call in held)
+
+
+def fill(ask, places):
+    """Takes all places of a server, and asks twice more; the calls that are held."""
+    calls = [ask.future(request(), timeout=60) for _ in range(places + 2)]
+    servers.until(lambda: sum(call.done() for call in calls) == 2)
+    refused = [call for call in calls if call.done()]
+    assert {call.code().name for call in refused} == {"RESOURCE_EXHAUSTED"}
+    return [call for call in calls if call not in refused]
 
 
 def test_what_waited_past_its_deadline_is_not_run(folder, gate):
@@ -204,7 +238,11 @@ def monitored(folder, tmp_path):
     config, port = tmp_path / "monitoring.config", servers.free_port()
     config.write_text('prometheus_config { enable: true path: "/metrics" }')
     server = EmbeddedServer(
-        folder, port=0, rest_api_port=port, monitoring_config_file=config
+        folder,
+        port=0,
+        rest_api_port=port,
+        monitoring_config_file=config,
+        grpc_max_threads=2,
     )
 
     def read(path="/metrics"):
@@ -241,6 +279,19 @@ def test_metrics_have_tf_servings_names(monitored):
     ]
     assert len(slowest) == 3
     assert all(0 < microseconds < 60e6 for microseconds in slowest)
+
+
+def test_metrics_count_what_was_refused_for_lack_of_a_place(monitored, gate):
+    server, read = monitored
+    with connect(server) as channel:
+        ask = stub(channel).Predict
+        held = fill(ask, places=4)
+        gate.open.set()
+        assert all(len(call.result(30).outputs) == 3 for call in held)
+    counts = ':tensorflow:serving:request_count{model_name="s",status='
+    lines = read().splitlines()
+    assert f'{counts}"RESOURCE_EXHAUSTED"}} 2.0' in lines, "\n".join(lines)
+    assert f'{counts}"OK"}} 4.0' in lines
 
 
 def test_there_is_nothing_else_over_http(monitored):

@@ -1,4 +1,4 @@
-"""How every method answers: in time or not at all, and always with a status."""
+"""How every method answers: always with a status."""
 
 from __future__ import annotations
 
@@ -16,19 +16,12 @@ _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
 
 def answering(method: Callable) -> Callable:
-    """Turns refusals and the engine's errors into gRPC statuses.
-
-    A request is left alone when its client waits no more, because it has gone or
-    its deadline has passed while the request was waiting for a thread.
-    """
+    """Turns refusals and the engine's errors into gRPC statuses."""
 
     @functools.wraps(method)
     def answer(self: Any, request: Any, context: grpc.ServicerContext) -> Any:
-        left = context.time_remaining()
-        if not context.is_active() or (left is not None and left <= 0):
-            context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "It came too late to run.")
         try:
-            return method(self, request)
+            return method(self, request, context)
         except Exception as error:
             code, message = status_of(error)
             if code == grpc.StatusCode.INTERNAL and not isinstance(error, _KNOWN):

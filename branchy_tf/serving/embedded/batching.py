@@ -1,15 +1,15 @@
 """Rows of several requests as one run, by TensorFlow's own batch scheduler.
 
 TF Serving wraps a session in a queue that merges requests. `BatchFunction` is the
-same scheduler as an operation: the graph gets one for each signature and choice of
-outputs that is asked for, and requests that run it at the same time share a batch.
+same scheduler as an operation: the graph gets one for each signature that is asked
+for, and requests that run it at the same time share a batch.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,6 @@ from absl import logging
 from branchy_tf.saved_model.session import SessionModel
 from branchy_tf.serving import configs
 from branchy_tf.serving.embedded.refusals import invalid
-
-_Names = tuple[str, ...]
 
 
 class BatchedModel:
@@ -58,14 +56,11 @@ class BatchedModel:
                 "pad_variable_length_inputs: rows are not padded here; requests whose "
                 "shapes differ run one by one."
             )
-        self._queues: dict[tuple[str, _Names], Any] = {}
+        self._queues: dict[str, Any] = {}
         self._lock = threading.Lock()
 
     def run(
-        self,
-        signature: str,
-        inputs: Mapping[str, np.ndarray],
-        outputs: Sequence[str] | None = None,
+        self, signature: str, inputs: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
         """Runs one signature, together with other requests; see `SessionModel.run`.
 
@@ -78,32 +73,30 @@ class BatchedModel:
         feeds = self._model.defaults[signature] | dict(inputs)
         rows = _rows(feeds)
         if not rows or not _fit(definition, feeds):
-            return self._model.run(signature, inputs, outputs)
+            return self._model.run(signature, inputs)
         if rows > self._most:
             raise invalid(
                 f"Task size {rows} is larger than maximum input batch size {self._most}"
             )
-        fetched = tuple(outputs) if outputs else tuple(sorted(definition.outputs))
-        values = self._queue(signature, fetched)(*(feeds[name] for name in sorted(feeds)))
-        return dict(zip(fetched, values, strict=True))
+        values = self._queue(signature)(*(feeds[name] for name in sorted(feeds)))
+        return dict(zip(sorted(definition.outputs), values, strict=True))
 
     def close(self) -> None:
         """Frees the model. No run may be under way or follow."""
         self._queues.clear()
         self._model.close()
 
-    def _queue(self, signature: str, outputs: _Names) -> Any:
-        key = (signature, outputs)
-        if key not in self._queues:
+    def _queue(self, signature: str) -> Any:
+        if signature not in self._queues:
             with self._lock:
-                if key not in self._queues:
-                    self._queues[key] = self._build(self.signatures[signature], outputs)
-        return self._queues[key]
+                if signature not in self._queues:
+                    self._queues[signature] = self._build(self.signatures[signature])
+        return self._queues[signature]
 
-    def _build(self, definition: Any, outputs: _Names) -> Any:
+    def _build(self, definition: Any) -> Any:
         """A function from arrays to arrays that runs them through a queue."""
         names = [info.name for _, info in sorted(definition.inputs.items())]
-        fetches = [definition.outputs[name].name for name in outputs]
+        fetches = [info.name for _, info in sorted(definition.outputs.items())]
         graph = self._model.graph
         # Weights that are variables come along as their handles, which name the
         # values that the session has restored.

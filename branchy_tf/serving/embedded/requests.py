@@ -12,6 +12,10 @@ from branchy_tf.errors import BranchyError
 from branchy_tf.serving import wire
 from branchy_tf.serving.embedded.refusals import invalid
 
+# One value may stand for a whole tensor. TF Serving fills any shape; here a message of
+# a hundred bytes must not cost the memory of two gigabytes.
+MOST_FILLED = 2**26
+
 
 def read_inputs(request: Any, signature: Any) -> dict[str, np.ndarray]:
     """The arrays of a PredictRequest, checked against a SignatureDef.
@@ -53,7 +57,8 @@ def _parse(proto: Any, name: str) -> np.ndarray:
     size = tf.as_dtype(proto.dtype).size if dtype is None else dtype.itemsize
     wanted = math.prod(sizes) * size
     # A proto can name a shape far larger than the values it carries.
-    if len(sizes) > 254 or wanted > wire.MOST_BYTES:
+    written = bool(proto.tensor_content) or proto.ByteSize() >= math.prod(sizes)
+    if len(sizes) > 254 or wanted > (wire.MOST_BYTES if written else MOST_FILLED):
         raise invalid(f"tensor parsing error: {name}: shape {sizes} is too large")
     if proto.tensor_content and len(proto.tensor_content) != wanted:
         raise invalid(
@@ -70,7 +75,7 @@ def _parse(proto: Any, name: str) -> np.ndarray:
 
 
 def read_outputs(request: Any, signature: Any) -> list[str]:
-    """The outputs to compute: the filter's, or all.
+    """The outputs to answer with: the filter's, or all.
 
     Raises:
         Refusal: INVALID_ARGUMENT.

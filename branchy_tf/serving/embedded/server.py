@@ -14,6 +14,7 @@ from tensorflow_serving.apis import (
 
 from branchy_tf import files
 from branchy_tf.errors import BranchyError
+from branchy_tf.serving.embedded.admission import Admission
 from branchy_tf.serving.embedded.metrics import Metrics, MetricsServer
 from branchy_tf.serving.embedded.models import Models
 from branchy_tf.serving.embedded.refusals import Refusal
@@ -22,9 +23,10 @@ from branchy_tf.serving.options import ServerOptions
 
 # Requests at a time. Waiting ones cost little, and batching lives on them.
 THREADS = 64
-# As many again may wait for a thread; more are refused with RESOURCE_EXHAUSTED, since
-# they would only wait until their clients have gone.
+# As many again may wait for each of those.
 WAITING_PER_THREAD = 1
+# For what is short: probes, and telling requests that there is no place for them.
+SPARE_THREADS = 8
 
 
 class EmbeddedServer:
@@ -69,10 +71,12 @@ class EmbeddedServer:
 
     def _set_up(self, options: ServerOptions) -> None:
         options.check()
-        threads = options.grpc_max_threads or THREADS
+        running = options.grpc_max_threads or THREADS
+        admission = Admission(running, WAITING_PER_THREAD * running)
         self._server = grpc.server(
-            futures.ThreadPoolExecutor(threads, thread_name_prefix="request"),
-            maximum_concurrent_rpcs=threads * (1 + WAITING_PER_THREAD),
+            futures.ThreadPoolExecutor(
+                admission.places + SPARE_THREADS, thread_name_prefix="request"
+            ),
             options=[
                 # Otherwise a second server would silently share the port.
                 ("grpc.so_reuseport", 0),
@@ -90,7 +94,7 @@ class EmbeddedServer:
         self._health = health.HealthServicer()
         self._models = Models(options)
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
-            PredictionService(self._models, metrics), self._server
+            PredictionService(self._models, metrics, admission), self._server
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelService(self._models), self._server

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import grpc
 import tensorflow as tf
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
@@ -16,6 +17,7 @@ from tensorflow_serving.apis import (
 )
 
 from branchy_tf.serving import configs
+from branchy_tf.serving.embedded.admission import Admission
 from branchy_tf.serving.embedded.answering import answering, status_of
 from branchy_tf.serving.embedded.metrics import Metrics
 from branchy_tf.serving.embedded.models import Models
@@ -33,17 +35,20 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     Args:
         models: who answers.
         metrics: what counts.
+        admission: how many predictions run at a time.
     """
 
-    def __init__(self, models: Models, metrics: Metrics) -> None:
+    def __init__(self, models: Models, metrics: Metrics, admission: Admission) -> None:
         self._models = models
         self._metrics = metrics
+        self._admission = admission
 
     @answering
-    def Predict(self, request: Any) -> Any:
+    def Predict(self, request: Any, context: grpc.ServicerContext) -> Any:
         began, status = time.perf_counter(), "OK"
         try:
-            return self._predict(request)
+            with self._admission.turn(context):
+                return self._predict(request)
         except Exception as error:
             status = status_of(error)[0].name
             raise
@@ -65,19 +70,19 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             definition = model.signatures[signature]
             arrays = read_inputs(request, definition)
             outputs = read_outputs(request, definition)
-            values = model.run(signature, arrays, outputs)
+            values = model.run(signature, arrays)
         if "exit" in values:
             self._metrics.count_exits(spec.name, values["exit"])
         response = predict_pb2.PredictResponse()
         response.model_spec.name = spec.name
         response.model_spec.version.value = number
         response.model_spec.signature_name = signature
-        for output, value in values.items():
-            write_output(response.outputs[output], value)
+        for output in outputs:
+            write_output(response.outputs[output], values[output])
         return response
 
     @answering
-    def GetModelMetadata(self, request: Any) -> Any:
+    def GetModelMetadata(self, request: Any, _: grpc.ServicerContext) -> Any:
         if not request.metadata_field:
             raise invalid(
                 "GetModelMetadataRequest must specify at least one metadata_field"
@@ -107,7 +112,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         self._models = models
 
     @answering
-    def GetModelStatus(self, request: Any) -> Any:
+    def GetModelStatus(self, request: Any, _: grpc.ServicerContext) -> Any:
         response = get_model_status_pb2.GetModelStatusResponse()
         for version in self._models.statuses(request):
             status = response.model_version_status.add(
@@ -119,7 +124,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         return response
 
     @answering
-    def HandleReloadConfigRequest(self, request: Any) -> Any:
+    def HandleReloadConfigRequest(self, request: Any, _: grpc.ServicerContext) -> Any:
         # Their message and ours are the same on the wire.
         config = configs.message_class("ModelServerConfig")()
         config.ParseFromString(request.config.SerializeToString())

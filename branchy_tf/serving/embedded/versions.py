@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import pathlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,10 +27,7 @@ class Model(Protocol):
     signatures: dict[str, Any]
 
     def run(
-        self,
-        signature: str,
-        inputs: Mapping[str, np.ndarray],
-        outputs: Sequence[str] | None = None,
+        self, signature: str, inputs: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
         """See `SessionModel.run`."""
 
