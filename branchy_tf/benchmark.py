@@ -6,12 +6,16 @@ Examples:
   python -m branchy_tf.benchmark --server=localhost:8500 --model_name=branchy_lenet \
     --run_dir=runs/lenet --callers=1,8,64 --rates=200,400
 
-The first prints a table and writes benchmark.json to --run_dir. Contenders, each in
-the engine of TF Serving: keras_export, model.export of the network without exits;
-frozen, the same frozen as our exports are; early_exit at its thresholds, on
-test images; forced_exit_N, all rows to one exit; half_exit_1, every other row
-leaves at exit_1; stage_N, that part of the network alone. Timings are medians,
-and comparable within one run alone.
+The first prints tables and writes benchmark.json, benchmark.csv and benchmark.png to
+--run_dir. Contenders: keras_export, model.export of the network without exits; frozen,
+the same frozen as our exports are; early_exit at its thresholds, on test images;
+forced_exit_N, all rows to one exit; half_exit_1, every other row leaves at exit_1;
+unrouted, the frozen network with all branches and no routing; stage_N, that part of the
+network alone, of which the ideal is made; all these in a Session, the engine of TF
+Serving. Peers, where they are installed (pip install branchy_tf[peers]): onnxruntime,
+the network without exits; pytorch, the same exits and thresholds in eager mode. Each
+has a process of its own and all are timed in turn. Timings are medians, and comparable
+within one run alone.
 
 The second asks a server about test images, --seconds for each number of callers (a
 closed loop: each asks again once it is answered) and for each rate (an open loop:
@@ -27,7 +31,9 @@ from typing import Any
 from absl import flags, logging
 from tabulate import tabulate
 
-from branchy_tf import command_line, comparison, files, plots
+from branchy_tf import command_line, files, plots
+from branchy_tf.comparison import comparing, contenders, tables
+from branchy_tf.comparison.machine import machine
 from branchy_tf.errors import BranchyError
 from branchy_tf.predictor import EarlyExitPredictor
 from branchy_tf.serving import EarlyExitClient, load
@@ -41,6 +47,9 @@ command_line.define_thresholds()
 command_line.define_seed(default=None)
 flags.DEFINE_list("batch_sizes", ["1", "8", "32", "128"], "Batch sizes to time.")
 flags.DEFINE_list("threads", ["1", "2"], "Numbers of threads to time.")
+flags.DEFINE_list(
+    "peers", list(contenders.PEERS), "Other engines to time; none: an empty list."
+)
 flags.DEFINE_float(
     "seconds",
     4.0,
@@ -71,7 +80,7 @@ def _time_contenders() -> None:
             f"{len(dataset.test)} test images."
         )
     with tempfile.TemporaryDirectory() as folder:
-        result = comparison.compare(
+        result = comparing.compare(
             model,
             gates.thresholds,
             gates.criterion,
@@ -80,40 +89,25 @@ def _time_contenders() -> None:
             batch_sizes,
             threads,
             FLAGS.seconds,
-            progress=lambda what: logging.info("Timing %s ...", what),
+            progress=lambda what: logging.info("Timing: %s ...", what),
             temperatures=gates.temperatures,
+            peers=_peers(),
         )
+    print(tables.text(result))
     if output is not None:
         files.write_json(output.benchmark, result)
-    for row in result["results"]:
-        row["interval"] = f"{row['low']:.4f} to {row['high']:.4f}"
-    columns = {
-        "contender": "contender",
-        "batch": "batch",
-        "threads": "threads",
-        "ms_per_image": "ms an image",
-        "interval": "middle half",
-    }
-    print(
-        tabulate(
-            [[row[c] for c in columns] for row in result["results"]],
-            list(columns.values()),
-            floatfmt=".4f",
+        files.write_csv(output.benchmark_table, tables.flat(result))
+        plots.contenders(output.benchmark_picture, result)
+        logging.info("Wrote %s, its table and its picture.", output.benchmark)
+
+
+def _peers() -> list[str]:
+    unknown = sorted(set(FLAGS.peers) - set(contenders.PEERS))
+    if unknown:
+        raise BranchyError(
+            f"--peers has {', '.join(unknown)}. Known: {', '.join(contenders.PEERS)}."
         )
-    )
-    print()
-    names = ["batch", "threads", "over", "gain", "ideal_gain", "share_of_ideal"]
-    rows = [[gain[name] for name in names] for gain in result["gains"]]
-    print(tabulate(rows, names, floatfmt=".2f"))
-    for gain in result["gains"]:
-        if gain["gain"] < 1:
-            print(
-                f"Early exit does not pay at batch {gain['batch']}, "
-                f"{gain['threads']} threads: it takes {1 / gain['gain']:.2f} times as "
-                f"long as {gain['over']}."
-            )
-    if output is not None:
-        logging.info("Wrote %s.", output.benchmark)
+    return FLAGS.peers
 
 
 def _load_server() -> None:
@@ -140,7 +134,7 @@ def _load_server() -> None:
         )
     if output is not None:
         written = {
-            "machine": comparison.machine(),
+            "machine": machine(),
             "server": FLAGS.server,
             "model": FLAGS.model_name,
             "rows": FLAGS.rows,

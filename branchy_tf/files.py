@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import math
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,20 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text file, beside and renamed."""
     with replacing(path) as beside:
         beside.write_text(text, encoding="utf-8")
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes rows of the same keys as a table with a head; six digits of a float."""
+    with (
+        replacing(path) as beside,
+        open(beside, "w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow(
+                {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
+            )
 
 
 def write_json(path: Path, value: Any) -> None:

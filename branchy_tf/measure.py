@@ -13,7 +13,7 @@ from absl import flags, logging
 from tabulate import tabulate
 
 from branchy_tf import command_line, costs, files, latency
-from branchy_tf.comparison import machine
+from branchy_tf.comparison.machine import machine
 
 FLAGS = flags.FLAGS
 

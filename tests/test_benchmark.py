@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import csv
+import importlib.util
+
 import commands
 import pytest
 
@@ -14,7 +17,10 @@ NAMES = {
     "keras_export",
     "stage_1",
     "stage_2",
+    "unrouted",
 }
+NEEDED = {"onnxruntime": "onnxruntime", "pytorch": "torch"}
+PEERS = {peer for peer, name in NEEDED.items() if importlib.util.find_spec(name)}
 
 
 def test_every_contender_is_timed_and_compared(run_dir):
@@ -29,11 +35,11 @@ def test_every_contender_is_timed_and_compared(run_dir):
     written = files.read_json(run_dir / "benchmark.json")
     times = {(r["contender"], r["batch"]): r for r in written["results"]}
     one = {name for name, batch in times if batch == 1}
-    assert one == NAMES - {"half_exit_1"}
-    assert {name for name, batch in times if batch == 4} == NAMES
+    assert one == NAMES - {"half_exit_1"} | PEERS
+    assert {name for name, batch in times if batch == 4} == NAMES | PEERS
     for row in times.values():
         assert 0 < row["low"] <= row["ms_per_image"] <= row["high"]
-    assert len(written["gains"]) == 4
+    assert len(written["gains"]) == 4 + 2 * len(PEERS)
     for gain in written["gains"]:
         key = (gain["over"], gain["batch"])
         measured = times["early_exit", gain["batch"]]["ms_per_image"]
@@ -41,6 +47,19 @@ def test_every_contender_is_timed_and_compared(run_dir):
         assert gain["share_of_ideal"] == pytest.approx(gain["gain"] / gain["ideal_gain"])
     assert written["machine"]["cores"] >= 1
     assert "early_exit" in done.stdout
+    assert set(written["left_out"]) == set(NEEDED) - PEERS
+    for peer in written["left_out"]:
+        assert f"{peer} is left out: {NEEDED[peer]}" in done.stdout
+    assert {row["contender"] for row in written["memory"]} == PEERS | {
+        "early_exit",
+        "frozen",
+        "keras_export",
+    }
+    with open(run_dir / "benchmark.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(written["results"])
+    assert "tensorflow=" in rows[0]["versions"]
+    assert (run_dir / "benchmark.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(
@@ -50,6 +69,7 @@ def test_every_contender_is_timed_and_compared(run_dir):
         ("--batch_sizes=1.5", "whole numbers"),
         ("--threads=two", "numbers parted by commas"),
         ("--batch_sizes=5000", "only 1000 test images"),
+        ("--peers=tvm", "Known: onnxruntime, pytorch"),
     ],
 )
 def test_bad_flags_are_refused(run_dir, flag, message):

@@ -1,6 +1,7 @@
 """Pictures of results, as PNG."""
 
 from branchy_tf.plots.classes import classes
+from branchy_tf.plots.contenders import contenders
 from branchy_tf.plots.drift import drift
 from branchy_tf.plots.frontier import frontier
 from branchy_tf.plots.gallery import gallery
@@ -12,6 +13,7 @@ from branchy_tf.plots.training import training
 
 __all__ = [
     "classes",
+    "contenders",
     "drift",
     "frontier",
     "gallery",

@@ -34,6 +34,8 @@ class RunFolder:
         self.guarantee_study = self.path / "guarantee_study.json"
         self.evaluation = self.path / "evaluation.json"
         self.benchmark = self.path / "benchmark.json"
+        self.benchmark_table = self.path / "benchmark.csv"
+        self.benchmark_picture = self.path / "benchmark.png"
         self.load = self.path / "load.json"
         self.load_picture = self.path / "load.png"
 

@@ -26,6 +26,21 @@ def draw(path, name, many):
             path, [] if many else points, [(1, 0.5), (6, 0.9)], (2, 0.6), "test",
             None if many else (5, 0.7), (4, 0.65),
         )  # fmt: skip
+    elif name == "contenders":
+        names = ["keras_export", "early_exit", *(["onnxruntime", "pytorch"] * many)]
+        batches = (1, 8, 128) if many else (32,)
+        common = [
+            {"batch": batch, "threads": threads}
+            for batch in batches
+            for threads in ((1, 2) if many else (1,))
+        ]
+        timings = [
+            row | {"contender": contender, "ms_per_image": k, "low": k / 2, "high": k}
+            for row in common
+            for k, contender in enumerate(names, 1)
+        ]
+        gains = [row | {"over": "keras_export", "share_of_ideal": 0.9} for row in common]
+        plots.contenders(path, {"results": timings, "gains": gains})
     elif name in ("leaving", "histograms"):
         getattr(plots, name)(path, SCORES, CORRECT, limits, "entropy")
     elif name == "load":
@@ -51,7 +66,16 @@ def draw(path, name, many):
 
 @pytest.mark.parametrize(
     "name",
-    ["frontier", "leaving", "histograms", "reliability", "classes", "gallery", "load"],
+    [
+        "frontier",
+        "leaving",
+        "histograms",
+        "reliability",
+        "classes",
+        "contenders",
+        "gallery",
+        "load",
+    ],
 )
 @pytest.mark.parametrize("many", [False, True])
 def test_draws_a_picture_as_wide_as_a_phone(tmp_path, name, many):

@@ -1,0 +1,192 @@
+"""The comparison: every contender timed in turn, and what follows from the times."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from branchy_tf import costs
+from branchy_tf.comparison import contenders
+from branchy_tf.comparison.machine import machine
+from branchy_tf.comparison.processes import Process
+from branchy_tf.comparison.worker import split
+from branchy_tf.errors import BranchyError
+from branchy_tf.predictor import EarlyExitPredictor
+
+# What early exit is measured against.
+OTHERS = ("keras_export", "frozen", "onnxruntime", "pytorch")
+
+# Threads that look for more work, as those of OpenMP and ONNX Runtime do for a while,
+# would take it from the next process.
+_PAUSE = 0.002
+_CHECKED_ROWS = 64
+# The last digits may decide a near tie.
+_LEAST_AGREEMENT = 0.95
+
+
+def compare(
+    model: keras.Model,
+    thresholds: Sequence[float],
+    criterion: str,
+    images: np.ndarray,
+    folder: pathlib.Path,
+    batch_sizes: Sequence[int],
+    threads: Sequence[int],
+    seconds: float,
+    progress: Callable[[str], object] = lambda what: None,
+    temperatures: Sequence[float] | None = None,
+    peers: Sequence[str] = tuple(contenders.PEERS),
+) -> dict[str, Any]:
+    """Times all contenders; see benchmark.json in the contract.
+
+    Args:
+        model: one input of images.
+        thresholds: N-1 numbers, the calibrated ones.
+        criterion: name of the score.
+        images: real ones; their mix of easy and hard decides the gain.
+        folder: an empty one, for the files of the contenders.
+        batch_sizes: to time.
+        threads: numbers of threads to time.
+        seconds: for each batch size and number of threads.
+        progress: called with a word on what is done now.
+        temperatures: N numbers that the exits' logits are divided by; default: 1.
+        peers: other engines to try, of `contenders.PEERS`.
+
+    Returns:
+        The content of benchmark.json. Beside the contract's: `left_out` {peer: why},
+        `memory` of each process [{"contender", "imports_mb", "peak_mb"}], `routing`
+        [{"batch", "threads", "last_over_unrouted", "first_over_stage",
+        "first_extra_us"}], and the contenders `half_exit_1` (every other row leaves at
+        exit_1, the others go to the end) and `unrouted` (the frozen network with its
+        branches but no routing).
+
+    Raises:
+        BranchyError: a process ended, or a contender gives other answers than the
+            predictor.
+    """
+    progress("starting the contenders")
+    processes, left_out = contenders.start(
+        model, images, thresholds, criterion, temperatures, folder, peers
+    )
+    results: list[dict[str, Any]] = []
+    gains: list[dict[str, Any]] = []
+    routing: list[dict[str, Any]] = []
+    try:
+        exits = _check_answers(
+            processes, EarlyExitPredictor(model, thresholds, criterion, temperatures),
+            images,
+        )  # fmt: skip
+        for count in threads:
+            for batch in batch_sizes:
+                progress(f"batch {batch}, {count} threads")
+                rows = _time(processes, batch, count, len(images), seconds)
+                common = {"batch": batch, "threads": count}
+                results += [row | common for row in rows.values()]
+                left = exits[: batch * len(split(images, batch))]
+                reach = [(left >= k).mean() for k in range(len(thresholds) + 1)]
+                gains += [gain | common for gain in _gains(rows, reach)]
+                routing.append(common | _routing(rows, batch))
+        memory = [
+            {"contender": name} | processes[name].ask("memory")
+            for name in ("early_exit", *OTHERS)
+            if name in processes
+        ]
+    finally:
+        for process in processes.values():
+            process.close()
+    return {
+        "machine": machine(),
+        "results": results,
+        "gains": gains,
+        "routing": routing,
+        "memory": memory,
+        "left_out": left_out,
+    }
+
+
+def _check_answers(
+    processes: dict[str, Process], predictor: EarlyExitPredictor, images: np.ndarray
+) -> np.ndarray:
+    """That all compute the same; where each image leaves."""
+    answers = predictor.predict(images)
+    probabilities, _ = predictor.all_exits(images[:_CHECKED_ROWS])
+    full = probabilities[:, -1].argmax(axis=-1)
+    for name in ("early_exit", *OTHERS):
+        if name not in processes:
+            continue
+        found = processes[name].ask("answer", contender=name, rows=len(full))
+        routed = found["exits"] is not None
+        labels = answers.labels[: len(full)] if routed else full
+        agree = labels == found["labels"]
+        if routed:
+            agree &= answers.exits[: len(full)] == found["exits"]
+        if agree.mean() < _LEAST_AGREEMENT:
+            raise BranchyError(
+                f"{name} answers {agree.sum()} of {len(full)} images as the predictor "
+                "does: it computes something else, and its times mean nothing."
+            )
+    return answers.exits
+
+
+def _time(
+    processes: dict[str, Process], batch: int, threads: int, count: int, seconds: float
+) -> dict[str, dict[str, Any]]:
+    def timer(process: Process, contender: str) -> float:
+        time.sleep(_PAUSE)
+        answer = process.ask("time", contender=contender, batch=batch, threads=threads)
+        return answer["seconds"]
+
+    timers = {
+        name: functools.partial(timer, process, name)
+        for name, process in processes.items()
+        # Half of one row is none.
+        if batch > 1 or name != "half_exit_1"
+    }
+    quartiles = costs.interleave(timers, seconds, warm_up=1)
+    rows = batch * len(split(np.empty(count), batch))
+    return {
+        name: {
+            "contender": name,
+            "ms_per_image": 1e3 * median / rows,
+            "low": 1e3 * low / rows,
+            "high": 1e3 * high / rows,
+        }
+        for name, (low, median, high) in quartiles.items()
+    }
+
+
+def _gains(
+    rows: dict[str, dict[str, Any]], reach: Sequence[float]
+) -> list[dict[str, Any]]:
+    measured = rows["early_exit"]["ms_per_image"]
+    ideal = sum(
+        share * rows[f"stage_{k + 1}"]["ms_per_image"] for k, share in enumerate(reach)
+    )
+    return [
+        {
+            "over": over,
+            "gain": rows[over]["ms_per_image"] / measured,
+            "ideal_gain": rows[over]["ms_per_image"] / ideal,
+            "share_of_ideal": ideal / measured,
+        }
+        for over in OTHERS
+        if over in rows
+    ]
+
+
+def _routing(rows: dict[str, dict[str, Any]], batch: int) -> dict[str, float]:
+    """What routing costs where it decides nothing."""
+    ms = {name: row["ms_per_image"] for name, row in rows.items()}
+    last = [name for name in ms if name.startswith("forced_exit_")][-1]
+    extra = ms["forced_exit_1"] - ms["stage_1"]
+    return {
+        "last_over_unrouted": ms[last] / ms["unrouted"],
+        "first_over_stage": ms["forced_exit_1"] / ms["stage_1"],
+        "first_extra_us": 1e3 * extra * batch,
+    }

@@ -1,0 +1,179 @@
+"""Who takes part: what is written for each, and which process holds it."""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from branchy_tf import exits, stages
+from branchy_tf.comparison.processes import Process
+from branchy_tf.errors import BranchyError
+from branchy_tf.saved_model import EarlyExitModule, plain
+from branchy_tf.thresholds import forcing
+
+# What each peer needs; the extra `peers` installs it.
+PEERS = {"onnxruntime": ("onnxruntime", "tf2onnx"), "pytorch": ("torch",)}
+
+
+def start(
+    model: keras.Model,
+    images: np.ndarray,
+    thresholds: Sequence[float],
+    criterion: str,
+    temperatures: Sequence[float] | None,
+    folder: pathlib.Path,
+    peers: Sequence[str],
+) -> tuple[dict[str, Process], dict[str, str]]:
+    """Writes every contender into `folder` and starts the processes that hold them.
+
+    Returns:
+        `({contender: its process}, {peer left out: why})`. Some share a process: what
+        is one program asked in several ways, and the parts that the ideal is made of.
+    """
+    np.save(folder / "images.npy", images)
+    baseline = exits.baseline(model)
+    temperatures = temperatures or [1.0] * len(exits.exit_names(model))
+    programs = {
+        "keras_export": ("tensorflow", _keras_export(baseline, folder)),
+        "frozen": ("tensorflow", _frozen(baseline, folder)),
+        "early_exit": (
+            "tensorflow",
+            _early_exit(model, thresholds, criterion, temperatures, folder),
+        ),
+        "parts": ("tensorflow", _parts(model, folder)),
+    }
+    left_out = {}
+    for peer in peers:
+        try:
+            _check_installed(peer)
+            if peer == "onnxruntime":
+                held = _onnx(baseline, folder)
+            else:
+                gates = {
+                    "thresholds": list(thresholds),
+                    "criterion": criterion,
+                    "temperatures": list(temperatures),
+                }
+                held = _pytorch(model, gates, folder)
+        except BranchyError as error:
+            left_out[peer] = str(error)
+        else:
+            programs[peer] = (peer, held)
+
+    processes: dict[str, Process] = {}
+    try:
+        for name, (engine, held) in programs.items():
+            spec = {
+                "engine": engine,
+                "programs": held,
+                "images": str(folder / "images.npy"),
+            }
+            # There Keras must do without TensorFlow: two engines in one process
+            # would share neither threads nor memory well.
+            backend = "torch" if engine == "pytorch" else "tensorflow"
+            process = Process(name, spec, folder, {"KERAS_BACKEND": backend})
+            processes |= dict.fromkeys(held, process)
+        for peer in list(processes.keys() & set(PEERS)):
+            try:
+                processes[peer].wait()
+            except BranchyError as error:
+                left_out[peer] = str(error)
+                processes.pop(peer).close()
+    except BaseException:
+        for process in processes.values():
+            process.close()
+        raise
+    return processes, left_out
+
+
+def _keras_export(baseline: keras.Model, folder: pathlib.Path) -> dict[str, Any]:
+    path = folder / "keras_export"
+    plain.write_keras_export(baseline, path)
+    return {"keras_export": _plain(path)}
+
+
+def _frozen(model: keras.Model, folder: pathlib.Path) -> dict[str, Any]:
+    path = folder / "frozen"
+    plain.write_frozen(model, path)
+    return {"frozen": _plain(path)}
+
+
+def _early_exit(
+    model: keras.Model,
+    thresholds: Sequence[float],
+    criterion: str,
+    temperatures: Sequence[float],
+    folder: pathlib.Path,
+) -> dict[str, Any]:
+    path, count = folder / "early_exit", len(thresholds) + 1
+    module = EarlyExitModule(model, thresholds, criterion, temperatures=temperatures)
+    tf.saved_model.save(module, str(path), signatures=module.functions)
+    leave, stay = forcing(0, count), forcing(count - 1, count)
+    asked = {"early_exit": [thresholds], "half_exit_1": [leave, stay]}
+    asked |= {f"forced_exit_{k + 1}": [forcing(k, count)] for k in range(count)}
+    return {
+        contender: {
+            "path": str(path),
+            "signature": "early_exit",
+            "thresholds": np.asarray(rows, np.float32).tolist(),
+        }
+        for contender, rows in asked.items()
+    }
+
+
+def _parts(model: keras.Model, folder: pathlib.Path) -> dict[str, Any]:
+    """The stages alone, and the whole with its branches but without routing."""
+    whole = folder / "unrouted"
+    plain.write_frozen(model, whole)
+    parts: dict[str, Any] = {"unrouted": _plain(whole)}
+    behind: list[str] = []
+    for k, stage in enumerate(stages.split(model)):
+        path = folder / f"stage_{k + 1}"
+        plain.write_frozen(stage.model, path)
+        parts[path.name] = _plain(path) | {"behind": list(behind)}
+        behind.append(str(path))
+    return parts
+
+
+def _plain(path: pathlib.Path) -> dict[str, Any]:
+    return {"path": str(path), "signature": plain.SIGNATURE}
+
+
+def _check_installed(peer: str) -> None:
+    missing = [name for name in PEERS[peer] if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BranchyError(
+            f"{' and '.join(missing)} not installed: pip install branchy_tf[peers]"
+        )
+
+
+def _onnx(baseline: keras.Model, folder: pathlib.Path) -> dict[str, Any]:
+    import tf2onnx
+
+    path = folder / "baseline.onnx"
+    (given,) = baseline.inputs
+    function = tf.function(
+        lambda images: baseline(images, training=False),
+        input_signature=[tf.TensorSpec(given.shape, given.dtype, "images")],
+    )
+    try:
+        tf2onnx.convert.from_function(
+            function, input_signature=function.input_signature, output_path=str(path)
+        )
+    except Exception as error:  # whatever it cannot convert
+        raise BranchyError(f"tf2onnx failed: {type(error).__name__}: {error}") from None
+    return {"onnxruntime": {"path": str(path)}}
+
+
+def _pytorch(
+    model: keras.Model, gates: dict[str, Any], folder: pathlib.Path
+) -> dict[str, Any]:
+    path = folder / "model.keras"
+    model.save(path)
+    return {"pytorch": {"path": str(path), "gates": gates}}

@@ -1,0 +1,45 @@
+"""The whole network in ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+
+def load(programs: dict[str, dict[str, Any]]) -> OnnxRuntimeEngine:
+    """See `OnnxRuntimeEngine`."""
+    return OnnxRuntimeEngine(programs)
+
+
+class OnnxRuntimeEngine:
+    """Contenders are .onnx files, with ONNX Runtime's own settings but for threads.
+
+    Args:
+        programs: `{contender: {"path"}}`.
+    """
+
+    def __init__(self, programs: dict[str, dict[str, Any]]) -> None:
+        self._programs = programs
+        self._threads = 1
+
+    def use_threads(self, count: int) -> None:
+        """From now on."""
+        self._threads = count
+
+    def prepare(self, contender: str, batches: list[np.ndarray]) -> Callable[[int], Any]:
+        """See `worker.Engine`."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = self._threads
+        session = onnxruntime.InferenceSession(
+            self._programs[contender]["path"], options, ["CPUExecutionProvider"]
+        )
+        (given,) = session.get_inputs()
+        return lambda i: session.run(None, {given.name: batches[i]})
+
+    def answer(self, contender: str, images: np.ndarray) -> tuple[Any, Any]:
+        """See `worker.Engine`."""
+        (logits,) = self.prepare(contender, [images])(0)
+        return logits.argmax(axis=-1), None

@@ -1,0 +1,85 @@
+"""The comparison in words and rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tabulate import tabulate
+
+_GAINS = {
+    "batch": "batch",
+    "threads": "threads",
+    "over": "over",
+    "gain": "gain",
+    "ideal_gain": "ideal gain",
+    "share_of_ideal": "share of ideal",
+}
+_ROUTING = {
+    "batch": "batch",
+    "threads": "threads",
+    "last_over_unrouted": "last exit / unrouted",
+    "first_over_stage": "first exit / stage 1",
+    "first_extra_us": "first exit - stage 1 (us)",
+}
+_MEMORY = {
+    "contender": "process",
+    "imports_mb": "MB after imports",
+    "peak_mb": "MB at most",
+}
+
+
+def text(result: dict[str, Any]) -> str:
+    """What a comparison has found, as printed.
+
+    Args:
+        result: content of benchmark.json.
+    """
+    parts = []
+    for threads in _unique(result["results"], "threads"):
+        rows = [row for row in result["results"] if row["threads"] == threads]
+        parts += [f"Milliseconds an image, {_count(threads)}:", _by_batch(rows)]
+    parts += ["Gain of early exit:", _table(result["gains"], _GAINS)]
+    parts += ["What routing costs:", _table(result["routing"], _ROUTING)]
+    parts += ["Memory of each process:", _table(result["memory"], _MEMORY, ".0f")]
+    parts += [
+        f"Early exit does not pay at batch {gain['batch']}, {_count(gain['threads'])}: "
+        f"it takes {1 / gain['gain']:.2f} times as long as {gain['over']}."
+        for gain in result["gains"]
+        if gain["gain"] < 1
+    ]
+    parts += [f"{peer} is left out: {why}" for peer, why in result["left_out"].items()]
+    return "\n\n".join(parts)
+
+
+def flat(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each timing, with what it was measured on."""
+    machine = dict(result["machine"])
+    processor = {name: machine.pop(name) for name in ("processor", "cores")}
+    versions = " ".join(f"{name}={version}" for name, version in machine.items())
+    return [row | processor | {"versions": versions} for row in result["results"]]
+
+
+def _by_batch(rows: list[dict[str, Any]]) -> str:
+    batches = _unique(rows, "batch")
+    found = {(row["contender"], row["batch"]): row["ms_per_image"] for row in rows}
+    lines = [
+        [name, *(found.get((name, batch)) for batch in batches)]
+        for name in _unique(rows, "contender")
+    ]
+    head = ["contender", *(f"batch {batch}" for batch in batches)]
+    return tabulate(lines, head, floatfmt=".4f", missingval="-")
+
+
+def _table(
+    rows: list[dict[str, Any]], columns: dict[str, str], floats: str = ".3f"
+) -> str:
+    lines = [[row[key] for key in columns] for row in rows]
+    return tabulate(lines, list(columns.values()), floatfmt=floats)
+
+
+def _unique(rows: list[dict[str, Any]], key: str) -> list[Any]:
+    return list(dict.fromkeys(row[key] for row in rows))
+
+
+def _count(threads: int) -> str:
+    return f"{threads} thread" + "s" * (threads != 1)

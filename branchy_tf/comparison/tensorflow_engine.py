@@ -1,0 +1,80 @@
+"""SavedModels in a Session, the engine of TF Serving."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from branchy_tf.saved_model.session import SessionModel
+
+
+def load(programs: dict[str, dict[str, Any]]) -> TensorFlowEngine:
+    """See `TensorFlowEngine`."""
+    return TensorFlowEngine(programs)
+
+
+class TensorFlowEngine:
+    """Contenders are signatures of SavedModels, with some inputs given.
+
+    Args:
+        programs: `{contender: {"path", "signature", "thresholds": rows to repeat down
+            the batch (or absent), "behind": the paths of the stages before (or
+            absent)}}`.
+    """
+
+    def __init__(self, programs: dict[str, dict[str, Any]]) -> None:
+        self._programs = programs
+        self._loaded: dict[str, SessionModel] = {}
+        self._threads = 1
+
+    def use_threads(self, count: int) -> None:
+        """From now on; sessions are loaded anew."""
+        for session in self._loaded.values():
+            session.close()
+        self._loaded, self._threads = {}, count
+
+    def prepare(self, contender: str, batches: list[np.ndarray]) -> Callable[[int], Any]:
+        """See `worker.Engine`."""
+        program = self._programs[contender]
+        session, signature = self._session(program["path"]), program["signature"]
+        feeds = [self._feeds(program, batch) for batch in batches]
+        return lambda i: session.run(signature, feeds[i])
+
+    def answer(self, contender: str, images: np.ndarray) -> tuple[Any, Any]:
+        """See `worker.Engine`."""
+        values = self.prepare(contender, [images])(0)
+        if "exit" in values:
+            return values["probabilities"].argmax(axis=-1), values["exit"]
+        return next(iter(values.values())).argmax(axis=-1), None
+
+    def _session(self, path: str) -> SessionModel:
+        if path not in self._loaded:
+            self._loaded[path] = SessionModel(path, self._threads, self._threads)
+        return self._loaded[path]
+
+    def _feeds(self, program: dict[str, Any], images: np.ndarray) -> dict[str, Any]:
+        live = [images]
+        for path in program.get("behind", ()):
+            values = self._run_in_order(path, live)
+            live = values[1:]
+        definition = self._session(program["path"]).signatures[program["signature"]]
+        names = sorted(definition.inputs)
+        feeds = {}
+        if "thresholds" in program:
+            names.remove("thresholds")
+            rows = np.asarray(program["thresholds"], np.float32)
+            feeds["thresholds"] = rows[np.arange(len(images)) % len(rows)]
+        for name, tensor in zip(names, live, strict=True):
+            dtype = tf.as_dtype(definition.inputs[name].dtype).as_numpy_dtype
+            feeds[name] = tensor.astype(dtype)
+        return feeds
+
+    def _run_in_order(self, path: str, tensors: list[np.ndarray]) -> list[np.ndarray]:
+        """Inputs x_0, x_1, ... to outputs y_0, y_1, ..."""
+        values = self._session(path).run(
+            "serving_default", {f"x_{i}": tensor for i, tensor in enumerate(tensors)}
+        )
+        return [values[f"y_{i}"] for i in range(len(values))]

@@ -1,0 +1,124 @@
+"""A process of the comparison: holds one program and does what it is asked.
+
+Requests and answers are lines of JSON, on stdin and stdout:
+
+| request | answer |
+| --- | --- |
+| {"do": "answer", "contender", "rows"} | {"labels": [rows], "exits": [rows] or null} |
+| {"do": "time", "contender", "batch", "threads"} | {"seconds": of one pass} |
+| {"do": "memory"} | {"imports_mb", "peak_mb"} |
+| {"do": "load"} | {} once the program is loaded, or {"error"} |
+
+A pass goes through some batches of real images. Early exit takes long for some and
+short for others, so the median of single batches would say nothing of their mean.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Engine(Protocol):
+    """What runs the contenders of one process."""
+
+    def use_threads(self, count: int) -> None:
+        """From now on."""
+
+    def prepare(self, contender: str, batches: list[np.ndarray]) -> Callable[[int], Any]:
+        """A function that runs batch i; only what it does is timed."""
+
+    def answer(self, contender: str, images: np.ndarray) -> tuple[Any, Any]:
+        """Labels [B] and exits [B], 0-based; exits are None without routing."""
+
+
+class _Worker:
+    def __init__(self, spec: dict[str, Any]) -> None:
+        module = importlib.import_module(f"branchy_tf.comparison.{spec['engine']}_engine")
+        self._imports_mb = _resident("VmRSS")
+        self._images = np.load(spec["images"])
+        self._engine: Engine = module.load(spec["programs"])
+        self._prepared: tuple | None = None
+        self._threads = 0
+
+    def answer(self, contender: str, rows: int) -> dict[str, Any]:
+        self._use_threads(1)
+        labels, exits = self._engine.answer(contender, self._images[:rows])
+        return {
+            "labels": np.asarray(labels).tolist(),
+            "exits": None if exits is None else np.asarray(exits).tolist(),
+        }
+
+    def time(self, contender: str, batch: int, threads: int) -> dict[str, float]:
+        self._use_threads(threads)
+        key = (contender, batch, threads)
+        if self._prepared is None or self._prepared[0] != key:
+            batches = split(self._images, batch)
+            run = self._engine.prepare(contender, batches)
+            self._prepared = (key, run, len(batches))
+        _, run, count = self._prepared
+        run(0)  # untimed: brings back what the others have pushed out of the caches
+        start = time.perf_counter()
+        for i in range(count):
+            run(i)
+        return {"seconds": time.perf_counter() - start}
+
+    def memory(self) -> dict[str, float]:
+        return {"imports_mb": self._imports_mb, "peak_mb": _resident("VmHWM")}
+
+    def _use_threads(self, count: int) -> None:
+        if count != self._threads:
+            self._engine.use_threads(count)
+            self._threads, self._prepared = count, None
+
+
+def split(images: np.ndarray, batch: int) -> list[np.ndarray]:
+    """The batches of one pass; the same for every contender."""
+    count = min(len(images) // batch, max(4, min(64, 512 // batch)))
+    return [images[i * batch : (i + 1) * batch] for i in range(count)]
+
+
+def _resident(field: str) -> float:
+    """MB of this process in memory now (VmRSS), or at most so far (VmHWM)."""
+    try:
+        with open("/proc/self/status", encoding="utf-8") as status:
+            for line in status:
+                if line.startswith(field):
+                    return int(line.split()[1]) / 1024
+    except OSError:
+        pass
+    scale = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+
+
+def main() -> None:
+    # Whatever libraries print goes to stderr; stdout is for answers.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    with open(sys.argv[1], encoding="utf-8") as file:
+        spec = json.load(file)
+    worker: _Worker | None = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        task = request.pop("do")
+        try:
+            if task == "load":
+                worker, reply = _Worker(spec), {}
+            else:
+                assert worker is not None
+                reply = getattr(worker, task)(**request)
+        except Exception as error:
+            reply = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(reply), file=answers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import small
+
+from branchy_tf.comparison import contenders
+from branchy_tf.comparison.processes import Process
+from branchy_tf.errors import BranchyError
+from branchy_tf.predictor import EarlyExitPredictor
+
+IMAGES = small.dataset().train.images
+
+
+def test_what_cannot_be_loaded_is_said_in_one_line(tmp_path):
+    np.save(tmp_path / "images.npy", IMAGES)
+    spec = {"engine": "no", "programs": {}, "images": str(tmp_path / "images.npy")}
+    process = Process("peer", spec, tmp_path)
+    try:
+        with pytest.raises(BranchyError, match=r"^peer failed: ModuleNotFoundError: .+"):
+            process.wait()
+    finally:
+        process.close()
+
+
+def test_a_process_that_ends_is_noticed(tmp_path):
+    process = Process("peer", {"engine": "no"}, tmp_path)
+    process._process.kill()
+    try:
+        with pytest.raises(BranchyError, match="The process of peer has ended"):
+            process.ask("memory")
+    finally:
+        process.close()
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    processes, left_out = contenders.start(
+        small.model(),
+        IMAGES,
+        [1.0],
+        "entropy",
+        [1.0, 2.0],
+        tmp_path_factory.mktemp("contenders"),
+        ["onnxruntime"],
+    )
+    assert left_out == {}
+    yield processes
+    for process in processes.values():
+        process.close()
+
+
+def test_contenders_answer_as_the_predictor_does(started):
+    predictor = EarlyExitPredictor(small.model(), [1.0], temperatures=[1.0, 2.0])
+    probabilities, _ = predictor.all_exits(IMAGES)
+    labels = probabilities.argmax(axis=-1)
+    routed = predictor.predict(IMAGES)
+    assert 0 < routed.exits.mean() < 1
+    expected = {
+        "early_exit": (routed.labels, routed.exits),
+        "half_exit_1": (
+            np.where(np.arange(30) % 2, labels[:, 1], labels[:, 0]),
+            np.arange(30) % 2,
+        ),
+        "forced_exit_1": (labels[:, 0], np.zeros(30)),
+        "forced_exit_2": (labels[:, 1], np.ones(30)),
+        "keras_export": (labels[:, 1], None),
+        "frozen": (labels[:, 1], None),
+        "onnxruntime": (labels[:, 1], None),
+        "stage_1": (labels[:, 0], None),
+        "stage_2": (labels[:, 1], None),
+        "unrouted": (labels[:, 0], None),
+    }
+    assert set(started) == set(expected)
+    for name, (their_labels, exits) in expected.items():
+        found = started[name].ask("answer", contender=name, rows=30)
+        assert found["labels"] == their_labels.tolist(), name
+        assert found["exits"] == (None if exits is None else exits.tolist()), name
+
+
+def test_passes_are_timed_and_memory_is_told(started):
+    for name in ("early_exit", "stage_2", "onnxruntime"):
+        for threads in (2, 1):
+            answer = started[name].ask("time", contender=name, batch=8, threads=threads)
+            assert 0 < answer["seconds"] < 10
+        memory = started[name].ask("memory")
+        assert 10 < memory["imports_mb"] <= memory["peak_mb"] < 10_000
+    with pytest.raises(BranchyError, match="early_exit failed: KeyError"):
+        started["early_exit"].ask("time", contender="no", batch=8, threads=1)
+
+
+def test_a_peer_that_is_not_installed_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setitem(contenders.PEERS, "pytorch", ("no_such_package",))
+    processes, left_out = contenders.start(
+        small.model(), IMAGES, [1.0], "entropy", None, tmp_path, ["pytorch"]
+    )
+    for process in processes.values():
+        process.close()
+    assert left_out == {
+        "pytorch": "no_such_package not installed: pip install branchy_tf[peers]"
+    }
+    assert "pytorch" not in processes
