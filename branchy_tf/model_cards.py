@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import pathlib
 from typing import Any
 
@@ -11,6 +12,9 @@ from branchy_tf import files
 from branchy_tf.errors import BranchyError
 
 BEGIN, END = "<!-- figures: written by a command -->", "<!-- end of figures -->"
+
+# Batch size and threads of the one gain in time that the table shows.
+TIMED = (32, 1)
 
 # Table I of the paper: accuracy of the baseline and of the branchy network, gain
 # in time on a CPU, share leaving before the last exit.
@@ -31,15 +35,49 @@ def card_file(zoo_dir: files.Path, model: str, tag: str) -> pathlib.Path:
     return pathlib.Path(zoo_dir) / model / f"{tag}.md"
 
 
-def zoo_table(evaluations: dict[tuple[str, str], dict[str, Any]]) -> str:
+def timings_file(zoo_dir: files.Path, model: str, tag: str) -> pathlib.Path:
+    """Where the zoo keeps the benchmark.csv of a set of weights, if it has one."""
+    return pathlib.Path(zoo_dir) / "results" / f"{model}_{tag}.csv"
+
+
+def time_gain(path: files.Path) -> float | None:
+    """How much faster early exit was than plain Keras export; None if not measured.
+
+    Args:
+        path: a benchmark.csv.
+    """
+    if not pathlib.Path(path).is_file():
+        return None
+    with open(path, encoding="utf-8") as file:
+        ms = {
+            row["contender"]: float(row["ms_per_image"])
+            for row in csv.DictReader(file)
+            if (int(row["batch"]), int(row["threads"])) == TIMED
+        }
+    try:
+        return ms["keras_export"] / ms["early_exit"]
+    except KeyError:
+        raise BranchyError(
+            f"{path} has no keras_export and early_exit at batch {TIMED[0]} with "
+            f"{TIMED[1]} thread. Run benchmark with its default --batch_sizes and "
+            "--threads."
+        ) from None
+
+
+def zoo_table(
+    evaluations: dict[tuple[str, str], dict[str, Any]],
+    time_gains: dict[tuple[str, str], float | None],
+) -> str:
     """One Markdown table over all sets of weights, beside the paper's numbers.
 
     Args:
         evaluations: `{(model, tag): content of its evaluation.json}`.
+        time_gains: `{(model, tag): see time_gain}`.
     """
     rows = []
     for (model, tag), found in sorted(evaluations.items()):
         paper = _PAPER.get((model, tag))
+        faster = time_gains[model, tag]
         rows.append(
             [
                 f"[{model}]({model}/{tag}.md)",
@@ -50,6 +88,9 @@ def zoo_table(evaluations: dict[tuple[str, str], dict[str, Any]]) -> str:
                 f"{1 - found['exit_rates'][-1]:.1%}",
                 f"{found['macs'] / 1e6:.2f}",
                 f"{found['gain']:.2f}x",
+                "-"
+                if faster is None
+                else f"[{faster:.2f}x]({timings_file('', model, tag)})",
                 "-"
                 if paper is None
                 else f"{paper[0]:.2%} → {paper[1]:.2%}, {paper[3]:.1%} leave, "
@@ -65,6 +106,7 @@ def zoo_table(evaluations: dict[tuple[str, str], dict[str, Any]]) -> str:
         "leave early",
         "M macs",
         "gain in macs",
+        "gain in time",
         "the paper's",
     ]
     return tabulate(rows, head, tablefmt="github", disable_numparse=True)
@@ -155,7 +197,8 @@ def pages(zoo_dir: files.Path, sets: dict[str, list[str]]) -> dict[pathlib.Path,
         for model, tags in sets.items()
         for tag in tags
     }
-    wanted = {pathlib.Path(zoo_dir) / "README.md": zoo_table(found)}
+    timed = {key: time_gain(timings_file(zoo_dir, *key)) for key in found}
+    wanted = {pathlib.Path(zoo_dir) / "README.md": zoo_table(found, timed)}
     for (model, tag), evaluation in found.items():
         wanted[card_file(zoo_dir, model, tag)] = card_figures(evaluation)
     missing = [str(path) for path in wanted if not path.is_file()]

@@ -55,9 +55,31 @@ def test_a_card_shows_each_exit():
     assert "gain **2.38x**" in text
 
 
+def test_the_gain_in_time_is_that_of_one_batch_size_and_one_thread(tmp_path):
+    path = model_cards.timings_file(tmp_path, "m", "t")
+    assert model_cards.time_gain(path) is None
+    path.parent.mkdir()
+    rows = [
+        {"contender": name, "batch": batch, "threads": threads, "ms_per_image": ms}
+        for name, ms in (("early_exit", 2.0), ("keras_export", 5.0))
+        for batch, threads in ((1, 1), (32, 1), (32, 2))
+    ]
+    for row in rows:
+        if (row["batch"], row["threads"]) != model_cards.TIMED:
+            row["ms_per_image"] = 7.0
+    files.write_csv(path, rows)
+    assert model_cards.time_gain(path) == 2.5
+    files.write_csv(path, rows[:1])
+    with pytest.raises(BranchyError, match="no keras_export and early_exit at batch 32"):
+        model_cards.time_gain(path)
+
+
 def test_the_table_has_the_papers_numbers_beside():
-    text = model_cards.zoo_table({("branchy_lenet", "mnist"): FOUND})
+    key = ("branchy_lenet", "mnist")
+    text = model_cards.zoo_table({key: FOUND}, {key: 2.5})
     (row,) = [line for line in text.splitlines() if "mnist" in line]
+    assert "[2.50x](results/branchy_lenet_mnist.csv)" in row
+    assert "2.50x" not in model_cards.zoo_table({key: FOUND}, {key: None})
     for figure in ("95.50%", "94.00%", "80.0%", "2.38x", "99.20% → 99.25%"):
         assert figure in row
 
