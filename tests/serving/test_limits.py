@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import threading
 import urllib.error
 import urllib.request
@@ -152,6 +153,21 @@ def test_messages_have_a_limit(folder):
         ask = stub(channel).Predict
         assert status(lambda: ask(request(rows=20))) == "RESOURCE_EXHAUSTED"
         assert len(ask(request(rows=2)).outputs) == 3
+
+
+def test_messages_that_cannot_be_parsed_leave_nothing_behind(folder):
+    def states():
+        gc.collect()
+        return sum(type(found).__name__ == "_RPCState" for found in gc.get_objects())
+
+    with EmbeddedServer(folder, port=0) as server, connect(server) as channel:
+        garbage = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+        assert status(lambda: garbage(b"\xff" * 9)) == "INTERNAL"
+        before = states()
+        for _ in range(30):
+            assert status(lambda: garbage(b"\xff" * 9)) == "INTERNAL"
+        # The last call may still be on its way out.
+        servers.until(lambda: states() <= before + 1)
 
 
 def test_a_server_that_stops_finishes_what_it_has_begun(folder, gate):

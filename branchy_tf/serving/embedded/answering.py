@@ -9,6 +9,8 @@ from typing import Any
 import grpc
 import tensorflow as tf
 from absl import logging
+from google.protobuf import message as protobuf
+from google.protobuf import message_factory
 
 from branchy_tf.serving.embedded.refusals import Refusal
 
@@ -29,6 +31,44 @@ def answering(method: Callable) -> Callable:
         context.abort(code, message[:1000])
 
     return answer
+
+
+def handlers(service: Any, servicer: Any) -> grpc.GenericRpcHandler:
+    """Leads the calls of a service to the methods of a servicer.
+
+    As grpc's generated code does, but messages are parsed here: grpc keeps what it
+    knows of a request whose message cannot be parsed for ever (seen in 1.85), and so
+    would let a stranger fill the memory.
+
+    Args:
+        service: its descriptor; every method takes and gives one message.
+        servicer: with a method for each.
+    """
+    return grpc.method_handlers_generic_handler(
+        service.full_name,
+        {
+            method.name: grpc.unary_unary_rpc_method_handler(
+                functools.partial(
+                    _parsing,
+                    message_factory.GetMessageClass(method.input_type).FromString,
+                    getattr(servicer, method.name),
+                ),
+                response_serializer=lambda message: message.SerializeToString(),
+            )
+            for method in service.methods
+        },
+    )
+
+
+def _parsing(
+    parse: Callable, method: Callable, content: bytes, context: grpc.ServicerContext
+) -> Any:
+    try:
+        request = parse(content)
+    except protobuf.DecodeError as error:
+        # TF Serving's status for it.
+        context.abort(grpc.StatusCode.INTERNAL, f"The request cannot be parsed: {error}")
+    return method(request, context)
 
 
 _KNOWN = (Refusal, tf.errors.OpError)

@@ -7,14 +7,12 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from tensorflow_serving.apis import (
-    model_service_pb2_grpc,
-    prediction_service_pb2_grpc,
-)
+from tensorflow_serving.apis import model_service_pb2, prediction_service_pb2
 
 from branchy_tf import files
 from branchy_tf.errors import BranchyError
 from branchy_tf.serving.embedded.admission import Admission
+from branchy_tf.serving.embedded.answering import handlers
 from branchy_tf.serving.embedded.metrics import Metrics, MetricsServer
 from branchy_tf.serving.embedded.models import Models
 from branchy_tf.serving.embedded.refusals import Refusal
@@ -93,12 +91,13 @@ class EmbeddedServer:
             )
         self._health = health.HealthServicer()
         self._models = Models(options)
-        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
-            PredictionService(self._models, metrics, admission), self._server
-        )
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(
-            ModelService(self._models), self._server
-        )
+        predictions = PredictionService(self._models, metrics, admission)
+        for file, servicer in (
+            (prediction_service_pb2, predictions),
+            (model_service_pb2, ModelService(self._models)),
+        ):
+            (service,) = file.DESCRIPTOR.services_by_name.values()
+            self._server.add_generic_rpc_handlers((handlers(service, servicer),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 
     def start(self) -> None:
