@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 from branchy_tf import saved_model, zoo
+from branchy_tf.saved_model.bfloat16 import in_bfloat16
 from branchy_tf.saved_model.session import SessionModel
 
 SIGNATURES = ["early_exit", "serving_default", "all_exits"]
@@ -43,19 +44,21 @@ class Optimised:
     Attributes:
         kinds: how many nodes there are of each operation.
         convolutions: `[(fused operations, kind of the filter), ...]`.
+        formats: the dtypes of the convolutions.
     """
 
     def __init__(self, graph: tf.compat.v1.GraphDef) -> None:
         kind = {node.name: node.op for node in graph.node}
         self.kinds = collections.Counter(kind.values())
+        convolutions = [node for node in graph.node if "Conv2D" in node.op]
         self.convolutions = [
             (
                 "+".join(name.decode() for name in node.attr["fused_ops"].list.s),
                 kind[node.input[1].split(":")[0]],
             )
-            for node in graph.node
-            if "Conv2D" in node.op
+            for node in convolutions
         ]
+        self.formats = {tf.as_dtype(n.attr["T"].type).name for n in convolutions}
 
     def count(self, part: str) -> int:
         """The nodes with `part` in the name of their operation."""
@@ -81,9 +84,7 @@ def optimised(version: pathlib.Path, signature: str) -> Optimised:
     return Optimised(graph)
 
 
-@pytest.mark.parametrize("signature", SIGNATURES)
-def test_all_is_folded_fused_and_constant(frozen, signature):
-    graph = optimised(frozen, signature)
+def check_folded_and_fused(graph: Optimised) -> None:
     onednn = graph.count(ONEDNN) > 0
     expected = {"BiasAdd+Relu": 9, "BiasAdd": 2}
     expected |= {"BiasAdd+Add+Relu": 3} if onednn else {"BiasAdd": 2 + 3}
@@ -97,6 +98,20 @@ def test_all_is_folded_fused_and_constant(frozen, signature):
     assert graph.kinds["AddV2"] + graph.kinds["AddN"] == (1 if onednn else 1 + 3)
     assert graph.kinds["Relu"] == (0 if onednn else 3)
     assert graph.kinds["BiasAdd"] == 0
+
+
+@pytest.mark.parametrize("signature", SIGNATURES)
+def test_all_is_folded_fused_and_constant(frozen, signature):
+    graph = optimised(frozen, signature)
+    assert graph.formats == {"float32"}
+    check_folded_and_fused(graph)
+
+
+def test_so_it_is_in_bfloat16(resnet, tmp_path):
+    short = in_bfloat16(resnet)
+    graph = optimised(written(short, tmp_path, frozen=True), "early_exit")
+    assert graph.formats == {"bfloat16"}
+    check_folded_and_fused(graph)
 
 
 def test_nothing_of_that_without_freezing(resnet, tmp_path):
