@@ -7,18 +7,25 @@ Example:
 Writes <export_dir>/<model_name>/<version>/ after loading it into a Session and
 comparing it with the Keras model. Then serve it: python -m branchy_tf.serve
 --model_base_path=<export_dir>/<model_name> --model_name=<model_name>
+
+--precision=bfloat16 halves its size and is faster on CPUs with AVX512_BF16 or AMX. It
+is compared with float32 on the validation images first, and refused where too many of
+them get another label or leave at another exit.
 """
 
 from absl import flags, logging
 
 from branchy_tf import command_line, saved_model
 from branchy_tf.errors import BranchyError
+from branchy_tf.saved_model.bfloat16 import BFLOAT16, PRECISIONS
 from branchy_tf.saved_model.freezing import FREEZE
 
 FLAGS = flags.FLAGS
 
 command_line.define_model_choice()
+command_line.define_data(required=False)
 command_line.define_thresholds()
+command_line.define_seed(default=None)
 flags.DEFINE_string("export_dir", None, "Folder of all exported models.")
 flags.DEFINE_string("model_name", None, "What clients ask for. Default: the model's.")
 flags.DEFINE_enum("freeze", "auto", FREEZE, "Weights as constants (faster) or variables.")
@@ -26,6 +33,20 @@ flags.DEFINE_string(
     "input_dtype",
     None,
     "Of the served images. Default: the model's, uint8 for the zoo's.",
+)
+flags.DEFINE_enum(
+    "precision",
+    "float32",
+    PRECISIONS,
+    "Of weights and computations; bfloat16 needs the data set to be checked on.",
+)
+flags.DEFINE_float(
+    "max_disagreement",
+    0.01,
+    "The largest share of validation images that bfloat16 may give another label, and "
+    "that may leave at another exit.",
+    lower_bound=0,
+    upper_bound=1,
 )
 
 
@@ -35,6 +56,9 @@ def main() -> None:
     choice = command_line.chosen_model()
     model = choice.model
     gates = command_line.chosen_gates(choice)
+    images = None
+    if FLAGS.precision == BFLOAT16:
+        images = command_line.chosen_dataset(choice.run, model).validation.images
     version = saved_model.export(
         model,
         FLAGS.export_dir,
@@ -44,6 +68,9 @@ def main() -> None:
         FLAGS.freeze,
         FLAGS.input_dtype,
         gates.temperatures,
+        FLAGS.precision,
+        images,
+        FLAGS.max_disagreement,
     )
     logging.info("Exported %s.", version)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -19,6 +20,11 @@ def check_functional(model: keras.Model) -> None:
             "A subclassed model has no graph to read; build it as "
             "keras.Model(inputs, outputs)."
         )
+
+
+def has_nodes(model: keras.Model) -> bool:
+    """Whether `nodes_in_order` can read it; not if Sequential or subclassed."""
+    return hasattr(model, "_nodes_by_depth")
 
 
 def nodes_in_order(model: keras.Model) -> list[Any]:
@@ -78,17 +84,41 @@ def depends(tensor: Any, source: Any) -> bool:
     )
 
 
-def replay(nodes: Iterable, value: dict[int, Any]) -> None:
+def replay(
+    nodes: Iterable,
+    value: dict[int, Any],
+    instead: Mapping[int, Callable[..., Any]] = MappingProxyType({}),
+) -> None:
     """Calls the operations of `nodes` again, on other tensors.
 
     Args:
         nodes: in an order in which they can be computed.
         value: `{id(old tensor): new tensor}`; holds what the nodes read from
             outside and receives what they make.
+        instead: `{id(node): what to call instead of its operation}`.
     """
     for node in nodes:
         args, kwargs = node.arguments.fill_in(value)
-        outputs = keras.tree.flatten(node.operation(*args, **kwargs))
+        operation = instead.get(id(node), node.operation)
+        outputs = keras.tree.flatten(operation(*args, **kwargs))
         value.update(
             (id(old), new) for old, new in zip(node.outputs, outputs, strict=True)
         )
+
+
+def rebuild(
+    model: keras.Model, instead: Mapping[int, Callable[..., Any]], inputs: Any = None
+) -> keras.Model:
+    """The graph of `model` again, with other operations in some of its nodes.
+
+    Args:
+        model: a functional model; it is not changed.
+        instead: `{id(node): what to call instead of its operation}`.
+        inputs: structured like the model's own, which are the default.
+    """
+    inputs = model.input if inputs is None else inputs
+    old, new = keras.tree.flatten(model.input), keras.tree.flatten(inputs)
+    value = {id(tensor): fresh for tensor, fresh in zip(old, new, strict=True)}
+    replay(nodes_in_order(model), value, instead)
+    outputs = keras.tree.map_structure(lambda tensor: value[id(tensor)], model.output)
+    return keras.Model(inputs, outputs, name=model.name)

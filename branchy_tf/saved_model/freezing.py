@@ -14,6 +14,7 @@ from tensorflow.python.framework.convert_to_constants import (
 
 from branchy_tf import stages
 from branchy_tf.errors import BranchyError
+from branchy_tf.saved_model import folding
 
 # From tensors to (logits, carried tensors).
 StageFunction = Callable[[list], tuple[Any, list]]
@@ -53,7 +54,7 @@ def stage_functions(model: keras.Model, frozen: bool) -> list[StageFunction]:
 
     A frozen stage is a function of its own that holds its weights. Called inside
     a branch of `tf.cond`, it becomes part of that branch with its filters as
-    constants, which lets TensorFlow fold batch norm and fuse conv, bias and relu.
+    constants, which lets TensorFlow fuse conv, bias, sum and relu.
     (Constants captured from outside a branch get none of this.) The SavedModel
     stores each such function once, however many signatures call it.
 
@@ -80,7 +81,8 @@ def stage_functions(model: keras.Model, frozen: bool) -> list[StageFunction]:
 
 
 def freeze(stage: stages.Stage) -> StageFunction:
-    """The stage as a function that holds its weights as constants."""
+    """The stage as a function that holds its weights as constants, batch norm folded."""
+    stage = stages.Stage(stage.name, folding.fold_batch_norm(stage.model))
     specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in stage.model.inputs]
     traced = tf.function(lambda *tensors: stage(list(tensors)))
     constant = convert_variables_to_constants_v2(traced.get_concrete_function(*specs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import pathlib
@@ -10,16 +11,24 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
 import branchy_tf
 from branchy_tf import costs, files
 from branchy_tf.errors import BranchyError, first_line
-from branchy_tf.saved_model import freezing, warmup
-from branchy_tf.saved_model.checking import check_version
+from branchy_tf.saved_model import agreement, freezing, warmup
+from branchy_tf.saved_model.agreement import Agreement
+from branchy_tf.saved_model.bfloat16 import BFLOAT16, check_precision, in_bfloat16
+from branchy_tf.saved_model.checking import (
+    TOLERANCE,
+    TOLERANCE_BFLOAT16,
+    check_version,
+)
 from branchy_tf.saved_model.early_exit import EarlyExitModule
 from branchy_tf.thresholds import check
 from branchy_tf.versions import next_version
@@ -38,6 +47,9 @@ def export(
     freeze: str = "auto",
     input_dtype: str | None = None,
     temperatures: Sequence[float] | None = None,
+    precision: str = "float32",
+    images: Any = None,
+    max_disagreement: float = 0.01,
 ) -> pathlib.Path:
     """Exports a multi-exit model as the next version of `model_name`.
 
@@ -57,6 +69,12 @@ def export(
         input_dtype: dtype of the served inputs; default: the model's own, which
             is uint8 for the zoo's.
         temperatures: N numbers that the exits' logits are divided by; default: 1.
+        precision: `float32`, or `bfloat16`: half the bytes, and faster on CPUs that
+            know it; logits and all that follows stay float32.
+        images: what bfloat16 is compared with float32 on, at the thresholds: [n, ...]
+            of the model's input shape and dtype; for several inputs a dict by name.
+        max_disagreement: the largest share of them that may get another label, and
+            that may leave at another exit.
 
     Returns:
         The folder of the version: `<export_dir>/<model_name>/<version>`, where
@@ -77,10 +95,17 @@ def export(
             f"`model_name` must be letters, digits, '.', '_' and '-', and begin with a "
             f"letter or digit. Received {model_name!r}."
         )
+    check_precision(precision)
     frozen = freezing.should_freeze(model, freeze)
-    module = EarlyExitModule(
-        model, thresholds, criterion, frozen, input_dtype, temperatures
-    )
+    settings = (thresholds, criterion, frozen, input_dtype, temperatures)
+    module = EarlyExitModule(model, *settings)
+    agreed = None
+    if precision == BFLOAT16:
+        model = in_bfloat16(model)
+        exact, module = module, EarlyExitModule(model, *settings)
+        agreed = agreement.measure(exact, module, images)
+        logging.info("In bfloat16, %s.", agreed)
+        agreement.check(agreed, max_disagreement)
     defaults = check(thresholds, len(module.exit_names), rows=1)
     for function in module.functions.values():
         # What cannot be traced is found before a file is touched.
@@ -98,11 +123,12 @@ def export(
         (beside / "assets.extra").mkdir()
         files.write_json(
             beside / "assets.extra" / "branchy.json",
-            _description(model, module, defaults, frozen),
+            _description(model, module, defaults, frozen, agreed),
         )
         warmup.write(module, beside, model_name)
         logging.info("Comparing it with the Keras model, in a Session ...")
-        check_version(beside, model, module, defaults)
+        tolerance = TOLERANCE if agreed is None else TOLERANCE_BFLOAT16
+        check_version(beside, model, module, defaults, tolerance)
         return _rename_to_next(beside, folder)
     except (OSError, tf.errors.OpError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
@@ -146,7 +172,13 @@ def _macs(model: keras.Model) -> dict:
         return {"macs": None, "full_macs": None}
 
 
-def _description(model, module: EarlyExitModule, defaults, frozen: bool) -> dict:
+def _description(
+    model: keras.Model,
+    module: EarlyExitModule,
+    defaults: np.ndarray,
+    frozen: bool,
+    agreed: Agreement | None,
+) -> dict:
     return {
         "exits": module.exit_names,
         "criterion": module.criterion,
@@ -159,6 +191,9 @@ def _description(model, module: EarlyExitModule, defaults, frozen: bool) -> dict
             for spec in module.specs
         },
         "frozen": frozen,
+        "precision": "float32" if agreed is None else BFLOAT16,
+        # With float32, where it is not that itself.
+        "agreement": None if agreed is None else dataclasses.asdict(agreed),
         "versions": {
             "branchy_tf": branchy_tf.__version__,
             "tensorflow": tf.__version__,

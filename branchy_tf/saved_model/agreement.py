@@ -1,0 +1,91 @@
+"""How often an export in a shorter format answers like the model in float32."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from branchy_tf import inputs
+from branchy_tf.errors import BranchyError
+from branchy_tf.saved_model.early_exit import EarlyExitModule
+
+_BATCH_SIZE = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """Two models on the same images, at the default thresholds.
+
+    Attributes:
+        num_examples: how many images there were.
+        labels: the share that gets the same label. No more than the rest can lose
+            in accuracy.
+        exits: the share that leaves at the same exit.
+    """
+
+    num_examples: int
+    labels: float
+    exits: float
+
+    def __str__(self) -> str:
+        return (
+            f"{1 - self.labels:.2%} of {self.num_examples:,} images get another label "
+            f"and {1 - self.exits:.2%} leave at another exit"
+        )
+
+
+def measure(one: EarlyExitModule, other: EarlyExitModule, images: Any) -> Agreement:
+    """Routes the images through both.
+
+    Args:
+        one: a module.
+        other: another, with the same inputs.
+        images: [n, ...] of the model's input shape and dtype; for several inputs a
+            dict by name.
+
+    Raises:
+        BranchyError: there are none, or they do not fit.
+    """
+    if images is None:
+        raise BranchyError(
+            "`images` is missing: bfloat16 is compared with float32 before it is "
+            "exported. Pass validation images."
+        )
+    expected = {
+        spec.name: inputs.Expected(tuple(spec.shape), np.dtype(dtype))
+        for spec, dtype in zip(one.specs, one.model_dtypes, strict=True)
+    }
+    arrays, rows = inputs.check(images, expected)
+    if not rows:
+        raise BranchyError("There are no images to compare the precisions on.")
+    labels, exits = 0, 0
+    for start in range(0, rows, _BATCH_SIZE):
+        batch = {
+            spec.name: tf.cast(arrays[spec.name][start : start + _BATCH_SIZE], spec.dtype)
+            for spec in one.specs
+        }
+        answers = [
+            module.functions["serving_default"](**batch) for module in (one, other)
+        ]
+        given = [answer["probabilities"].numpy().argmax(axis=1) for answer in answers]
+        taken = [answer["exit"].numpy() for answer in answers]
+        labels += int((given[0] == given[1]).sum())
+        exits += int((taken[0] == taken[1]).sum())
+    return Agreement(rows, labels / rows, exits / rows)
+
+
+def check(agreement: Agreement, max_disagreement: float) -> None:
+    """Refuses a model that answers too many images in another way.
+
+    Raises:
+        BranchyError: more than this share got another label, or left elsewhere.
+    """
+    # Said so that NaN refuses.
+    if not min(agreement.labels, agreement.exits) >= 1 - max_disagreement:
+        raise BranchyError(
+            f"In bfloat16, {agreement}; expected at most {max_disagreement:.2%}. Export "
+            "in float32, or allow more with --max_disagreement."
+        )
