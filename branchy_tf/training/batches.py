@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,6 +30,10 @@ class Batches(keras.utils.PyDataset):
         batch_size: rows in a batch; the last one of an epoch may have fewer.
         augmentation: a name from `data.AUGMENTATIONS`.
         seed: numbers that all draws follow from.
+
+    Attributes:
+        waited: seconds for which a batch was asked for before it was there. Where
+            Keras reads ahead itself, the steps waited for less.
     """
 
     def __init__(
@@ -41,6 +46,7 @@ class Batches(keras.utils.PyDataset):
     ) -> None:
         # Workers of Keras would begin an epoch before they are told which it is.
         super().__init__(workers=1)
+        self.waited = 0.0
         self._split = split
         self._targets = targets
         self._batch_size = batch_size
@@ -66,7 +72,10 @@ class Batches(keras.utils.PyDataset):
             i: made.get(i) or self._maker.submit(self._make, self._epoch, self._order, i)
             for i in range(index, min(index + 1 + _AHEAD, len(self)))
         }
-        return self._made[index].result()
+        start = time.perf_counter()
+        batch = self._made[index].result()
+        self.waited += time.perf_counter() - start
+        return batch
 
     def _make(self, epoch: int, order: np.ndarray, index: int) -> tuple[np.ndarray, Any]:
         first = index * self._batch_size

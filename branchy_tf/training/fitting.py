@@ -80,8 +80,13 @@ def fit(
     )
     trained = len(history.epoch) * len(dataset.train)
     if trained:
-        rate = trained / (time.perf_counter() - start)
-        logging.info("Phase %s: %.0f images per second.", phase.name, rate)
+        seconds = time.perf_counter() - start
+        logging.info(
+            "Phase %s: %.0f images per second, %.1f %% of the time waiting for them.",
+            phase.name,
+            trained / seconds,
+            100 * batches.waited / seconds,
+        )
 
 
 def make_batches(phase: Phase, dataset: Dataset, settings: Settings) -> Batches:
