@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -101,6 +102,25 @@ def test_the_next_batch_is_made_while_one_is_used(monkeypatch):
     assert started.wait(30)
     go_on.set()
     made[1]
+
+
+def test_tells_how_long_it_was_waited_for(monkeypatch):
+    augment = batches.augment
+
+    def slow(*arguments):
+        time.sleep(0.1)
+        return augment(*arguments)
+
+    made = make()
+    monkeypatch.setattr(batches, "augment", slow)
+    made[0]
+    first = made.waited
+    assert first >= 0.09
+    # The next two are made by now.
+    while not all(future.done() for future in made._made.values()):
+        time.sleep(0.01)
+    made[1]
+    assert made.waited < first + 0.09
 
 
 def test_what_goes_wrong_reaches_the_training(monkeypatch):
