@@ -80,7 +80,8 @@ def main() -> None:
     dataset = speed.some_steps(loaded, FLAGS.steps, FLAGS.batch_size)
     steps = _step_timers(dataset, settings)
     pipeline = speed.BatchTimer(phases.branches_phase(model, settings), dataset, settings)
-    timers: dict[Any, Callable[[], float]] = {**steps, _PIPELINE: pipeline}
+    timers: dict[str, Callable[[], float]] = {_PIPELINE: pipeline}
+    timers |= {" ".join(name): timer for name, timer in steps.items()}
     logging.info("Timing %d contenders in turn.", len(timers))
     times = costs.interleave(timers, FLAGS.seconds, warm_up=0)
     result = {
@@ -97,7 +98,7 @@ def main() -> None:
         "batches": _figures(times.pop(_PIPELINE)),
         "steps": [
             dict(zip(("phase", "precision", "jit"), name, strict=True))
-            | _figures(times[name])
+            | _figures(times[" ".join(name)])
             | {"waiting": steps[name].waiting}
             for name in steps
         ],
