@@ -30,6 +30,7 @@ COMMANDS = {
     "publish",
     "serve",
     "study",
+    "time_training",
     "train",
     "tuner_study",
 }

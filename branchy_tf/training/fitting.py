@@ -1,4 +1,4 @@
-"""Fitting one phase: augmentation, optimiser, callbacks, resuming."""
+"""Fitting one phase: batches, optimiser, callbacks, resuming."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import keras
 from absl import logging
 
-from branchy_tf.data import Dataset, Split, augmentation
+from branchy_tf.data import Dataset, Split
 from branchy_tf.training import optimizers
+from branchy_tf.training.batches import Batches
 from branchy_tf.training.callbacks import AtomicBackup, HistoryFile
 from branchy_tf.training.run_folder import RunFolder
 from branchy_tf.training.settings import Settings
@@ -27,7 +28,7 @@ class Phase:
         compile: `compile(trainer, optimizer)`.
         targets: of a split, in the structure of the model's outputs.
         epochs: how many.
-        wrap: `wrap(inputs, outputs)`, the model around the augmented graph.
+        wrap: `wrap(inputs, outputs)`, the model that is compiled, of the same graph.
     """
 
     name: str
@@ -54,30 +55,24 @@ def fit(
         folder: where history, backups and logs go.
         names: of all exits, for the columns of the history.
     """
-    trainer = _with_augmentation(phase, dataset, settings)
-    steps = -(-len(dataset.train) // settings.batch_size) * phase.epochs
-    phase.compile(
-        trainer,
-        optimizers.build(
-            settings.optimizer,
-            settings.learning_rate,
-            settings.schedule,
-            settings.weight_decay,
-            steps,
-        ),
-    )
+    batches = make_batches(phase, dataset, settings)
+    trainer = compiled(phase, settings, len(batches))
     logging.info(
         "Phase %s: %d epochs of %d rows.", phase.name, phase.epochs, len(dataset.train)
     )
     start = time.perf_counter()
     history = trainer.fit(
-        dataset.train.images,
-        phase.targets(dataset.train),
+        batches,
+        # They come in random order already.
+        shuffle=False,
         validation_data=(dataset.validation.images, phase.targets(dataset.validation)),
         epochs=phase.epochs,
-        batch_size=settings.batch_size,
+        validation_batch_size=settings.batch_size,
         # The row of an epoch comes before its backup; see HistoryFile.
         callbacks=[
+            keras.callbacks.LambdaCallback(
+                on_epoch_begin=lambda epoch, logs: batches.start_epoch(epoch)
+            ),
             HistoryFile(folder.history, phase.name, names),
             AtomicBackup(folder.backup(phase.name)),
             *_tensorboard(folder, phase.name),
@@ -85,20 +80,46 @@ def fit(
     )
     trained = len(history.epoch) * len(dataset.train)
     if trained:
-        rate = trained / (time.perf_counter() - start)
-        logging.info("Phase %s: %.0f images per second.", phase.name, rate)
+        seconds = time.perf_counter() - start
+        logging.info(
+            "Phase %s: %.0f images per second, %.1f %% of the time waiting for them.",
+            phase.name,
+            trained / seconds,
+            100 * batches.waited / seconds,
+        )
 
 
-def _with_augmentation(phase: Phase, dataset: Dataset, settings: Settings) -> keras.Model:
-    """A model around the phase's that first varies its images, when training."""
-    layers = augmentation(settings.augmentation, dataset.image_shape, settings.seed)
-    if not layers:
-        return phase.wrap(phase.model.input, phase.model.output)
-    images = keras.Input(dataset.image_shape, dtype=phase.model.inputs[0].dtype)
-    varied = images
-    for layer in layers:
-        varied = layer(varied)
-    return phase.wrap(images, phase.model(varied))
+def make_batches(phase: Phase, dataset: Dataset, settings: Settings) -> Batches:
+    """What a phase trains on: each has draws of its own."""
+    return Batches(
+        dataset.train,
+        phase.targets,
+        settings.batch_size,
+        settings.augmentation,
+        [settings.seed, *phase.name.encode()],
+    )
+
+
+def compiled(phase: Phase, settings: Settings, steps: int) -> keras.Model:
+    """The model of a phase, around the same graph and ready to be fitted.
+
+    Args:
+        phase: what.
+        settings: how.
+        steps: of an epoch.
+    """
+    trainer = phase.wrap(phase.model.input, phase.model.output)
+    phase.compile(
+        trainer,
+        optimizers.build(
+            settings.optimizer,
+            settings.learning_rate,
+            settings.schedule,
+            settings.weight_decay,
+            steps * phase.epochs,
+        ),
+    )
+    return trainer
 
 
 def _tensorboard(folder: RunFolder, phase: str) -> list[keras.callbacks.Callback]:

@@ -56,34 +56,46 @@ def train(
 def _train_baseline(
     model: keras.Model, dataset: Dataset, settings: Settings, folder: RunFolder
 ) -> None:
-    plain = exits.baseline(model)
+    phase = baseline_phase(model, settings)
     if settings.baseline is not None:
-        take_baseline(plain, settings.baseline, folder.baseline)
+        take_baseline(phase.model, settings.baseline, folder.baseline)
         return
-    names = exits.exit_names(model)
-    phase = Phase(
-        "baseline",
-        plain,
-        lambda trainer, optimizer: losses.compile_baseline(trainer, names[-1], optimizer),
-        lambda split: split.labels,
-        settings.baseline_epochs,
-    )
-    fit(phase, dataset, settings, folder, names)
-    _save(plain, folder.baseline)
+    fit(phase, dataset, settings, folder, exits.exit_names(model))
+    _save(phase.model, folder.baseline)
 
 
 def _train_branches(
     model: keras.Model, dataset: Dataset, settings: Settings, folder: RunFolder
 ) -> None:
+    frozen: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if settings.mode == "branches_only":
+        frozen = branches.frozen_trunk(model)
+    with frozen:
+        phase = branches_phase(model, settings)
+        fit(phase, dataset, settings, folder, exits.exit_names(model))
+
+
+def baseline_phase(model: keras.Model, settings: Settings) -> Phase:
+    """The phase that trains the final exit alone."""
+    final = exits.exit_names(model)[-1]
+    return Phase(
+        "baseline",
+        exits.baseline(model),
+        lambda trainer, optimizer: losses.compile_baseline(trainer, final, optimizer),
+        lambda split: split.labels,
+        settings.baseline_epochs,
+    )
+
+
+def branches_phase(model: keras.Model, settings: Settings) -> Phase:
     """The phase of the exits together; what it moves depends on the mode."""
     names = exits.exit_names(model)
     weights = losses.check_loss_weights(names, settings.loss_weights)
     trained, name = model, settings.mode
-    frozen: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if settings.mode == "baseline_first":
         name = "joint"
     elif settings.mode == "branches_only":
-        name, frozen = "branches", branches.frozen_trunk(model)
+        name = "branches"
         weights[-1] = 0.0
         if settings.distillation is None:
             # Nothing asks for the final exit, so it is not computed at all.
@@ -105,7 +117,7 @@ def _train_branches(
         ordered = {name: outputs[name] for name in shown}
         return DistilledModel(inputs, ordered, weights, *settings.distillation)
 
-    phase = Phase(
+    return Phase(
         name,
         trained,
         compile_,
@@ -113,8 +125,6 @@ def _train_branches(
         settings.epochs,
         wrap,
     )
-    with frozen:
-        fit(phase, dataset, settings, folder, names)
 
 
 def _early_exits(model: keras.Model) -> keras.Model:

@@ -117,6 +117,26 @@ def test_validation_rows_are_not_augmented(tmp_path):
     assert float(row["val_exit_2_accuracy"]) == pytest.approx(share)
 
 
+def test_a_killed_training_ends_as_one_that_was_not(tmp_path, monkeypatch):
+    on_epoch_end = AtomicBackup.on_epoch_end
+
+    def killed(self, epoch, logs=None):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        on_epoch_end(self, epoch, logs)
+
+    settings = {"epochs": 3, "augmentation": "flip_shift"}
+    with monkeypatch.context() as patch:
+        patch.setattr(AtomicBackup, "on_epoch_end", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "killed", **settings)
+    gone_on = train(tmp_path / "killed", **settings)
+    unbroken = train(tmp_path / "unbroken", **settings)
+    # The same rows in the same order, varied alike.
+    assert rows(tmp_path / "killed") == rows(tmp_path / "unbroken")
+    assert_equal(weights(gone_on), weights(unbroken))
+
+
 @pytest.mark.parametrize("phase", ["baseline", "joint"])
 def test_epoch_that_was_not_backed_up_is_trained_again(tmp_path, monkeypatch, phase):
     class Killed(BaseException):
