@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import pathlib
 import tempfile
@@ -176,16 +175,7 @@ def _spread(values: list[float], digits: int = 2) -> str:
 
 def write(rows: Sequence[dict[str, Any]], csv_path: files.Path, png: files.Path) -> None:
     """Writes each training's figures, and a picture of them."""
-    with (
-        files.replacing(csv_path) as beside,
-        open(beside, "w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow(
-                {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
-            )
+    files.write_csv(csv_path, rows)
     plots.study(png, rows)
 
 

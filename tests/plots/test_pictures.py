@@ -37,6 +37,15 @@ def draw(path, name, many):
             for n in (1, 8, 64)
         ]
         plots.load(path, rows if many else rows[:1])
+    elif name == "growth":
+        rows = [
+            {"axis": axis, "size": n, "a": n / 7, "b": n**1.5}
+            | {"c": 0 if many and n == 1 else n, "d": None if axis == "y" else 2}
+            for axis in ("x", "y")
+            for n in (1, 8, 64)
+        ]
+        names = {"a": "a call", "b": "more than linear", "c": "memory", "d": "alike"}
+        plots.growth(path, rows if many else rows[:1], names)
     elif name == "reliability":
         plots.reliability(path, PROBABILITIES, PROBABILITIES, LABELS)
     elif name == "classes":
@@ -51,7 +60,16 @@ def draw(path, name, many):
 
 @pytest.mark.parametrize(
     "name",
-    ["frontier", "leaving", "histograms", "reliability", "classes", "gallery", "load"],
+    [
+        "frontier",
+        "leaving",
+        "histograms",
+        "growth",
+        "reliability",
+        "classes",
+        "gallery",
+        "load",
+    ],
 )
 @pytest.mark.parametrize("many", [False, True])
 def test_draws_a_picture_as_wide_as_a_phone(tmp_path, name, many):
