@@ -124,12 +124,15 @@ def measure(
     found: dict[tuple, list[dict[str, float]]] = {}
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as folder:
-            for job in jobs(sizes):
-                kind, point = job
-                figures = _in_a_process(
-                    kind, point, rows, seconds, pathlib.Path(folder, _network(point))
-                )
-                found.setdefault(job, []).append(figures)
+            for kind, point in jobs(sizes):
+                exports = pathlib.Path(folder, _network(point))
+                more = {
+                    "export": (exports,),
+                    "serve": (exports, seconds),
+                    "calibrate": (rows,),
+                }
+                figures = _in_a_process(kind, point, *more[kind])
+                found.setdefault((kind, point), []).append(figures)
                 progress(f"{kind} {point}")
     return [
         {"axis": name, "size": AXES[name].size(value), **dataclasses.asdict(point)}
@@ -236,23 +239,22 @@ def _medians(axis: str, point: Point, found: Mapping) -> dict[str, float | None]
     }
 
 
-def _in_a_process(kind: str, *arguments: Any) -> dict[str, float]:
+def _in_a_process(kind: str, point: Point, *arguments: Any) -> dict[str, float]:
     """Measures in a process of its own, whose memory holds nothing else."""
     # Each begins as a copy of one that has imported everything and done nothing.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
-            return pool.submit(_MEASURES[kind], *arguments).result()
+            return pool.submit(_MEASURES[kind], point, *arguments).result()
         except concurrent.futures.BrokenExecutor:
             raise BranchyError(
-                f"The process to {kind} {arguments[0]} was ended, by the system if it "
+                f"The process to {kind} {point} was ended, by the system if it "
                 "needed more memory than there is. Leave out the largest sizes."
             ) from None
 
 
-def _export(point: Point, rows: int, seconds: float, folder: pathlib.Path) -> dict:
-    del rows, seconds
+def _export(point: Point, folder: pathlib.Path) -> dict[str, float]:
     model = chain(point)
     before, start = _peak_mb(), time.perf_counter()
     limits = [1.0] * (point.exits - 1)
@@ -268,8 +270,7 @@ def _export(point: Point, rows: int, seconds: float, folder: pathlib.Path) -> di
     }
 
 
-def _serve(point: Point, rows: int, seconds: float, folder: pathlib.Path) -> dict:
-    del rows
+def _serve(point: Point, folder: pathlib.Path, seconds: float) -> dict[str, float]:
     (version,) = (folder / "chain").iterdir()
     shape = (point.batch, point.side, point.side, 3)
     random = np.random.default_rng(0)
@@ -281,7 +282,9 @@ def _serve(point: Point, rows: int, seconds: float, folder: pathlib.Path) -> dic
     model = SessionModel(version)
     warmup.replay(model, version)
     ready = time.perf_counter() - start
-    calls = {"call": lambda: model.run("early_exit", inputs)}
+    calls: dict[str, Callable[[], object]] = {
+        "call": lambda: model.run("early_exit", inputs)
+    }
     (median,) = costs.measure_interleaved(calls, seconds, quantiles=[0.5])["call"]
     return {
         "call_ms": 1e3 * median,
@@ -290,10 +293,9 @@ def _serve(point: Point, rows: int, seconds: float, folder: pathlib.Path) -> dic
     }
 
 
-def _calibrate(point: Point, rows: int, seconds: float, folder: pathlib.Path) -> dict:
-    del seconds, folder
+def _calibrate(point: Point, rows: int) -> dict[str, float]:
     logits, labels = _answers(rows, point)
-    macs = np.arange(1.0, point.exits + 1)
+    macs = [float(k) for k in range(1, point.exits + 1)]
     before, start = _peak_mb(), time.perf_counter()
     request = calibration.Request({"max_accuracy_drop": 0.0})
     found = calibration.calibrate(logits, labels, macs, request)
@@ -317,7 +319,11 @@ def _answers(rows: int, point: Point) -> tuple[np.ndarray, np.ndarray]:
     return logits, labels
 
 
-_MEASURES = {"export": _export, "serve": _serve, "calibrate": _calibrate}
+_MEASURES: dict[str, Callable[..., dict[str, float]]] = {
+    "export": _export,
+    "serve": _serve,
+    "calibrate": _calibrate,
+}
 
 
 def _peak_mb() -> float:

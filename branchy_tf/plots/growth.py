@@ -30,7 +30,9 @@ def growth(
     for panel, name in zip(axes, names, strict=True):
         here = [row for row in rows if row["axis"] == name]
         sizes = np.array([row["size"] for row in here], float)
-        panel.plot(sizes, sizes / sizes[0], "--", color=BLACK, linewidth=1)
+        panel.plot(
+            sizes, sizes / sizes[0], "--", color=BLACK, linewidth=1, label="linear"
+        )
         for i, (key, label) in enumerate(figures.items()):
             # One that began at nothing has no multiples.
             if not here[0][key]:
