@@ -9,7 +9,7 @@ import math
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,20 +66,6 @@ def write_text(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes rows of the same keys as a table with a head; six digits of a float."""
-    with (
-        replacing(path) as beside,
-        open(beside, "w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow(
-                {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
-            )
-
-
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as JSON: numpy values as plain ones, infinity as "inf"."""
     text = json.dumps(_encode(value), indent=2, allow_nan=False)
@@ -104,6 +90,20 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path} holds a JSON {type(value).__name__}; expected an object."
         )
     return _decode(value)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows that have the same keys as CSV: floats of 6 digits, None as nothing."""
+    with (
+        replacing(path) as beside,
+        open(beside, "w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow(
+                {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
+            )
 
 
 def _encode(value: Any) -> Any:

@@ -125,3 +125,9 @@ def test_damaged_json(tmp_path, content, expected):
 def test_missing_json(tmp_path):
     with pytest.raises(BranchyError, match="There is no file"):
         files.read_json(tmp_path / "none.json")
+
+
+def test_csv_has_a_line_for_each_row(tmp_path):
+    path = tmp_path / "some.csv"
+    files.write_csv(path, [{"a": 1, "b": 1 / 3}, {"a": "x,y", "b": None}])
+    assert path.read_text() == 'a,b\n1,0.333333\n"x,y",\n'

@@ -92,9 +92,12 @@ def _from_stage(
             return tf.zeros([0, 1], tf.int64), [*carried, thresholds]
 
         rows, (*onward, their_thresholds) = tf.cond(all_stay, everyone, staying)
-        further = _from_stage(
-            k + 1, stages, onward, their_thresholds, criterion, temperatures
-        )
+        # From the root, not inside this one: each name would hold all those above it,
+        # and the graph grow with the square of the exits.
+        with tf.name_scope(f"exit_{k + 2}/"):
+            further = _from_stage(
+                k + 1, stages, onward, their_thresholds, criterion, temperatures
+            )
 
         def merged():
             return tuple(

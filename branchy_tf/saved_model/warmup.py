@@ -8,6 +8,7 @@ that no client pays for either.
 from __future__ import annotations
 
 import pathlib
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -75,6 +76,18 @@ def read(version: pathlib.Path) -> list[predict_pb2.PredictRequest]:
         prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request
         for record in tf.data.TFRecordDataset(str(path))
     ]
+
+
+def replay(model: Any, version: pathlib.Path) -> None:
+    """Answers a version's warm-up requests, as a server does before it is ready.
+
+    Args:
+        model: the loaded version: a `SessionModel`, or what runs like one.
+        version: its folder.
+    """
+    for request in read(version):
+        arrays = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
+        model.run(request.model_spec.signature_name, arrays)
 
 
 def _example(

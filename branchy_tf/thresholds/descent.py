@@ -46,10 +46,12 @@ def refine(
 def _descend(scores: np.ndarray, value: np.ndarray, vector: np.ndarray) -> np.ndarray:
     for _ in range(_MOST_SWEEPS):
         before = vector.copy()
+        # From the last exit back: what comes before the one looked at has not moved.
+        gone = np.logical_or.accumulate(leaves(scores[:, :-1], vector), axis=1)
         # What each row is worth if it goes past the exit now looked at.
         onward = value[:, -1]
         for k in reversed(range(len(vector))):
-            reach = ~leaves(scores[:, :k], vector[:k]).any(axis=1)
+            reach = ~gone[:, k - 1] if k else np.ones(len(scores), bool)
             vector[k] = _best(scores[reach, k], (value[:, k] - onward)[reach])
             onward = np.where(leaves(scores[:, k], vector[k]), value[:, k], onward)
         if np.array_equal(vector, before):

@@ -32,7 +32,7 @@ def fit_temperature(logits: Any, labels: Any) -> float:
         (ICML 2017, arXiv 1706.04599), section 4.2.
     """
     # Not at the top: a serving client imports this package and has numpy alone.
-    from scipy import optimize, special
+    from scipy import optimize
 
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
@@ -41,10 +41,16 @@ def fit_temperature(logits: Any, labels: Any) -> float:
             f"{logits.shape} and {labels.shape}."
         )
 
+    # Once, where scipy's logsumexp would at each temperature; it takes ten times as
+    # long, and more memory, with thousands of classes.
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    own = np.take_along_axis(shifted, labels[:, None], axis=1)[:, 0]
+
     def surprise(log_temperature: float) -> float:
-        scaled = logits / math.exp(log_temperature)
-        own = np.take_along_axis(scaled, labels[:, None], axis=1)[:, 0]
-        return float((special.logsumexp(scaled, axis=1) - own).mean())
+        temperature = math.exp(log_temperature)
+        scaled = shifted / temperature
+        np.exp(scaled, out=scaled)
+        return float((np.log(scaled.sum(axis=1)) - own / temperature).mean())
 
     bounds = tuple(math.log(limit) for limit in _RANGE)
     return math.exp(optimize.minimize_scalar(surprise, bounds=bounds).x)

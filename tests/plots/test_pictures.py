@@ -52,6 +52,15 @@ def draw(path, name, many):
             for n in (1, 8, 64)
         ]
         plots.load(path, rows if many else rows[:1])
+    elif name == "growth":
+        rows = [
+            {"axis": axis, "size": n, "a": n / 7, "b": n**1.5}
+            | {"c": 0 if many and n == 1 else n, "d": None if axis == "y" else 2}
+            for axis in ("x", "y")
+            for n in (1, 8, 64)
+        ]
+        names = {"a": "a call", "b": "more than linear", "c": "memory", "d": "alike"}
+        plots.growth(path, rows if many else rows[:1], names)
     elif name == "reliability":
         plots.reliability(path, PROBABILITIES, PROBABILITIES, LABELS)
     elif name == "classes":
@@ -70,6 +79,7 @@ def draw(path, name, many):
         "frontier",
         "leaving",
         "histograms",
+        "growth",
         "reliability",
         "classes",
         "contenders",

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import figure_2
+import keras
 import numpy as np
 import odd_models
 import pytest
 import tensorflow as tf
 
 import branchy_tf
-from branchy_tf import saved_model
+from branchy_tf import exits, saved_model
 from branchy_tf.saved_model.session import SessionModel
 
 MODELS = [
@@ -133,6 +134,25 @@ def test_no_rows_give_no_answers(trained, digits, tmp_path):
     answer = session.run("all_exits", empty)
     assert answer["probabilities"].shape == (0, 2, 10)
     assert answer["scores"].shape == (0, 2)
+
+
+def test_the_graph_grows_in_step_with_the_exits():
+    sizes = [graph_bytes(number) for number in (3, 6, 12)]
+    # Names that hold those of all exits before would make it 2.9 times.
+    assert sizes[2] - sizes[1] < 2.1 * (sizes[1] - sizes[0])
+
+
+def graph_bytes(number):
+    """Size of early_exit's graph for a chain of `number` equal stages."""
+    x = values = keras.Input((4,))
+    outputs = {}
+    for k in range(1, number + 1):
+        x = keras.layers.Dense(4)(x)
+        outputs[f"exit_{k}"] = exits.logits_head(x, 3, f"exit_{k}")
+    model = keras.Model(values, outputs)
+    module = saved_model.EarlyExitModule(model, [0.5] * (number - 1))
+    graph = module.functions["early_exit"].get_concrete_function().graph
+    return graph.as_graph_def().ByteSize()
 
 
 def test_inputs_must_agree_on_the_rows(tmp_path):

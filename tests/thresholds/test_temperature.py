@@ -26,6 +26,15 @@ def test_an_exit_without_errors_stays_finite():
     assert 0.05 <= found < 0.1
 
 
+def test_large_logits_do_not_overflow():
+    logits = np.random.default_rng(1).normal(scale=3, size=(4000, 5))
+    labels = drawn_labels(logits)
+    near = thresholds.fit_temperature(5 * logits, labels)
+    with np.errstate(over="raise"):
+        far = thresholds.fit_temperature(5 * logits + 1e4, labels)
+    assert far == pytest.approx(near, rel=1e-6)
+
+
 def test_refuses_rows_that_do_not_fit():
     with pytest.raises(BranchyError, match="one row at least"):
         thresholds.fit_temperature(np.zeros((0, 3)), np.zeros(0, int))

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
-import tensorflow as tf
 from absl import logging
 
 from branchy_tf.saved_model import warmup
@@ -145,7 +144,7 @@ class Versions:
         try:
             model = self._make(folder)
             try:
-                _warm_up(model, folder)
+                warmup.replay(model, folder)
             except BaseException:
                 model.close()
                 raise
@@ -189,12 +188,6 @@ def _candidates(folders: Iterable[int], policy: Any) -> tuple[list[int], int]:
         return newest_first, len(newest_first)
     # A proto that says nothing has 0 here, and means 1.
     return newest_first, max(policy.latest.num_versions if policy is not None else 1, 1)
-
-
-def _warm_up(model: Model, folder: pathlib.Path) -> None:
-    for request in warmup.read(folder):
-        arrays = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
-        model.run(request.model_spec.signature_name, arrays)
 
 
 def _fingerprint(folder: pathlib.Path) -> tuple:
