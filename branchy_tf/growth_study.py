@@ -18,7 +18,8 @@ from absl import flags, logging
 from tabulate import tabulate
 from tqdm import tqdm
 
-from branchy_tf import command_line, comparison, files, growth, model_cards, plots
+from branchy_tf import command_line, files, growth, model_cards, plots
+from branchy_tf.comparison.machine import machine
 from branchy_tf.errors import BranchyError
 
 FLAGS = flags.FLAGS
@@ -86,10 +87,10 @@ def _text(rows: list[dict[str, Any]], steps: list[dict[str, Any]]) -> str:
         ]
         head = [axis, *(growth.FIGURES[name] for name in figures)]
         parts.append(tabulate(table, head, tablefmt="github", disable_numparse=True))
-    machine = comparison.machine()
+    found = machine()
     parts.append(
-        f"{machine['processor']}, {machine['cores']} cores; TensorFlow "
-        f"{machine['tensorflow']}, Keras {machine['keras']}; medians of {FLAGS.repeats}. "
+        f"{found['processor']}, {found['cores']} cores; TensorFlow "
+        f"{found['tensorflow']}, Keras {found['keras']}; medians of {FLAGS.repeats}. "
         "In brackets: the slope from the size before; 1 is linear."
     )
     parts.append(_verdict(steps))

@@ -21,7 +21,7 @@ from absl import flags, logging
 from tabulate import tabulate
 
 from branchy_tf import command_line, costs, data, files, training, zoo
-from branchy_tf.comparison import machine
+from branchy_tf.comparison.machine import machine
 from branchy_tf.errors import BranchyError, first_line
 from branchy_tf.training import phases, speed
 from branchy_tf.training.optimizers import OPTIMIZERS
