@@ -112,6 +112,10 @@ def compiled(phase: Phase, settings: Settings, steps: int) -> keras.Model:
         steps: of an epoch.
     """
     trainer = phase.wrap(phase.model.input, phase.model.output)
+    # Whether steps are compiled is left to Keras, which compiles none that must be
+    # deterministic on TensorFlow: on 2 cores XLA's step of B-LeNet took 2.3 times as
+    # long. Several steps to a call gained no more than the times vary, and PyTorch
+    # takes one.
     phase.compile(
         trainer,
         optimizers.build(
