@@ -13,8 +13,6 @@ import itertools
 import math
 import multiprocessing
 import pathlib
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +24,7 @@ from keras import layers
 from tensorflow.core.protobuf import saved_model_pb2
 
 from branchy_tf import calibration, costs, saved_model
+from branchy_tf.comparison.memory import resident_most
 from branchy_tf.errors import BranchyError
 from branchy_tf.exits import add_exits, exit_name, linear_head
 from branchy_tf.saved_model import warmup
@@ -327,6 +326,4 @@ _MEASURES: dict[str, Callable[..., dict[str, float]]] = {
 
 
 def _peak_mb() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # In bytes on macOS, in 1024 of them elsewhere.
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
+    return resident_most() / 1e6

@@ -15,7 +15,7 @@ from branchy_tf import costs
 from branchy_tf.comparison import contenders
 from branchy_tf.comparison.machine import machine
 from branchy_tf.comparison.processes import Process
-from branchy_tf.comparison.worker import split
+from branchy_tf.comparison.worker import rows_of_pass
 from branchy_tf.errors import BranchyError
 from branchy_tf.predictor import EarlyExitPredictor
 
@@ -88,7 +88,7 @@ def compare(
                 rows = _time(processes, batch, count, len(images), seconds)
                 common = {"batch": batch, "threads": count}
                 results += [row | common for row in rows.values()]
-                left = exits[: batch * len(split(images, batch))]
+                left = exits[: rows_of_pass(len(images), batch)]
                 reach = [(left >= k).mean() for k in range(len(thresholds) + 1)]
                 gains += [gain | common for gain in _gains(rows, reach)]
                 routing.append(common | _routing(rows, batch))
@@ -149,7 +149,7 @@ def _time(
         if batch > 1 or name != "half_exit_1"
     }
     quartiles = costs.interleave(timers, seconds, warm_up=1)
-    rows = batch * len(split(np.empty(count), batch))
+    rows = rows_of_pass(count, batch)
     return {
         name: {
             "contender": name,

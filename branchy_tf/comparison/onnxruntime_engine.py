@@ -9,11 +9,6 @@ import numpy as np
 import onnxruntime
 
 
-def load(programs: dict[str, dict[str, Any]]) -> OnnxRuntimeEngine:
-    """See `OnnxRuntimeEngine`."""
-    return OnnxRuntimeEngine(programs)
-
-
 class OnnxRuntimeEngine:
     """Contenders are .onnx files, with ONNX Runtime's own settings but for threads.
 
@@ -43,3 +38,6 @@ class OnnxRuntimeEngine:
         """See `worker.Engine`."""
         (logits,) = self.prepare(contender, [images])(0)
         return logits.argmax(axis=-1), None
+
+
+load = OnnxRuntimeEngine

@@ -11,11 +11,6 @@ import tensorflow as tf
 from branchy_tf.saved_model.session import SessionModel
 
 
-def load(programs: dict[str, dict[str, Any]]) -> TensorFlowEngine:
-    """See `TensorFlowEngine`."""
-    return TensorFlowEngine(programs)
-
-
 class TensorFlowEngine:
     """Contenders are signatures of SavedModels, with some inputs given.
 
@@ -78,3 +73,6 @@ class TensorFlowEngine:
             "serving_default", {f"x_{i}": tensor for i, tensor in enumerate(tensors)}
         )
         return [values[f"y_{i}"] for i in range(len(values))]
+
+
+load = TensorFlowEngine

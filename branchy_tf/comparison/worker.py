@@ -18,13 +18,14 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
+
+from branchy_tf.comparison.memory import resident_most, resident_now
 
 
 class Engine(Protocol):
@@ -43,11 +44,12 @@ class Engine(Protocol):
 class _Worker:
     def __init__(self, spec: dict[str, Any]) -> None:
         module = importlib.import_module(f"branchy_tf.comparison.{spec['engine']}_engine")
-        self._imports_mb = _resident("VmRSS")
+        self._imports_mb = resident_now() / 2**20
         self._images = np.load(spec["images"])
         self._engine: Engine = module.load(spec["programs"])
-        self._prepared: tuple | None = None
-        self._threads = 0
+        self._prepared: dict[str, Callable[[int], Any]] = {}
+        self._batches: list[np.ndarray] = []
+        self._batch = self._threads = 0
 
     def answer(self, contender: str, rows: int) -> dict[str, Any]:
         self._use_threads(1)
@@ -59,44 +61,37 @@ class _Worker:
 
     def time(self, contender: str, batch: int, threads: int) -> dict[str, float]:
         self._use_threads(threads)
-        key = (contender, batch, threads)
-        if self._prepared is None or self._prepared[0] != key:
-            batches = split(self._images, batch)
-            run = self._engine.prepare(contender, batches)
-            self._prepared = (key, run, len(batches))
-        _, run, count = self._prepared
+        if batch != self._batch:
+            self._batches, self._batch = split(self._images, batch), batch
+            self._prepared = {}
+        # Kept while others have their turn: to prepare a late stage runs all before it.
+        if contender not in self._prepared:
+            self._prepared[contender] = self._engine.prepare(contender, self._batches)
+        run = self._prepared[contender]
         run(0)  # untimed: brings back what the others have pushed out of the caches
         start = time.perf_counter()
-        for i in range(count):
+        for i in range(len(self._batches)):
             run(i)
         return {"seconds": time.perf_counter() - start}
 
     def memory(self) -> dict[str, float]:
-        return {"imports_mb": self._imports_mb, "peak_mb": _resident("VmHWM")}
+        return {"imports_mb": self._imports_mb, "peak_mb": resident_most() / 2**20}
 
     def _use_threads(self, count: int) -> None:
         if count != self._threads:
             self._engine.use_threads(count)
-            self._threads, self._prepared = count, None
+            self._threads, self._prepared = count, {}
 
 
 def split(images: np.ndarray, batch: int) -> list[np.ndarray]:
     """The batches of one pass; the same for every contender."""
-    count = min(len(images) // batch, max(4, min(64, 512 // batch)))
-    return [images[i * batch : (i + 1) * batch] for i in range(count)]
+    rows = rows_of_pass(len(images), batch)
+    return [images[start : start + batch] for start in range(0, rows, batch)]
 
 
-def _resident(field: str) -> float:
-    """MB of this process in memory now (VmRSS), or at most so far (VmHWM)."""
-    try:
-        with open("/proc/self/status", encoding="utf-8") as status:
-            for line in status:
-                if line.startswith(field):
-                    return int(line.split()[1]) / 1024
-    except OSError:
-        pass
-    scale = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+def rows_of_pass(images: int, batch: int) -> int:
+    """How many of so many images a pass goes through, in full batches."""
+    return batch * min(images // batch, max(4, min(64, 512 // batch)))
 
 
 def main() -> None:

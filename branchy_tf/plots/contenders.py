@@ -29,19 +29,12 @@ def contenders(path: files.Path, result: dict[str, Any]) -> None:
         for name, (label, marker, color) in _LINES.items():
             rows = _rows(result["results"], contender=name, threads=count)
             if rows:
-                _line(panel, rows, "ms_per_image", label, marker, color)
+                _line(panel, rows, label, marker, color)
+        early = _rows(result["results"], contender="early_exit", threads=count)
+        measured = {row["batch"]: row["ms_per_image"] for row in early}
         ideal = [
-            {
-                "batch": gain["batch"],
-                "ms": gain["share_of_ideal"] * row["ms_per_image"],
-            }
+            gain | {"ms": gain["share_of_ideal"] * measured[gain["batch"]]}
             for gain in _rows(result["gains"], over="keras_export", threads=count)
-            for row in _rows(
-                result["results"],
-                contender="early_exit",
-                threads=count,
-                batch=gain["batch"],
-            )
         ]
         panel.plot(*_points(ideal, "ms"), ":", color=GREEN, label="ideal")
         batches = sorted({row["batch"] for row in result["results"]})
@@ -53,8 +46,8 @@ def contenders(path: files.Path, result: dict[str, Any]) -> None:
     save(figure, path)
 
 
-def _line(panel: Any, rows: list, key: str, label: str, marker: str, color: str) -> None:
-    at, values = _points(rows, key)
+def _line(panel: Any, rows: list, label: str, marker: str, color: str) -> None:
+    at, values = _points(rows, "ms_per_image")
     panel.plot(at, values, marker=marker, color=color, label=label)
     panel.fill_between(
         at, _points(rows, "low")[1], _points(rows, "high")[1], color=color, alpha=0.2

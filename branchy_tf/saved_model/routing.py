@@ -15,6 +15,7 @@ from typing import Any
 import tensorflow as tf
 
 from branchy_tf.confidence import probabilities_and_scores
+from branchy_tf.exits import exit_name
 from branchy_tf.saved_model.freezing import StageFunction
 from branchy_tf.thresholds import leaves
 
@@ -94,7 +95,7 @@ def _from_stage(
         rows, (*onward, their_thresholds) = tf.cond(all_stay, everyone, staying)
         # From the root, not inside this one: each name would hold all those above it,
         # and the graph grow with the square of the exits.
-        with tf.name_scope(f"exit_{k + 2}/"):
+        with tf.name_scope(f"{exit_name(k + 2)}/"):
             further = _from_stage(
                 k + 1, stages, onward, their_thresholds, criterion, temperatures
             )
