@@ -71,10 +71,12 @@ class EmbeddedServer:
         options.check()
         running = options.grpc_max_threads or THREADS
         admission = Admission(running, WAITING_PER_THREAD * running)
+        threads = admission.places + SPARE_THREADS
         self._server = grpc.server(
-            futures.ThreadPoolExecutor(
-                admission.places + SPARE_THREADS, thread_name_prefix="request"
-            ),
+            futures.ThreadPoolExecutor(threads, thread_name_prefix="request"),
+            # Beyond, grpc refuses by itself, before it has read a message: cheaper, when
+            # even refusing takes all threads, but not counted.
+            maximum_concurrent_rpcs=threads,
             options=[
                 # Otherwise a second server would silently share the port.
                 ("grpc.so_reuseport", 0),
