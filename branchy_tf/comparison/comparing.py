@@ -60,8 +60,8 @@ def compare(
 
     Returns:
         The content of benchmark.json. Beside the contract's: `left_out` {peer: why},
-        `memory` of each process [{"contender", "imports_mb", "peak_mb"}], `routing`
-        [{"batch", "threads", "last_over_unrouted", "first_over_stage",
+        `memory` of each process [{"contender", "threads", "imports_mb", "peak_mb"}],
+        `routing` [{"batch", "threads", "last_over_unrouted", "first_over_stage",
         "first_extra_us"}], and the contenders `half_exit_1` (every other row leaves at
         exit_1, the others go to the end) and `unrouted` (the frozen network with its
         branches but no routing).
@@ -70,36 +70,38 @@ def compare(
         BranchyError: a process ended, or a contender gives other answers than the
             predictor.
     """
-    progress("starting the contenders")
-    processes, left_out = contenders.start(
+    progress("writing the contenders")
+    programs, left_out = contenders.write(
         model, images, thresholds, criterion, temperatures, folder, peers
     )
+    predictor = EarlyExitPredictor(model, thresholds, criterion, temperatures)
     results: list[dict[str, Any]] = []
     gains: list[dict[str, Any]] = []
     routing: list[dict[str, Any]] = []
-    try:
-        exits = _check_answers(
-            processes, EarlyExitPredictor(model, thresholds, criterion, temperatures),
-            images,
-        )  # fmt: skip
-        for count in threads:
+    memory: list[dict[str, Any]] = []
+    for count in threads:
+        progress(f"starting the contenders, {count} threads")
+        processes, not_started = contenders.start(programs, count, folder)
+        left_out |= not_started
+        try:
+            exits = _check_answers(processes, predictor, images)
             for batch in batch_sizes:
                 progress(f"batch {batch}, {count} threads")
-                rows = _time(processes, batch, count, len(images), seconds)
+                rows = _time(processes, batch, len(images), seconds)
                 common = {"batch": batch, "threads": count}
                 results += [row | common for row in rows.values()]
                 left = exits[: rows_of_pass(len(images), batch)]
                 reach = [(left >= k).mean() for k in range(len(thresholds) + 1)]
                 gains += [gain | common for gain in _gains(rows, reach)]
                 routing.append(common | _routing(rows, batch))
-        memory = [
-            {"contender": name} | processes[name].ask("memory")
-            for name in ("early_exit", *OTHERS)
-            if name in processes
-        ]
-    finally:
-        for process in processes.values():
-            process.close()
+            memory += [
+                {"contender": name, "threads": count} | processes[name].ask("memory")
+                for name in ("early_exit", *OTHERS)
+                if name in processes
+            ]
+        finally:
+            for process in processes.values():
+                process.close()
     return {
         "machine": machine(),
         "results": results,
@@ -135,11 +137,11 @@ def _check_answers(
 
 
 def _time(
-    processes: dict[str, Process], batch: int, threads: int, count: int, seconds: float
+    processes: dict[str, Process], batch: int, count: int, seconds: float
 ) -> dict[str, dict[str, Any]]:
     def timer(process: Process, contender: str) -> float:
         time.sleep(_PAUSE)
-        answer = process.ask("time", contender=contender, batch=batch, threads=threads)
+        answer = process.ask("time", contender=contender, batch=batch)
         return answer["seconds"]
 
     timers = {

@@ -21,7 +21,11 @@ from branchy_tf.thresholds import forcing
 PEERS = {"onnxruntime": ("onnxruntime", "tf2onnx"), "pytorch": ("torch",)}
 
 
-def start(
+# {process: (its engine, {contender: what the engine must know of it})}.
+Programs = dict[str, tuple[str, dict[str, Any]]]
+
+
+def write(
     model: keras.Model,
     images: np.ndarray,
     thresholds: Sequence[float],
@@ -29,17 +33,18 @@ def start(
     temperatures: Sequence[float] | None,
     folder: pathlib.Path,
     peers: Sequence[str],
-) -> tuple[dict[str, Process], dict[str, str]]:
-    """Writes every contender into `folder` and starts the processes that hold them.
+) -> tuple[Programs, dict[str, str]]:
+    """Writes every contender into `folder`.
 
     Returns:
-        `({contender: its process}, {peer left out: why})`. Some share a process: what
-        is one program asked in several ways, and the parts that the ideal is made of.
+        `({process: what it is to hold}, {peer left out: why})`. Some share a process:
+        what is one program asked in several ways, and the parts that the ideal is made
+        of.
     """
     np.save(folder / "images.npy", images)
     baseline = exits.baseline(model)
     temperatures = temperatures or [1.0] * len(exits.exit_names(model))
-    programs = {
+    programs: Programs = {
         "keras_export": ("tensorflow", _keras_export(baseline, folder)),
         "frozen": ("tensorflow", _frozen(baseline, folder)),
         "early_exit": (
@@ -65,14 +70,26 @@ def start(
             left_out[peer] = str(error)
         else:
             programs[peer] = (peer, held)
+    return programs, left_out
 
+
+def start(
+    programs: Programs, threads: int, folder: pathlib.Path
+) -> tuple[dict[str, Process], dict[str, str]]:
+    """Starts the processes that hold what `write` has written.
+
+    Returns:
+        `({contender: its process}, {peer left out: why})`.
+    """
     processes: dict[str, Process] = {}
+    left_out = {}
     try:
         for name, (engine, held) in programs.items():
             spec = {
                 "engine": engine,
                 "programs": held,
                 "images": str(folder / "images.npy"),
+                "threads": threads,
             }
             # There Keras must do without TensorFlow: two engines in one process
             # would share neither threads nor memory well.

@@ -14,15 +14,12 @@ class OnnxRuntimeEngine:
 
     Args:
         programs: `{contender: {"path"}}`.
+        threads: inside an operation, and operations at a time.
     """
 
-    def __init__(self, programs: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, programs: dict[str, dict[str, Any]], threads: int) -> None:
         self._programs = programs
-        self._threads = 1
-
-    def use_threads(self, count: int) -> None:
-        """From now on."""
-        self._threads = count
+        self._threads = threads
 
     def prepare(self, contender: str, batches: list[np.ndarray]) -> Callable[[int], Any]:
         """See `worker.Engine`."""

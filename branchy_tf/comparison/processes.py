@@ -20,7 +20,7 @@ class Process:
 
     Args:
         name: what messages call it.
-        spec: {"engine", "programs", "images"}, see `worker`.
+        spec: {"engine", "programs", "images", "threads"}, see `worker`.
         folder: for its files.
         environment: variables to set in it.
     """

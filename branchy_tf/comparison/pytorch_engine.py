@@ -11,12 +11,13 @@ import torch
 from branchy_tf.comparison.pytorch_layers import Network
 
 
-def load(programs: dict[str, dict[str, Any]]) -> PyTorchEngine:
+def load(programs: dict[str, dict[str, Any]], threads: int) -> PyTorchEngine:
     """See `PyTorchEngine`; this process has Keras on PyTorch, without TensorFlow."""
     import keras
 
     from branchy_tf import stages
 
+    torch.set_num_threads(threads)
     networks = {}
     for contender, program in programs.items():
         model = keras.models.load_model(program["path"], compile=False)
@@ -30,10 +31,6 @@ class PyTorchEngine:
 
     def __init__(self, networks: dict[str, EarlyExit]) -> None:
         self._networks = networks
-
-    def use_threads(self, count: int) -> None:
-        """From now on."""
-        torch.set_num_threads(count)
 
     def prepare(self, contender: str, batches: list[np.ndarray]) -> Callable[[int], Any]:
         """See `worker.Engine`."""

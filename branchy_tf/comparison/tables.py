@@ -23,6 +23,7 @@ _ROUTING = {
 }
 _MEMORY = {
     "contender": "process",
+    "threads": "threads",
     "imports_mb": "MB after imports",
     "peak_mb": "MB at most",
 }

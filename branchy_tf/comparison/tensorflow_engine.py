@@ -18,18 +18,13 @@ class TensorFlowEngine:
         programs: `{contender: {"path", "signature", "thresholds": rows to repeat down
             the batch (or absent), "behind": the paths of the stages before (or
             absent)}}`.
+        threads: inside an operation, and operations at a time.
     """
 
-    def __init__(self, programs: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, programs: dict[str, dict[str, Any]], threads: int) -> None:
         self._programs = programs
+        self._threads = threads
         self._loaded: dict[str, SessionModel] = {}
-        self._threads = 1
-
-    def use_threads(self, count: int) -> None:
-        """From now on; sessions are loaded anew."""
-        for session in self._loaded.values():
-            session.close()
-        self._loaded, self._threads = {}, count
 
     def prepare(self, contender: str, batches: list[np.ndarray]) -> Callable[[int], Any]:
         """See `worker.Engine`."""

@@ -5,9 +5,12 @@ Requests and answers are lines of JSON, on stdin and stdout:
 | request | answer |
 | --- | --- |
 | {"do": "answer", "contender", "rows"} | {"labels": [rows], "exits": [rows] or null} |
-| {"do": "time", "contender", "batch", "threads"} | {"seconds": of one pass} |
+| {"do": "time", "contender", "batch"} | {"seconds": of one pass} |
 | {"do": "memory"} | {"imports_mb", "peak_mb"} |
 | {"do": "load"} | {} once the program is loaded, or {"error"} |
+
+The number of threads is the process's, for good: TensorFlow keeps the pool of threads
+that its first session has asked for, whatever later ones ask.
 
 A pass goes through some batches of real images. Early exit takes long for some and
 short for others, so the median of single batches would say nothing of their mean.
@@ -31,9 +34,6 @@ from branchy_tf.comparison.memory import resident_most, resident_now
 class Engine(Protocol):
     """What runs the contenders of one process."""
 
-    def use_threads(self, count: int) -> None:
-        """From now on."""
-
     def prepare(self, contender: str, batches: list[np.ndarray]) -> Callable[[int], Any]:
         """A function that runs batch i; only what it does is timed."""
 
@@ -46,21 +46,19 @@ class _Worker:
         module = importlib.import_module(f"branchy_tf.comparison.{spec['engine']}_engine")
         self._imports_mb = resident_now() / 2**20
         self._images = np.load(spec["images"])
-        self._engine: Engine = module.load(spec["programs"])
+        self._engine: Engine = module.load(spec["programs"], spec["threads"])
         self._prepared: dict[str, Callable[[int], Any]] = {}
         self._batches: list[np.ndarray] = []
-        self._batch = self._threads = 0
+        self._batch = 0
 
     def answer(self, contender: str, rows: int) -> dict[str, Any]:
-        self._use_threads(1)
         labels, exits = self._engine.answer(contender, self._images[:rows])
         return {
             "labels": np.asarray(labels).tolist(),
             "exits": None if exits is None else np.asarray(exits).tolist(),
         }
 
-    def time(self, contender: str, batch: int, threads: int) -> dict[str, float]:
-        self._use_threads(threads)
+    def time(self, contender: str, batch: int) -> dict[str, float]:
         if batch != self._batch:
             self._batches, self._batch = split(self._images, batch), batch
             self._prepared = {}
@@ -76,11 +74,6 @@ class _Worker:
 
     def memory(self) -> dict[str, float]:
         return {"imports_mb": self._imports_mb, "peak_mb": resident_most() / 2**20}
-
-    def _use_threads(self, count: int) -> None:
-        if count != self._threads:
-            self._engine.use_threads(count)
-            self._threads, self._prepared = count, {}
 
 
 def split(images: np.ndarray, batch: int) -> list[np.ndarray]:

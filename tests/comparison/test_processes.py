@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pathlib
+
 import numpy as np
 import pytest
 import small
@@ -14,7 +16,8 @@ IMAGES = small.dataset().train.images
 
 def test_what_cannot_be_loaded_is_said_in_one_line(tmp_path):
     np.save(tmp_path / "images.npy", IMAGES)
-    spec = {"engine": "no", "programs": {}, "images": str(tmp_path / "images.npy")}
+    spec = {"engine": "no", "programs": {}, "threads": 1}
+    spec["images"] = str(tmp_path / "images.npy")
     process = Process("peer", spec, tmp_path)
     try:
         with pytest.raises(BranchyError, match=r"^peer failed: ModuleNotFoundError: .+"):
@@ -34,16 +37,19 @@ def test_a_process_that_ends_is_noticed(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def started(tmp_path_factory):
-    processes, left_out = contenders.start(
-        small.model(),
-        IMAGES,
-        [1.0],
-        "entropy",
-        [1.0, 2.0],
-        tmp_path_factory.mktemp("contenders"),
-        ["onnxruntime"],
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("contenders")
+    programs, left_out = contenders.write(
+        small.model(), IMAGES, [1.0], "entropy", [1.0, 2.0], folder, ["onnxruntime"]
     )
+    assert left_out == {}
+    return programs, folder
+
+
+@pytest.fixture(scope="module")
+def started(written):
+    programs, folder = written
+    processes, left_out = contenders.start(programs, 1, folder)
     assert left_out == {}
     yield processes
     for process in processes.values():
@@ -80,23 +86,40 @@ def test_contenders_answer_as_the_predictor_does(started):
 
 def test_passes_are_timed_and_memory_is_told(started):
     for name in ("early_exit", "stage_2", "onnxruntime"):
-        for threads in (2, 1):
-            answer = started[name].ask("time", contender=name, batch=8, threads=threads)
+        for batch in (8, 3):
+            answer = started[name].ask("time", contender=name, batch=batch)
             assert 0 < answer["seconds"] < 10
         memory = started[name].ask("memory")
         assert 10 < memory["imports_mb"] <= memory["peak_mb"] < 10_000
     with pytest.raises(BranchyError, match="early_exit failed: KeyError"):
-        started["early_exit"].ask("time", contender="no", batch=8, threads=1)
+        started["early_exit"].ask("time", contender="no", batch=8)
 
 
 def test_a_peer_that_is_not_installed_is_left_out(tmp_path, monkeypatch):
     monkeypatch.setitem(contenders.PEERS, "pytorch", ("no_such_package",))
-    processes, left_out = contenders.start(
+    programs, left_out = contenders.write(
         small.model(), IMAGES, [1.0], "entropy", None, tmp_path, ["pytorch"]
     )
-    for process in processes.values():
-        process.close()
     assert left_out == {
         "pytorch": "no_such_package not installed: pip install branchy_tf[peers]"
     }
-    assert "pytorch" not in processes
+    assert "pytorch" not in programs
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/task").is_dir(), reason="needs /proc")
+def test_the_number_of_threads_is_that_of_the_process(written):
+    """Once TensorFlow has threads it keeps them, whatever a later session asks for."""
+    programs, folder = written
+    counts = {}
+    for threads in (1, 5):
+        processes, _ = contenders.start(
+            {"early_exit": programs["early_exit"]}, threads, folder
+        )
+        process = processes["early_exit"]
+        try:
+            process.ask("answer", contender="early_exit", rows=8)
+            tasks = pathlib.Path(f"/proc/{process._process.pid}/task")
+            counts[threads] = len(list(tasks.iterdir()))
+        finally:
+            process.close()
+    assert counts[5] >= counts[1] + 4

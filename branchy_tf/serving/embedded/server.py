@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent import futures
 from typing import Any
 
@@ -19,10 +20,12 @@ from branchy_tf.serving.embedded.refusals import Refusal
 from branchy_tf.serving.embedded.service import ModelService, PredictionService
 from branchy_tf.serving.options import ServerOptions
 
-# Requests at a time. Waiting ones cost little, and batching lives on them.
-THREADS = 64
-# As many again may wait for each of those.
-WAITING_PER_THREAD = 1
+# Requests that run at a time for each core, as TF Serving has it. More only take turns
+# with each other, and all are answered late.
+RUNNING_PER_CORE = 4
+# With batching those at a time, because a batch is made of requests that run; and those
+# that wait for their turn, with or without.
+HELD = 64
 # For what is short: probes, and telling requests that there is no place for them.
 SPARE_THREADS = 8
 
@@ -69,8 +72,13 @@ class EmbeddedServer:
 
     def _set_up(self, options: ServerOptions) -> None:
         options.check()
-        running = options.grpc_max_threads or THREADS
-        admission = Admission(running, WAITING_PER_THREAD * running)
+        alone = (
+            HELD if options.enable_batching else RUNNING_PER_CORE * (os.cpu_count() or 1)
+        )
+        admission = Admission(
+            running=options.grpc_max_threads or alone,
+            waiting=options.grpc_max_threads or HELD,
+        )
         threads = admission.places + SPARE_THREADS
         self._server = grpc.server(
             futures.ThreadPoolExecutor(threads, thread_name_prefix="request"),
