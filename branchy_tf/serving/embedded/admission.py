@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import threading
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ class Admission:
     def __init__(self, running: int, waiting: int) -> None:
         self.places = running + waiting
         self._places = threading.Semaphore(self.places)
-        self._turns = threading.Semaphore(running)
+        self._turns = Turns(running)
 
     @contextlib.contextmanager
     def turn(self, context: grpc.ServicerContext) -> Iterator[None]:
@@ -43,7 +44,7 @@ class Admission:
                 f"The server holds {self.places} requests and takes no more for now.",
             )
         try:
-            in_time = self._turns.acquire(timeout=_left(context))
+            in_time = self._turns.take(_left(context))
             try:
                 if not in_time or not context.is_active():
                     raise Refusal(
@@ -52,12 +53,54 @@ class Admission:
                 yield
             finally:
                 if in_time:
-                    self._turns.release()
+                    self._turns.give_back()
         finally:
             self._places.release()
 
 
-def _left(context: grpc.ServicerContext) -> float | None:
-    """Seconds until the deadline, where there is one that a lock can wait for."""
+class Turns:
+    """A semaphore that serves who came first.
+
+    With `threading.Semaphore` whoever comes just then gets what has become free, before
+    a thread that waits has woken up: under load some waited several times too long.
+
+    Args:
+        count: turns at a time.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._queue: collections.deque[threading.Lock] = collections.deque()
+        self._lock = threading.Lock()
+
+    def take(self, timeout: float) -> bool:
+        """Waits for a turn, at most `timeout` seconds; -1: for ever. Whether it came."""
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return True
+            called = threading.Lock()
+            called.acquire()
+            self._queue.append(called)
+        if called.acquire(timeout=timeout):
+            return True
+        with self._lock:
+            try:
+                self._queue.remove(called)
+            except ValueError:
+                return True  # called at the last moment
+            return False
+
+    def give_back(self) -> None:
+        """Hands a turn to who has waited longest."""
+        with self._lock:
+            if self._queue:
+                self._queue.popleft().release()
+            else:
+                self._free += 1
+
+
+def _left(context: grpc.ServicerContext) -> float:
+    """Seconds until the deadline, as far as a lock can wait; -1: there is none."""
     left = context.time_remaining()
-    return None if left is None else min(max(left, 0.0), threading.TIMEOUT_MAX)
+    return -1 if left is None else min(max(left, 0.0), threading.TIMEOUT_MAX)
