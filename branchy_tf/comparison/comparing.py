@@ -18,6 +18,7 @@ from branchy_tf.comparison.processes import Process
 from branchy_tf.comparison.worker import rows_of_pass
 from branchy_tf.errors import BranchyError
 from branchy_tf.predictor import EarlyExitPredictor
+from branchy_tf.results import Predictions
 
 # What early exit is measured against.
 OTHERS = ("keras_export", "frozen", "onnxruntime", "pytorch")
@@ -74,23 +75,24 @@ def compare(
     programs, left_out = contenders.write(
         model, images, thresholds, criterion, temperatures, folder, peers
     )
-    predictor = EarlyExitPredictor(model, thresholds, criterion, temperatures)
+    answers, full = _expected(
+        EarlyExitPredictor(model, thresholds, criterion, temperatures), images
+    )
     results: list[dict[str, Any]] = []
     gains: list[dict[str, Any]] = []
     routing: list[dict[str, Any]] = []
     memory: list[dict[str, Any]] = []
     for count in threads:
         progress(f"starting the contenders, {count} threads")
-        processes, not_started = contenders.start(programs, count, folder)
-        left_out |= not_started
-        try:
-            exits = _check_answers(processes, predictor, images)
+        with contenders.started(programs, count, folder) as (processes, not_started):
+            left_out |= not_started
+            _check_answers(processes, answers, full)
             for batch in batch_sizes:
                 progress(f"batch {batch}, {count} threads")
                 rows = _time(processes, batch, len(images), seconds)
                 common = {"batch": batch, "threads": count}
                 results += [row | common for row in rows.values()]
-                left = exits[: rows_of_pass(len(images), batch)]
+                left = answers.exits[: rows_of_pass(len(images), batch)]
                 reach = [(left >= k).mean() for k in range(len(thresholds) + 1)]
                 gains += [gain | common for gain in _gains(rows, reach)]
                 routing.append(common | _routing(rows, batch))
@@ -99,9 +101,6 @@ def compare(
                 for name in ("early_exit", *OTHERS)
                 if name in processes
             ]
-        finally:
-            for process in processes.values():
-                process.close()
     return {
         "machine": machine(),
         "results": results,
@@ -112,13 +111,18 @@ def compare(
     }
 
 
-def _check_answers(
-    processes: dict[str, Process], predictor: EarlyExitPredictor, images: np.ndarray
-) -> np.ndarray:
-    """That all compute the same; where each image leaves."""
-    answers = predictor.predict(images)
+def _expected(
+    predictor: EarlyExitPredictor, images: np.ndarray
+) -> tuple[Predictions, np.ndarray]:
+    """The routed answers to all images; the whole network's labels of the first ones."""
     probabilities, _ = predictor.all_exits(images[:_CHECKED_ROWS])
-    full = probabilities[:, -1].argmax(axis=-1)
+    return predictor.predict(images), probabilities[:, -1].argmax(axis=-1)
+
+
+def _check_answers(
+    processes: dict[str, Process], answers: Predictions, full: np.ndarray
+) -> None:
+    """That all compute the same."""
     for name in ("early_exit", *OTHERS):
         if name not in processes:
             continue
@@ -133,7 +137,6 @@ def _check_answers(
                 f"{name} answers {agree.sum()} of {len(full)} images as the predictor "
                 "does: it computes something else, and its times mean nothing."
             )
-    return answers.exits
 
 
 def _time(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -73,17 +74,17 @@ def write(
     return programs, left_out
 
 
-def start(
+@contextlib.contextmanager
+def started(
     programs: Programs, threads: int, folder: pathlib.Path
-) -> tuple[dict[str, Process], dict[str, str]]:
-    """Starts the processes that hold what `write` has written.
+) -> Iterator[tuple[dict[str, Process], dict[str, str]]]:
+    """The processes that hold what `write` has written, ended with the context.
 
-    Returns:
-        `({contender: its process}, {peer left out: why})`.
+    Gives `({contender: its process}, {peer left out: why})`.
     """
     processes: dict[str, Process] = {}
     left_out = {}
-    try:
+    with contextlib.ExitStack() as ended:
         for name, (engine, held) in programs.items():
             spec = {
                 "engine": engine,
@@ -95,6 +96,7 @@ def start(
             # would share neither threads nor memory well.
             backend = "torch" if engine == "pytorch" else "tensorflow"
             process = Process(name, spec, folder, {"KERAS_BACKEND": backend})
+            ended.callback(process.close)
             processes |= dict.fromkeys(held, process)
         for peer in list(processes.keys() & set(PEERS)):
             try:
@@ -102,11 +104,7 @@ def start(
             except BranchyError as error:
                 left_out[peer] = str(error)
                 processes.pop(peer).close()
-    except BaseException:
-        for process in processes.values():
-            process.close()
-        raise
-    return processes, left_out
+        yield processes, left_out
 
 
 def _keras_export(baseline: keras.Model, folder: pathlib.Path) -> dict[str, Any]:

@@ -22,7 +22,8 @@ class SessionModel:
 
     Args:
         path: folder of the version, with saved_model.pb.
-        intra_op_threads: threads inside one operation; 0: one for each core.
+        intra_op_threads: threads inside one operation; 0: one for each core. The first
+            session of a process decides for all later ones.
         inter_op_threads: operations at a time; 0: one for each core.
 
     Attributes:
@@ -41,7 +42,7 @@ class SessionModel:
         config = tf.compat.v1.ConfigProto(
             intra_op_parallelism_threads=intra_op_threads,
             inter_op_parallelism_threads=inter_op_threads,
-            # Without it, sessions of one process share the first one's threads.
+            # Without it, sessions share the first one's threads between operations too.
             use_per_session_threads=bool(intra_op_threads or inter_op_threads),
         )
         self._session = tf.compat.v1.Session(graph=self.graph, config=config)

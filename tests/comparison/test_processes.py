@@ -16,8 +16,8 @@ IMAGES = small.dataset().train.images
 
 def test_what_cannot_be_loaded_is_said_in_one_line(tmp_path):
     np.save(tmp_path / "images.npy", IMAGES)
-    spec = {"engine": "no", "programs": {}, "threads": 1}
-    spec["images"] = str(tmp_path / "images.npy")
+    images = str(tmp_path / "images.npy")
+    spec = {"engine": "no", "programs": {}, "images": images, "threads": 1}
     process = Process("peer", spec, tmp_path)
     try:
         with pytest.raises(BranchyError, match=r"^peer failed: ModuleNotFoundError: .+"):
@@ -49,11 +49,9 @@ def written(tmp_path_factory):
 @pytest.fixture(scope="module")
 def started(written):
     programs, folder = written
-    processes, left_out = contenders.start(programs, 1, folder)
-    assert left_out == {}
-    yield processes
-    for process in processes.values():
-        process.close()
+    with contenders.started(programs, 1, folder) as (processes, left_out):
+        assert left_out == {}
+        yield processes
 
 
 def test_contenders_answer_as_the_predictor_does(started):
@@ -110,16 +108,12 @@ def test_a_peer_that_is_not_installed_is_left_out(tmp_path, monkeypatch):
 def test_the_number_of_threads_is_that_of_the_process(written):
     """Once TensorFlow has threads it keeps them, whatever a later session asks for."""
     programs, folder = written
+    alone = {"early_exit": programs["early_exit"]}
     counts = {}
     for threads in (1, 5):
-        processes, _ = contenders.start(
-            {"early_exit": programs["early_exit"]}, threads, folder
-        )
-        process = processes["early_exit"]
-        try:
+        with contenders.started(alone, threads, folder) as (processes, _):
+            process = processes["early_exit"]
             process.ask("answer", contender="early_exit", rows=8)
             tasks = pathlib.Path(f"/proc/{process._process.pid}/task")
             counts[threads] = len(list(tasks.iterdir()))
-        finally:
-            process.close()
     assert counts[5] >= counts[1] + 4

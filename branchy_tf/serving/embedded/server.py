@@ -72,13 +72,7 @@ class EmbeddedServer:
 
     def _set_up(self, options: ServerOptions) -> None:
         options.check()
-        alone = (
-            HELD if options.enable_batching else RUNNING_PER_CORE * (os.cpu_count() or 1)
-        )
-        admission = Admission(
-            running=options.grpc_max_threads or alone,
-            waiting=options.grpc_max_threads or HELD,
-        )
+        admission = _admission(options)
         threads = admission.places + SPARE_THREADS
         self._server = grpc.server(
             futures.ThreadPoolExecutor(threads, thread_name_prefix="request"),
@@ -139,6 +133,14 @@ class EmbeddedServer:
 
     def __exit__(self, *exception: object) -> None:
         self.stop()
+
+
+def _admission(options: ServerOptions) -> Admission:
+    if options.grpc_max_threads:
+        return Admission(options.grpc_max_threads, options.grpc_max_threads)
+    if options.enable_batching:
+        return Admission(HELD, HELD)
+    return Admission(RUNNING_PER_CORE * (os.cpu_count() or 1), HELD)
 
 
 def _listen(server: grpc.Server, options: ServerOptions) -> int:
