@@ -77,7 +77,8 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
     "tensorflow_inter_op_parallelism",
     0,
-    "Operations at a time; 0: one for each core; -1: each request in its own thread.",
+    "Operations at a time; -1: each request in its own thread; 0: one for each core, or "
+    "with the embedded server -1.",
     lower_bound=-1,
 )
 flags.DEFINE_integer(

@@ -18,7 +18,8 @@ class TensorFlowEngine:
         programs: `{contender: {"path", "signature", "thresholds": rows to repeat down
             the batch (or absent), "behind": the paths of the stages before (or
             absent)}}`.
-        threads: inside an operation, and operations at a time.
+        threads: inside an operation; operations run one after the other, in the thread
+            that calls, as serving/ has it.
     """
 
     def __init__(self, programs: dict[str, dict[str, Any]], threads: int) -> None:
@@ -42,7 +43,7 @@ class TensorFlowEngine:
 
     def _session(self, path: str) -> SessionModel:
         if path not in self._loaded:
-            self._loaded[path] = SessionModel(path, self._threads, self._threads)
+            self._loaded[path] = SessionModel(path, self._threads)
         return self._loaded[path]
 
     def _feeds(self, program: dict[str, Any], images: np.ndarray) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Each stage lies inside the branch that is taken only if a row still needs it,
 so rows that have left cost nothing. What a gate costs when nothing is decided
-by it: softmax, score, one comparison, `reduce_any` and a branch. Rows are
+by it: softmax, score, one comparison, `reduce_all` and a branch. Rows are
 gathered only where some leave and some stay; a batch of one row, or one in
 which all rows agree, is passed on as it is.
 """
@@ -77,22 +77,22 @@ def _from_stage(
     here = (probabilities, exits, scores)
     if k == len(stages) - 1:
         return here
-    # Not tf.logical_not: the optimiser makes `not (score < t)` into `score >= t`,
-    # which is wrong for NaN.
-    stays = tf.equal(tf.cast(leaves(scores, thresholds[:, k]), tf.int32), 0)
+    gone = leaves(scores, thresholds[:, k])
 
     def go_on():
-        all_stay = tf.reduce_all(stays)
+        some_leave = tf.reduce_any(gone)
 
         def staying():
-            rows = tf.where(stays)
+            # Not tf.logical_not: the optimiser makes `not (score < t)` into
+            # `score >= t`, which is wrong for NaN.
+            rows = tf.where(tf.equal(tf.cast(gone, tf.int32), 0))
             index = rows[:, 0]
             return rows, [tf.gather(t, index) for t in (*carried, thresholds)]
 
         def everyone():
             return tf.zeros([0, 1], tf.int64), [*carried, thresholds]
 
-        rows, (*onward, their_thresholds) = tf.cond(all_stay, everyone, staying)
+        rows, (*onward, their_thresholds) = tf.cond(some_leave, staying, everyone)
         # From the root, not inside this one: each name would hold all those above it,
         # and the graph grow with the square of the exits.
         with tf.name_scope(f"{exit_name(k + 2)}/"):
@@ -106,9 +106,9 @@ def _from_stage(
                 for before, after in zip(here, further, strict=True)
             )
 
-        return tf.cond(all_stay, lambda: further, merged)
+        return tf.cond(some_leave, merged, lambda: further)
 
-    return tf.cond(tf.reduce_any(stays), go_on, lambda: here)
+    return tf.cond(tf.reduce_all(gone), lambda: here, go_on)
 
 
 def all_exits(

@@ -34,8 +34,9 @@ class ServerOptions:
         batching_parameters_file: BatchingParameters for that.
         ssl_config_file: an SSLConfig, of gRPC.
         tensorflow_intra_op_parallelism: threads inside an operation; 0: automatic.
-        tensorflow_inter_op_parallelism: operations at a time; 0: automatic; -1: each
-            request in its own thread.
+        tensorflow_inter_op_parallelism: operations at a time; -1: each request in its
+            own thread; 0: automatic, which is one for each core in TF Serving and -1 in
+            the embedded server.
         grpc_max_threads: requests at a time; 0: the server's own choice.
         max_message_bytes: size of the largest request, of the embedded server;
             0: what protobuf can hold, 2 GiB.

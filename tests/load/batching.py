@@ -1,13 +1,17 @@
 """What batching in the server brings: throughput with it over throughput without.
 
-Two servers of one model, one with --enable_batching, are asked in turn. Exact command:
+Two servers of one model, one with --enable_batching, are asked in turn. A batch saves
+nothing but work inside the engine; how much that is, is measured beside, in process and
+with one thread. Exact command:
 
   python tests/load/batching.py --export=exports/branchy_resnet --callers=32 \
-    --batching_parameters_file=serving/batching.config
+    --batching_parameters_file=serving/batching.config \
+    --server_flags=--tensorflow_intra_op_parallelism=1
 """
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import tempfile
 from collections.abc import Sequence
@@ -16,6 +20,8 @@ import exported
 import lab
 import numpy as np
 
+from branchy_tf import costs
+from branchy_tf.saved_model.session import SessionModel
 from branchy_tf.serving import load
 
 _LEAST_GAIN = 1.5
@@ -62,14 +68,33 @@ def run(
                     rates[way].append(outcome.summary()["requests_per_second"])
     off, on = (float(np.median(rates[way])) for way in ("off", "on"))
     gain = on / off
+    alone, together = _in_process(exported.newest(export), images[:callers])
     found = lab.Findings(
         f"{callers} callers, one image each: {off:.0f} requests/s without batching, "
-        f"{on:.0f} with, {gain:.2f} times as many (at least {_LEAST_GAIN:g} wanted).",
-        {"off": off, "on": on, "gain": gain},
+        f"{on:.0f} with, {gain:.2f} times as many (at least {_LEAST_GAIN:g} wanted). In "
+        f"process an image takes {1e3 * alone:.3f} ms alone and {1e3 * together:.3f} ms "
+        f"in a batch of {callers}: {alone / together:.2f} times is the most there is.",
+        {"off": off, "on": on, "gain": gain, "most": alone / together},
     )
     found.require(not errors, f"requests failed: {errors}")
     found.require(gain >= _LEAST_GAIN, f"batching brings {gain:.2f} times")
     return found
+
+
+def _in_process(version: pathlib.Path, images: np.ndarray) -> tuple[float, float]:
+    """Seconds for each of the images, one by one and in one batch."""
+    model = SessionModel(version, intra_op_threads=1)
+    (name,) = {*model.signatures["early_exit"].inputs} - {"thresholds"}
+
+    def run(rows: int) -> None:
+        for start in range(0, len(images), rows):
+            model.run("early_exit", {name: images[start : start + rows]})
+
+    calls = [functools.partial(run, rows) for rows in (1, len(images))]
+    named = dict(zip(("alone", "together"), calls, strict=True))
+    times = costs.measure_interleaved(named)
+    alone, together = (float(median) / len(images) for _, median, _ in times.values())
+    return alone, together
 
 
 def main() -> None:

@@ -224,7 +224,7 @@ class Models:
         model = SessionModel(
             folder,
             self._options.tensorflow_intra_op_parallelism,
-            self._options.tensorflow_inter_op_parallelism,
+            self._options.tensorflow_inter_op_parallelism or -1,
         )
         return model if self._batching is None else BatchedModel(model, self._batching)
 
