@@ -11,11 +11,12 @@ The first prints tables and writes benchmark.json, benchmark.csv and benchmark.p
 the same frozen as our exports are; early_exit at its thresholds, on test images;
 forced_exit_N, all rows to one exit; half_exit_1, every other row leaves at exit_1;
 unrouted, the frozen network with all branches and no routing; stage_N, that part of the
-network alone, of which the ideal is made; all these in a Session, the engine of TF
-Serving. Peers, where they are installed (pip install branchy_tf[peers]): onnxruntime,
-the network without exits; pytorch, the same exits and thresholds in eager mode. Each
-has a process of its own and all are timed in turn. Timings are medians, and comparable
-within one run alone.
+network alone, of which the ideal is made; early_exit_bfloat16, what export
+--precision=bfloat16 writes; all these in a Session, the engine of TF Serving, whose
+operations run in the thread that calls, as serving/ has it. Peers, where they are
+installed (pip install branchy_tf[peers]): onnxruntime, the network without exits;
+pytorch, the same exits and thresholds in eager mode. Each has a process of its own and
+all are timed in turn. Timings are medians, and comparable within one run alone.
 
 The second asks a server about test images, --seconds for each number of callers (a
 closed loop: each asks again once it is answered) and for each rate (an open loop:
@@ -50,6 +51,7 @@ flags.DEFINE_list("threads", ["1", "2"], "Numbers of threads to time.")
 flags.DEFINE_list(
     "peers", list(contenders.PEERS), "Other engines to time; none: an empty list."
 )
+flags.DEFINE_bool("bfloat16", True, "Whether to time early exit in bfloat16 too.")
 flags.DEFINE_float(
     "seconds",
     4.0,
@@ -92,6 +94,7 @@ def _time_contenders() -> None:
             progress=lambda what: logging.info("Timing: %s ...", what),
             temperatures=gates.temperatures,
             peers=_peers(),
+            bfloat16=FLAGS.bfloat16,
         )
     print(tables.text(result))
     if output is not None:

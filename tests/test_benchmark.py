@@ -10,6 +10,7 @@ from branchy_tf import files
 
 NAMES = {
     "early_exit",
+    "early_exit_bfloat16",
     "forced_exit_1",
     "forced_exit_2",
     "frozen",
@@ -45,6 +46,14 @@ def test_every_contender_is_timed_and_compared(run_dir):
         measured = times["early_exit", gain["batch"]]["ms_per_image"]
         assert gain["gain"] == pytest.approx(times[key]["ms_per_image"] / measured)
         assert gain["share_of_ideal"] == pytest.approx(gain["gain"] / gain["ideal_gain"])
+    short = {
+        batch: times["early_exit_bfloat16", batch]["ms_per_image"] for batch in (1, 4)
+    }
+    for gain in written["bfloat16_gains"]:
+        ms = times[gain["over"], gain["batch"]]["ms_per_image"]
+        assert gain["gain"] == pytest.approx(ms / short[gain["batch"]])
+    assert len(written["bfloat16_gains"]) == 2 * (3 + len(PEERS))
+    assert "Gain of early exit in bfloat16:" in done.stdout
     assert written["machine"]["cores"] >= 1
     assert "early_exit" in done.stdout
     assert set(written["left_out"]) == set(NEEDED) - PEERS
@@ -52,6 +61,7 @@ def test_every_contender_is_timed_and_compared(run_dir):
         assert f"{peer} is left out: {NEEDED[peer]}" in done.stdout
     assert {row["contender"] for row in written["memory"]} == PEERS | {
         "early_exit",
+        "early_exit_bfloat16",
         "frozen",
         "keras_export",
     }

@@ -43,6 +43,7 @@ def compare(
     progress: Callable[[str], object] = lambda what: None,
     temperatures: Sequence[float] | None = None,
     peers: Sequence[str] = tuple(contenders.PEERS),
+    bfloat16: bool = True,
 ) -> dict[str, Any]:
     """Times all contenders; see benchmark.json in the contract.
 
@@ -58,9 +59,12 @@ def compare(
         progress: called with a word on what is done now.
         temperatures: N numbers that the exits' logits are divided by; default: 1.
         peers: other engines to try, of `contenders.PEERS`.
+        bfloat16: whether to time early exit in bfloat16 too. Its answers are not
+            checked here; `export` does.
 
     Returns:
-        The content of benchmark.json. Beside the contract's: `left_out` {peer: why},
+        The content of benchmark.json. Beside the contract's: `left_out` {name: why},
+        `bfloat16_gains` [{"batch", "threads", "over", "gain"}],
         `memory` of each process [{"contender", "threads", "imports_mb", "peak_mb"}],
         `routing` [{"batch", "threads", "last_over_unrouted", "first_over_stage",
         "first_extra_us"}], and the contenders `half_exit_1` (every other row leaves at
@@ -73,13 +77,14 @@ def compare(
     """
     progress("writing the contenders")
     programs, left_out = contenders.write(
-        model, images, thresholds, criterion, temperatures, folder, peers
+        model, images, thresholds, criterion, temperatures, folder, peers, bfloat16
     )
     answers, full = _expected(
         EarlyExitPredictor(model, thresholds, criterion, temperatures), images
     )
     results: list[dict[str, Any]] = []
     gains: list[dict[str, Any]] = []
+    short_gains: list[dict[str, Any]] = []
     routing: list[dict[str, Any]] = []
     memory: list[dict[str, Any]] = []
     for count in threads:
@@ -95,16 +100,18 @@ def compare(
                 left = answers.exits[: rows_of_pass(len(images), batch)]
                 reach = [(left >= k).mean() for k in range(len(thresholds) + 1)]
                 gains += [gain | common for gain in _gains(rows, reach)]
+                short_gains += [gain | common for gain in _bfloat16_gains(rows)]
                 routing.append(common | _routing(rows, batch))
             memory += [
                 {"contender": name, "threads": count} | processes[name].ask("memory")
-                for name in ("early_exit", *OTHERS)
+                for name in ("early_exit", contenders.BFLOAT16, *OTHERS)
                 if name in processes
             ]
     return {
         "machine": machine(),
         "results": results,
         "gains": gains,
+        "bfloat16_gains": short_gains,
         "routing": routing,
         "memory": memory,
         "left_out": left_out,
@@ -181,6 +188,17 @@ def _gains(
             "share_of_ideal": ideal / measured,
         }
         for over in OTHERS
+        if over in rows
+    ]
+
+
+def _bfloat16_gains(rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    if contenders.BFLOAT16 not in rows:
+        return []
+    measured = rows[contenders.BFLOAT16]["ms_per_image"]
+    return [
+        {"over": over, "gain": rows[over]["ms_per_image"] / measured}
+        for over in (*OTHERS, "early_exit")
         if over in rows
     ]
 

@@ -16,8 +16,11 @@ from branchy_tf import exits, stages
 from branchy_tf.comparison.processes import Process
 from branchy_tf.errors import BranchyError
 from branchy_tf.saved_model import EarlyExitModule, plain
+from branchy_tf.saved_model.bfloat16 import in_bfloat16
 from branchy_tf.thresholds import forcing
 
+# Early exit at the same thresholds, as `export --precision=bfloat16` writes it.
+BFLOAT16 = "early_exit_bfloat16"
 # What each peer needs; the extra `peers` installs it.
 PEERS = {"onnxruntime": ("onnxruntime", "tf2onnx"), "pytorch": ("torch",)}
 
@@ -34,11 +37,12 @@ def write(
     temperatures: Sequence[float] | None,
     folder: pathlib.Path,
     peers: Sequence[str],
+    bfloat16: bool = False,
 ) -> tuple[Programs, dict[str, str]]:
     """Writes every contender into `folder`.
 
     Returns:
-        `({process: what it is to hold}, {peer left out: why})`. Some share a process:
+        `({process: what it is to hold}, {left out: why})`. Some share a process:
         what is one program asked in several ways, and the parts that the ideal is made
         of.
     """
@@ -55,6 +59,13 @@ def write(
         "parts": ("tensorflow", _parts(model, folder)),
     }
     left_out = {}
+    if bfloat16:
+        try:
+            held = _bfloat16(model, thresholds, criterion, temperatures, folder)
+        except BranchyError as error:
+            left_out[BFLOAT16] = str(error)
+        else:
+            programs[BFLOAT16] = ("tensorflow", held)
     for peer in peers:
         try:
             _check_installed(peer)
@@ -127,18 +138,37 @@ def _early_exit(
     folder: pathlib.Path,
 ) -> dict[str, Any]:
     path, count = folder / "early_exit", len(thresholds) + 1
-    module = EarlyExitModule(model, thresholds, criterion, temperatures=temperatures)
-    tf.saved_model.save(module, str(path), signatures=module.functions)
+    _write(EarlyExitModule(model, thresholds, criterion, temperatures=temperatures), path)
     leave, stay = forcing(0, count), forcing(count - 1, count)
-    asked = {"early_exit": [thresholds], "half_exit_1": [leave, stay]}
+    asked: dict[str, Sequence[Any]] = {
+        "early_exit": [thresholds],
+        "half_exit_1": [leave, stay],
+    }
     asked |= {f"forced_exit_{k + 1}": [forcing(k, count)] for k in range(count)}
+    return {contender: _routed(path, rows) for contender, rows in asked.items()}
+
+
+def _bfloat16(
+    model: keras.Model,
+    thresholds: Sequence[float],
+    criterion: str,
+    temperatures: Sequence[float],
+    folder: pathlib.Path,
+) -> dict[str, Any]:
+    short, path = in_bfloat16(model), folder / BFLOAT16
+    _write(EarlyExitModule(short, thresholds, criterion, temperatures=temperatures), path)
+    return {BFLOAT16: _routed(path, [thresholds])}
+
+
+def _write(module: EarlyExitModule, path: pathlib.Path) -> None:
+    tf.saved_model.save(module, str(path), signatures=module.functions)
+
+
+def _routed(path: pathlib.Path, rows: Sequence[Any]) -> dict[str, Any]:
     return {
-        contender: {
-            "path": str(path),
-            "signature": "early_exit",
-            "thresholds": np.asarray(rows, np.float32).tolist(),
-        }
-        for contender, rows in asked.items()
+        "path": str(path),
+        "signature": "early_exit",
+        "thresholds": np.asarray(rows, np.float32).tolist(),
     }
 
 

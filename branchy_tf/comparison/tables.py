@@ -14,6 +14,7 @@ _GAINS = {
     "ideal_gain": "ideal gain",
     "share_of_ideal": "share of ideal",
 }
+_BFLOAT16_GAINS = {name: _GAINS[name] for name in ("batch", "threads", "over", "gain")}
 _ROUTING = {
     "batch": "batch",
     "threads": "threads",
@@ -40,6 +41,9 @@ def text(result: dict[str, Any]) -> str:
         rows = [row for row in result["results"] if row["threads"] == threads]
         parts += [f"Milliseconds an image, {_count(threads)}:", _by_batch(rows)]
     parts += ["Gain of early exit:", _table(result["gains"], _GAINS)]
+    if result["bfloat16_gains"]:
+        table = _table(result["bfloat16_gains"], _BFLOAT16_GAINS)
+        parts += ["Gain of early exit in bfloat16:", table]
     parts += ["What routing costs:", _table(result["routing"], _ROUTING)]
     parts += ["Memory of each process:", _table(result["memory"], _MEMORY, ".0f")]
     parts += [
@@ -48,7 +52,7 @@ def text(result: dict[str, Any]) -> str:
         for gain in result["gains"]
         if gain["gain"] < 1
     ]
-    parts += [f"{peer} is left out: {why}" for peer, why in result["left_out"].items()]
+    parts += [f"{name} is left out: {why}" for name, why in result["left_out"].items()]
     return "\n\n".join(parts)
 
 

@@ -13,6 +13,7 @@ _LINES = {
     "onnxruntime": ("onnxruntime", "D", SKY),
     "pytorch": ("pytorch, early exit", "^", ORANGE),
     "early_exit": ("early exit", "v", GREEN),
+    "early_exit_bfloat16": ("early exit, bfloat16", "P", GREEN),
 }
 
 

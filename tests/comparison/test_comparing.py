@@ -85,6 +85,7 @@ RESULT = {
         {"batch": 1, "threads": 1, "over": "keras_export", "gain": 0.5}
         | {"ideal_gain": 2.0, "share_of_ideal": 0.25}
     ],
+    "bfloat16_gains": [],
     "routing": [],
     "memory": [],
     "left_out": {"pytorch": "torch not installed"},

@@ -117,3 +117,27 @@ def test_the_number_of_threads_is_that_of_the_process(written):
             tasks = pathlib.Path(f"/proc/{process._process.pid}/task")
             counts[threads] = len(list(tasks.iterdir()))
     assert counts[5] >= counts[1] + 4
+
+
+def test_bfloat16_is_a_contender_or_says_why_not(tmp_path, monkeypatch):
+    def write(folder):
+        folder.mkdir()
+        return contenders.write(
+            small.model(), IMAGES, [1.0], "entropy", None, folder, [], bfloat16=True
+        )
+
+    def refuse(model):
+        raise BranchyError("not this layer")
+
+    programs, left_out = write(tmp_path / "one")
+    assert left_out == {}
+    alone = {contenders.BFLOAT16: programs[contenders.BFLOAT16]}
+    with contenders.started(alone, 1, tmp_path / "one") as (processes, _):
+        process = processes[contenders.BFLOAT16]
+        found = process.ask("answer", contender=contenders.BFLOAT16, rows=30)
+    routed = EarlyExitPredictor(small.model(), [1.0]).predict(IMAGES)
+    assert np.mean(found["labels"] == routed.labels) > 0.8
+    monkeypatch.setattr(contenders, "in_bfloat16", refuse)
+    programs, left_out = write(tmp_path / "two")
+    assert left_out == {contenders.BFLOAT16: "not this layer"}
+    assert contenders.BFLOAT16 not in programs
