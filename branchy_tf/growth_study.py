@@ -59,9 +59,7 @@ def main() -> None:
     text = _text(rows, steps)
     print(f"\n{text}")
     page = output / "growth.md"
-    if page.is_file():
-        whole = page.read_text(encoding="utf-8")
-        files.write_text(page, model_cards.with_figures(whole, text, page))
+    if model_cards.write_figures(page, text):
         logging.info("Wrote the tables into %s.", page)
     logging.info("Wrote growth.csv and growth.png to %s.", output)
 

@@ -182,6 +182,15 @@ def with_figures(page: str, figures: str, source: files.Path) -> str:
     return f"{before}{BEGIN}\n{figures}\n{END}{after}"
 
 
+def write_figures(page: pathlib.Path, figures: str) -> bool:
+    """Writes `figures` into the page, if it is there; whether it is."""
+    if not page.is_file():
+        return False
+    whole = page.read_text(encoding="utf-8")
+    files.write_text(page, with_figures(whole, figures, page))
+    return True
+
+
 def pages(zoo_dir: files.Path, sets: dict[str, list[str]]) -> dict[pathlib.Path, str]:
     """What each page of the zoo should read, by its file.
 

@@ -1,11 +1,12 @@
 """What routing costs, step by step: the same network with ever more of it.
 
-Each step is an export of its own, and adds one thing to the step before. All are timed
-in turn in one process with one thread, so that differences of a few microseconds show.
+All steps are timed in turn in one process with one thread, so that differences of a few
+microseconds show.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -15,7 +16,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from branchy_tf import costs, exits, stages
 from branchy_tf.errors import BranchyError
@@ -49,6 +49,15 @@ class _Program:
         return len(self.session.operations(self.signature, self.feeds))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """A row of the table: a program, and the programs that it consists of."""
+
+    name: str
+    program: _Program
+    over: tuple[str, ...] = ()
+
+
 def measure(
     model: keras.Model,
     images: np.ndarray,
@@ -62,7 +71,7 @@ def measure(
 
     Args:
         model: of one input, images.
-        images: [n, ...], what the model takes; n at least the largest batch.
+        images: [n, ...], n at least the largest batch.
         criterion: name of the score.
         batch_sizes: to time.
         seconds: for each batch size.
@@ -70,145 +79,148 @@ def measure(
         progress: called with a word on what is done now.
 
     Returns:
-        `[{"batch", "step", "us", "added_us", "operations"}, ...]`, microseconds of a
-        call. `added_us` is over the parts that the step consists of; None for the parts
-        themselves.
+        `[{"model", "batch", "step", "us", "added_us", "over", "operations"}, ...]`:
+        microseconds of a call, and how many more than the steps named in `over`
+        together; None and "" for what is compared with nothing.
 
     Raises:
-        BranchyError: the model has no early exit, or there are too few images.
+        BranchyError: the model has no early exit or several inputs, or there are too
+            few images.
     """
+    _check(model, images, batch_sizes)
+    progress("writing the exports")
+    rows = []
+    with _Exports(model, criterion, folder) as exports:
+        for batch in batch_sizes:
+            progress(f"batch {batch}")
+            steps = {step.name: step for step in exports.steps(images[:batch])}
+            calls = max(1, _ROWS_IN_A_ROW // batch)
+            timers = {
+                name: functools.partial(step.program.seconds, calls)
+                for name, step in steps.items()
+            }
+            times = costs.interleave(timers, seconds)
+            us = {name: 1e6 * float(median) for name, (_, median, _) in times.items()}
+            rows += [
+                {
+                    "model": model.name,
+                    "batch": batch,
+                    "step": name,
+                    "us": us[name],
+                    "added_us": us[name] - sum(us[other] for other in step.over)
+                    if step.over
+                    else None,
+                    "over": " + ".join(step.over),
+                    "operations": step.program.operations(),
+                }
+                for name, step in steps.items()
+            ]
+    return rows
+
+
+def _check(model: keras.Model, images: np.ndarray, batch_sizes: Sequence[int]) -> None:
     if len(exits.exit_names(model)) < 2:
         raise BranchyError(
             f"{model.name} has one exit, and nothing is routed. Add exits with "
             "exits.add_exits."
         )
+    if len(model.inputs) > 1:
+        raise BranchyError(
+            f"{model.name} has {len(model.inputs)} inputs; expected one, of images."
+        )
     if max(batch_sizes) > len(images):
         raise BranchyError(
             f"A batch of {max(batch_sizes)} needs as many images. Received {len(images)}."
         )
-    progress("writing the exports")
-    made = _Exports(model, criterion, folder)
-    rows = []
-    for batch in batch_sizes:
-        progress(f"batch {batch}")
-        programs = made.programs(images[:batch])
-        calls = max(1, _ROWS_IN_A_ROW // batch)
-        timers = {
-            name: functools.partial(program.seconds, calls)
-            for name, program in programs.items()
-        }
-        times = costs.interleave(timers, seconds)
-        us = {name: 1e6 * float(median) for name, (_, median, _) in times.items()}
-        for step, name, base in made.steps(batch):
-            rows.append(
-                {
-                    "batch": batch,
-                    "step": step,
-                    "us": us[name],
-                    "added_us": us[name] - sum(sign * us[other] for sign, other in base)
-                    if base
-                    else None,
-                    "operations": programs[name].operations(),
-                }
-            )
-    return rows
 
 
-class _Exports:
-    """The network cut after each exit, its first two stages, and it without routing."""
+class _Exports(contextlib.ExitStack):
+    """The network cut after its first, second and last exit, and parts without routing.
+
+    The parts give logits alone, as an answer does: what else a stage carries would be
+    copied out.
+    """
 
     def __init__(self, model: keras.Model, criterion: str, folder: pathlib.Path) -> None:
-        self.count = len(exits.exit_names(model))
-        parts = stages.split(model)
-        self._sessions = {}
-        write: dict[str, Callable[[pathlib.Path], None]] = {
-            "stage_1": functools.partial(plain.write_frozen, parts[0].model),
-            "stage_2": functools.partial(plain.write_frozen, parts[1].model),
-            "unrouted": functools.partial(plain.write_frozen, model),
+        super().__init__()
+        self._count = len(exits.exit_names(model))
+        self._dtype = model.inputs[0].dtype
+        self._first, second = stages.split(model)[:2]
+        parts = {
+            "stage_1": _logits(self._first),
+            "stage_2": _logits(second),
+            "whole": model,
         }
-        for exit_count in sorted({1, 2, self.count}):
-            write[f"exits_{exit_count}"] = functools.partial(
-                _write_routed, _first_exits(model, exit_count), criterion
-            )
-        for name, writes in write.items():
-            writes(folder / name)
-            self._sessions[name] = SessionModel(folder / name, intra_op_threads=1)
+        for name, part in parts.items():
+            plain.write_frozen(part, folder / name)
+        for count in {1, 2, self._count}:
+            module = EarlyExitModule(_cut(model, count), [0.0] * (count - 1), criterion)
+            module.save(folder / f"exits_{count}")
+        self._sessions = {
+            path.name: self._load(path) for path in sorted(folder.iterdir())
+        }
+        self._pooled = self._load(folder / "stage_1", inter_op_threads=1)
 
-    def programs(self, images: np.ndarray) -> dict[str, _Program]:
+    def steps(self, images: np.ndarray) -> list[_Step]:
         """What is timed, for one batch."""
-        rows = len(images)
-        alone = self._plain("stage_1", [images])
-        _, *carried = _in_order(alone.run())
-        halves = np.where(np.arange(rows) % 2, 0, np.inf).astype(np.float32)[:, None]
-        found = {
-            "stage_1": alone,
-            "stage_2": self._plain("stage_2", carried),
-            "unrouted": self._plain("unrouted", [images]),
-            "one": self._routed(1, images, forcing(0, 1)),
-            "two leave": self._routed(2, images, forcing(0, 2)),
-            "two stay": self._routed(2, images, forcing(1, 2)),
-            "all leave": self._routed(self.count, images, forcing(0, self.count)),
-            "all stay": self._routed(
-                self.count, images, forcing(self.count - 1, self.count)
+        last, rows = self._count, len(images)
+        images = images.astype(self._dtype)
+        _, carried = self._first([images])
+        carried = [keras.ops.convert_to_numpy(tensor) for tensor in carried]
+        stage_1 = self._plain("stage_1", [images])
+        found = [
+            _Step("stage 1", stage_1),
+            _Step(
+                "stage 1 in another thread",
+                dataclasses.replace(stage_1, session=self._pooled),
+                ("stage 1",),
             ),
-        }
+            _Step("stage 2", self._plain("stage_2", carried)),
+            _Step("scored", self._routed(1, images, forcing(0, 1)), ("stage 1",)),
+            _Step("all leave", self._routed(2, images, forcing(0, 2)), ("scored",)),
+            _Step(
+                "all stay", self._routed(2, images, forcing(1, 2)), ("scored", "stage 2")
+            ),
+        ]
+        if last > 2:
+            leave = self._routed(last, images, forcing(0, last))
+            found.append(_Step("all leave, all stages behind", leave, ("all leave",)))
         if rows > 1:
-            found["half"] = self._routed(2, images, halves)
-            some = [tensor[: rows // 2] for tensor in carried]
-            found["half of stage_2"] = self._plain("stage_2", some)
-        return found
+            half = self._plain("stage_2", [tensor[: rows // 2] for tensor in carried])
+            limits = np.where(np.arange(rows) % 2, 0, np.inf)[:, None]
+            parted = self._routed(2, images, limits)
+            found += [
+                _Step("stage 2, half the rows", half),
+                _Step("half stay", parted, ("scored", "stage 2, half the rows")),
+            ]
+        stay = self._routed(last, images, forcing(last - 1, last))
+        return [
+            *found,
+            _Step("all stages", self._plain("whole", [images])),
+            _Step("all stay at every gate", stay, ("all stages",)),
+        ]
 
-    def steps(self, batch: int) -> list[tuple[str, str, list[tuple[int, str]]]]:
-        """`[(what it is, its program, what it is compared with: (sign, program))]`."""
-        found: list[tuple[str, str, list[tuple[int, str]]]] = [
-            ("stage 1 alone", "stage_1", []),
-            ("+ checks of the request, softmax and score", "one", [(1, "stage_1")]),
-            ("+ gate at which all leave", "two leave", [(1, "one")]),
-        ]
-        if self.count > 2:
-            more = f"+ stages behind stage 2, not entered: {self.count - 2}"
-            found.append((more, "all leave", [(1, "two leave")]))
-        found.append(
-            (
-                "or gate at which all stay + stage 2",
-                "two stay",
-                [(1, "one"), (1, "stage_2")],
-            )
-        )
-        if batch > 1:
-            base = [(1, "two stay"), (-1, "stage_2"), (1, "half of stage_2")]
-            found.append(("or gate at which every other row stays", "half", base))
-        found += [
-            ("all stages, without routing", "unrouted", []),
-            (
-                f"+ gates at which all stay: {self.count - 1}",
-                "all stay",
-                [(1, "unrouted")],
-            ),
-        ]
-        return found
+    def _load(self, path: pathlib.Path, inter_op_threads: int = -1) -> SessionModel:
+        session = SessionModel(path, 1, inter_op_threads)
+        self.callback(session.close)
+        return session
 
     def _plain(self, name: str, tensors: list[np.ndarray]) -> _Program:
         feeds = {f"x_{i}": tensor for i, tensor in enumerate(tensors)}
         return _Program(self._sessions[name], plain.SIGNATURE, feeds)
 
-    def _routed(self, exit_count: int, images: np.ndarray, limits: np.ndarray):
-        session = self._sessions[f"exits_{exit_count}"]
+    def _routed(self, count: int, images: np.ndarray, limits: np.ndarray) -> _Program:
+        session = self._sessions[f"exits_{count}"]
         (name,) = {*session.signatures["early_exit"].inputs} - {"thresholds"}
-        feeds = {name: images, "thresholds": np.atleast_2d(limits)}
+        feeds = {name: images, "thresholds": np.atleast_2d(np.float32(limits))}
         return _Program(session, "early_exit", feeds)
 
 
-def _first_exits(model: keras.Model, count: int) -> keras.Model:
+def _logits(stage: stages.Stage) -> keras.Model:
+    return keras.Model(stage.model.inputs, stage.model.outputs[0], name=stage.model.name)
+
+
+def _cut(model: keras.Model, count: int) -> keras.Model:
+    """The network up to one of its exits."""
     tensors = list(exits.exit_tensors(model).items())[:count]
     return keras.Model(model.input, dict(tensors), name=f"{model.name}_{count}")
-
-
-def _write_routed(model: keras.Model, criterion: str, path: pathlib.Path) -> None:
-    gates = len(exits.exit_names(model)) - 1
-    module = EarlyExitModule(model, [0.0] * gates, criterion)
-    tf.saved_model.save(module, str(path), signatures=module.functions)
-
-
-def _in_order(values: dict[str, np.ndarray]) -> list[np.ndarray]:
-    return [values[f"y_{i}"] for i in range(len(values))]

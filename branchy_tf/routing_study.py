@@ -5,11 +5,12 @@ Example:
   python -m branchy_tf.routing_study --model=branchy_resnet --weights=cifar10 \
     --dataset=cifar10 --data_dir=FOLDER --run_dir=runs/routing
 
-Exports the network cut after its first exit, after its second and whole, its first two
-stages alone, and the whole without routing; times them in turn in one process with one
-thread, in the engine of TF Serving, and counts the operations that a call runs. Prints a
-table for each batch size. With --run_dir it writes routing.csv there, and the tables into
-routing.md where the folder has that page with its two markers.
+Exports the network cut after its first, second and last exit, its first two stages alone
+and the whole without routing; times them in turn in one process with one thread, in the
+engine of TF Serving, and counts the operations that a call runs. Scored: stage 1 with the
+checks of a request, softmax and score. All leave, all stay, half stay: with a gate behind
+it. Prints a table for each batch size. With --run_dir it writes routing.csv there, and
+the tables into routing.md where the folder has that page with its two markers.
 """
 
 import pathlib
@@ -60,9 +61,7 @@ def main() -> None:
     files.write_csv(folder / "routing.csv", rows)
     logging.info("Wrote %s.", folder / "routing.csv")
     page = folder / "routing.md"
-    if page.is_file():
-        whole = page.read_text(encoding="utf-8")
-        files.write_text(page, model_cards.with_figures(whole, text, page))
+    if model_cards.write_figures(page, text):
         logging.info("Wrote the tables into %s.", page)
 
 
@@ -71,22 +70,21 @@ def _text(name: str, rows: list[dict[str, Any]]) -> str:
     parts = []
     for batch in dict.fromkeys(row["batch"] for row in rows):
         table = [
-            [
-                row["step"],
-                f"{row['us']:,.0f}",
-                f"{row['added_us']:+,.0f}" if row["added_us"] is not None else "",
-                row["operations"],
-            ]
+            [row["step"], f"{row['us']:,.0f}", _added(row), row["operations"]]
             for row in rows
             if row["batch"] == batch
         ]
-        head = [f"{name}, batch {batch}", "us a call", "us added", "operations"]
+        head = [f"{name}, batch {batch}", "us a call", "us more than", "operations"]
         parts.append(tabulate(table, head, tablefmt="github", disable_numparse=True))
     found = machine()
     parts.append(
         f"{found['processor']}, one thread; TensorFlow {found['tensorflow']}; medians."
     )
     return "\n\n".join(parts)
+
+
+def _added(row: dict[str, Any]) -> str:
+    return f"{row['added_us']:+,.0f}: {row['over']}" if row["over"] else ""
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import csv
 import commands
 import keras
 import numpy as np
+import odd_models
 import pytest
 import small
 
@@ -24,32 +25,32 @@ def steps(rows, batch):
     return {row["step"]: row for row in rows if row["batch"] == batch}
 
 
-def test_every_step_is_timed_against_its_parts(rows):
+def test_every_step_is_timed_against_what_it_consists_of(rows):
     one, four = steps(rows, 1), steps(rows, 4)
     # Half of one row is none.
-    assert set(four) - set(one) == {"or gate at which every other row stays"}
-    assert all(row["us"] > 0 for row in rows)
+    assert set(four) - set(one) == {"half stay", "stage 2, half the rows"}
     for found in (one, four):
-        first, scored = list(found.values())[:2]
-        assert first["added_us"] is None
-        assert scored["added_us"] == pytest.approx(scored["us"] - first["us"])
-        whole, stayed = list(found.values())[-2:]
-        assert stayed["added_us"] == pytest.approx(stayed["us"] - whole["us"])
+        assert all(row["us"] > 0 for row in found.values())
+        for row in found.values():
+            over = [found[name]["us"] for name in row["over"].split(" + ") if name]
+            added = row["us"] - sum(over) if over else None
+            assert row["added_us"] == (added and pytest.approx(added))
+    assert four["half stay"]["over"] == "scored + stage 2, half the rows"
+    assert four["all stay"]["over"] == "scored + stage 2"
 
 
 def test_stages_that_no_row_enters_run_nothing(rows):
     found = steps(rows, 1)
-    leaving = found["+ gate at which all leave"]["operations"]
-    behind = found["+ stages behind stage 2, not entered: 1"]["operations"]
+    leaving = found["all leave"]["operations"]
+    behind = found["all leave, all stages behind"]["operations"]
     # The third exit's threshold is one more constant.
     assert leaving <= behind <= leaving + 2
-    assert behind < found["or gate at which all stay + stage 2"]["operations"]
+    assert behind < found["all stay"]["operations"]
 
 
 def test_rows_are_gathered_only_where_some_leave(rows):
     found = steps(rows, 4)
-    stay = found["or gate at which all stay + stage 2"]["operations"]
-    assert found["or gate at which every other row stays"]["operations"] > stay
+    assert found["half stay"]["operations"] > found["all stay"]["operations"]
 
 
 def test_refuses_what_it_cannot_route(tmp_path):
@@ -61,6 +62,9 @@ def test_refuses_what_it_cannot_route(tmp_path):
     alone = keras.layers.Dense(10, name="exit_1")(last)
     model = keras.Model(model.input, {"exit_1": alone})
     with pytest.raises(BranchyError, match="one exit, and nothing is routed"):
+        routing_costs.measure(model, images, "entropy", [1], 0.1, tmp_path)
+    model, _ = odd_models.build(odd_models.several_inputs)
+    with pytest.raises(BranchyError, match="2 inputs; expected one"):
         routing_costs.measure(model, images, "entropy", [1], 0.1, tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -78,7 +82,7 @@ def test_prints_and_writes_the_page(tmp_path, mnist_5k):
     assert "| branchy_lenet, batch 2" in done.stdout
     with open(tmp_path / "routing.csv", encoding="utf-8") as file:
         written = list(csv.DictReader(file))
-    assert [row["batch"] for row in written] == ["1"] * 6 + ["2"] * 7
+    assert [row["batch"] for row in written] == ["1"] * 8 + ["2"] * 10
     text = page.read_text()
     assert text.startswith("Before.\n")
     assert text.endswith("After.\n")

@@ -91,7 +91,7 @@ def started(
 ) -> Iterator[tuple[dict[str, Process], dict[str, str]]]:
     """The processes that hold what `write` has written, ended with the context.
 
-    Gives `({contender: its process}, {peer left out: why})`.
+    Gives `({contender: its process}, {left out: why})`.
     """
     processes: dict[str, Process] = {}
     left_out = {}
@@ -109,12 +109,13 @@ def started(
             process = Process(name, spec, folder, {"KERAS_BACKEND": backend})
             ended.callback(process.close)
             processes |= dict.fromkeys(held, process)
-        for peer in list(processes.keys() & set(PEERS)):
+        for name in list(processes.keys() & {*PEERS, BFLOAT16}):
             try:
-                processes[peer].wait()
+                # Not just load: a processor without bfloat16 may lack an operation.
+                processes[name].ask("answer", contender=name, rows=1)
             except BranchyError as error:
-                left_out[peer] = str(error)
-                processes.pop(peer).close()
+                left_out[name] = str(error)
+                processes.pop(name).close()
         yield processes, left_out
 
 
@@ -138,7 +139,7 @@ def _early_exit(
     folder: pathlib.Path,
 ) -> dict[str, Any]:
     path, count = folder / "early_exit", len(thresholds) + 1
-    _write(EarlyExitModule(model, thresholds, criterion, temperatures=temperatures), path)
+    EarlyExitModule(model, thresholds, criterion, temperatures=temperatures).save(path)
     leave, stay = forcing(0, count), forcing(count - 1, count)
     asked: dict[str, Sequence[Any]] = {
         "early_exit": [thresholds],
@@ -156,12 +157,8 @@ def _bfloat16(
     folder: pathlib.Path,
 ) -> dict[str, Any]:
     short, path = in_bfloat16(model), folder / BFLOAT16
-    _write(EarlyExitModule(short, thresholds, criterion, temperatures=temperatures), path)
+    EarlyExitModule(short, thresholds, criterion, temperatures=temperatures).save(path)
     return {BFLOAT16: _routed(path, [thresholds])}
-
-
-def _write(module: EarlyExitModule, path: pathlib.Path) -> None:
-    tf.saved_model.save(module, str(path), signatures=module.functions)
 
 
 def _routed(path: pathlib.Path, rows: Sequence[Any]) -> dict[str, Any]:

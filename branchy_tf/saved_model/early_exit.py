@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import keyword
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -75,6 +76,10 @@ class EarlyExitModule(tf.Module):
             "all_exits": self._all_exits(),
         }
         self.logits = self._all_logits()
+
+    def save(self, path: pathlib.Path) -> None:
+        """Writes a SavedModel with the signatures, and nothing else."""
+        tf.saved_model.save(self, str(path), signatures=self.functions)
 
     def _prepare(self, tensors: Sequence[Any]) -> list:
         """Checks and casts the inputs; nothing may touch them before."""

@@ -26,7 +26,7 @@ class SessionModel:
             session of a process decides for all later ones.
         inter_op_threads: operations at a time; 0: one for each core; -1: one, in the
             thread that calls. Our graphs are chains: with a pool each call only waits
-            for another thread to wake up, for 10 to 80 us here.
+            for another thread to wake up. See zoo/studies/routing.md.
 
     Attributes:
         signatures: `{name: SignatureDef}`, those that are served.
@@ -44,8 +44,8 @@ class SessionModel:
         config = tf.compat.v1.ConfigProto(
             intra_op_parallelism_threads=intra_op_threads,
             inter_op_parallelism_threads=inter_op_threads,
-            # Without it, sessions share the first one's pool of that size too; with it,
-            # a negative size is none.
+            # Of all sessions, a pool is the first one's without it. And with it, one in
+            # the thread that calls would get a pool, of the default size.
             use_per_session_threads=inter_op_threads > 0,
         )
         self._session = tf.compat.v1.Session(graph=self.graph, config=config)
@@ -112,7 +112,8 @@ class SessionModel:
     def operations(self, signature: str, inputs: Mapping[str, np.ndarray]) -> list[str]:
         """The operations that a call runs, by their names in the optimised graph.
 
-        What lies in a branch that is not taken is not among them.
+        What lies in a branch that is not taken is not among them. The engine makes a
+        second graph for such calls, weights and all.
         """
         definition = self.signatures[signature]
         feeds = {

@@ -119,7 +119,7 @@ def export(
         # mkdtemp keeps others out; a server often runs as another user.
         os.chmod(beside, 0o755)
         logging.info("Writing the signatures ...")
-        tf.saved_model.save(module, str(beside), signatures=module.functions)
+        module.save(beside)
         (beside / "assets.extra").mkdir()
         files.write_json(
             beside / "assets.extra" / "branchy.json",

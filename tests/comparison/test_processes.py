@@ -5,6 +5,8 @@ import pathlib
 import numpy as np
 import pytest
 import small
+from tensorflow.core.framework.types_pb2 import DT_BFLOAT16
+from tensorflow.core.protobuf import saved_model_pb2
 
 from branchy_tf.comparison import contenders
 from branchy_tf.comparison.processes import Process
@@ -137,6 +139,11 @@ def test_bfloat16_is_a_contender_or_says_why_not(tmp_path, monkeypatch):
         found = process.ask("answer", contender=contenders.BFLOAT16, rows=30)
     routed = EarlyExitPredictor(small.model(), [1.0]).predict(IMAGES)
     assert np.mean(found["labels"] == routed.labels) > 0.8
+    content = (tmp_path / "one" / contenders.BFLOAT16 / "saved_model.pb").read_bytes()
+    written = saved_model_pb2.SavedModel.FromString(content)
+    functions = written.meta_graphs[0].graph_def.library.function
+    constants = [node for f in functions for node in f.node_def if node.op == "Const"]
+    assert DT_BFLOAT16 in {node.attr["dtype"].type for node in constants}
     monkeypatch.setattr(contenders, "in_bfloat16", refuse)
     programs, left_out = write(tmp_path / "two")
     assert left_out == {contenders.BFLOAT16: "not this layer"}

@@ -9,6 +9,7 @@ place and not the asker. Exact command:
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -17,10 +18,11 @@ import numpy as np
 import servers
 
 from branchy_tf.serving import load
+from branchy_tf.serving.embedded.server import HELD, RUNNING_PER_CORE
 
 _ROWS = 256
-# More than the server holds; each one more only takes the asker's own time.
-_CALLERS = 160
+# Twice what the server holds; each one more only takes the asker's own time.
+_CALLERS = 2 * (HELD + RUNNING_PER_CORE * (os.cpu_count() or 1))
 _SHED = {"RESOURCE_EXHAUSTED", "UNAVAILABLE"}
 
 

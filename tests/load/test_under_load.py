@@ -153,6 +153,7 @@ def test_batching_is_compared_with_its_lack(pair, tmp_path):
     assert [p for p in found.problems if "batching brings" not in p] == []
     figures = found.figures
     assert figures["gain"] == figures["on"] / figures["off"] > 0
+    assert figures["most"] > 0
 
 
 def test_serving_is_compared_with_the_model_alone(pair, tmp_path):

@@ -124,6 +124,21 @@ def test_a_row_of_nan_goes_to_the_end_and_troubles_no_other(tmp_path):
     )
 
 
+def test_a_gate_is_few_operations(trained, digits, tmp_path):
+    session, _ = session_of(trained, tmp_path)
+    kinds = {}
+    for way, limit in {"leave": np.inf, "stay": 0}.items():
+        feed = {"images": digits[:4], "thresholds": np.float32([[limit]])}
+        names = session.operations("early_exit", feed)
+        kinds[way] = {name.rpartition("/")[2].partition("_")[0] for name in names}
+    assert kinds["leave"] >= {"Less", "All"}
+    # Who stays is found out only where someone does, and gathered where someone leaves.
+    for way in kinds.values():
+        assert not {"Where", "GatherV2", "TensorScatterUpdate"} & way
+    assert not {"Equal", "Any"} & kinds["leave"]
+    assert "Any" in kinds["stay"]
+
+
 def test_no_rows_give_no_answers(trained, digits, tmp_path):
     session, _ = session_of(trained, tmp_path)
     empty = {"images": digits[:0]}

@@ -24,7 +24,8 @@ from tensorflow_serving.apis import (
 from branchy_tf import saved_model
 from branchy_tf.errors import BranchyError
 from branchy_tf.saved_model import warmup
-from branchy_tf.serving.embedded import EmbeddedServer, service
+from branchy_tf.saved_model.session import SessionModel
+from branchy_tf.serving.embedded import EmbeddedServer, models, service
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +144,23 @@ def test_what_waited_past_its_deadline_is_not_run(folder, gate):
         running.result(30)
         ask(request(), timeout=30)  # comes after the late one
         assert gate.began == 2
+
+
+def test_requests_run_in_threads_of_their_own_unless_told_otherwise(folder, monkeypatch):
+    class Recording(SessionModel):
+        def __init__(self, path, intra_op_threads, inter_op_threads):
+            asked.append((intra_op_threads, inter_op_threads))
+            super().__init__(path, intra_op_threads, inter_op_threads)
+
+    asked = []
+    monkeypatch.setattr(models, "SessionModel", Recording)
+    for options in ({}, {"tensorflow_inter_op_parallelism": 2}):
+        with (
+            EmbeddedServer(folder, port=0, **options) as server,
+            connect(server) as channel,
+        ):
+            assert len(stub(channel).Predict(request(), timeout=30).outputs) == 3
+    assert asked == [(0, -1), (0, 2)]
 
 
 def test_messages_have_a_limit(folder):
