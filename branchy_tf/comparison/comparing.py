@@ -23,6 +23,9 @@ from branchy_tf.results import Predictions
 # What early exit is measured against.
 OTHERS = ("keras_export", "frozen", "onnxruntime", "pytorch")
 
+# What answers a request from its image to its label, each in a process of its own.
+_WHOLE = ("early_exit", contenders.BFLOAT16, *OTHERS)
+
 # Threads that look for more work, as those of OpenMP and ONNX Runtime do for a while,
 # would take it from the next process.
 _PAUSE = 0.002
@@ -105,7 +108,7 @@ def compare(
                 routing.append(common | _routing(rows, batch))
             memory += [
                 {"contender": name, "threads": count} | processes[name].ask("memory")
-                for name in ("early_exit", contenders.BFLOAT16, *OTHERS)
+                for name in _WHOLE
                 if name in processes
             ]
     return {
@@ -131,7 +134,7 @@ def _check_answers(
     processes: dict[str, Process], answers: Predictions, full: np.ndarray
 ) -> None:
     """That all compute the same."""
-    for name in ("early_exit", contenders.BFLOAT16, *OTHERS):
+    for name in _WHOLE:
         if name not in processes:
             continue
         short = name == contenders.BFLOAT16
@@ -185,24 +188,27 @@ def _gains(
     return [
         {
             "over": over,
-            "gain": rows[over]["ms_per_image"] / measured,
+            "gain": gain,
             "ideal_gain": rows[over]["ms_per_image"] / ideal,
             "share_of_ideal": ideal / measured,
         }
-        for over in OTHERS
-        if over in rows
+        for over, gain in _times_as_fast(rows, "early_exit", OTHERS).items()
     ]
 
 
 def _bfloat16_gains(rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     if contenders.BFLOAT16 not in rows:
         return []
-    measured = rows[contenders.BFLOAT16]["ms_per_image"]
-    return [
-        {"over": over, "gain": rows[over]["ms_per_image"] / measured}
-        for over in (*OTHERS, "early_exit")
-        if over in rows
-    ]
+    found = _times_as_fast(rows, contenders.BFLOAT16, (*OTHERS, "early_exit"))
+    return [{"over": over, "gain": gain} for over, gain in found.items()]
+
+
+def _times_as_fast(
+    rows: dict[str, dict[str, Any]], contender: str, others: Sequence[str]
+) -> dict[str, float]:
+    """By whom it is measured against, as far as they take part."""
+    ms = rows[contender]["ms_per_image"]
+    return {over: rows[over]["ms_per_image"] / ms for over in others if over in rows}
 
 
 def _routing(rows: dict[str, dict[str, Any]], batch: int) -> dict[str, float]:

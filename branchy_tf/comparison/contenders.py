@@ -49,19 +49,20 @@ def write(
     np.save(folder / "images.npy", images)
     baseline = exits.baseline(model)
     temperatures = temperatures or [1.0] * len(exits.exit_names(model))
+
+    def routed(network: keras.Model) -> EarlyExitModule:
+        return EarlyExitModule(network, thresholds, criterion, temperatures=temperatures)
+
     programs: Programs = {
         "keras_export": ("tensorflow", _keras_export(baseline, folder)),
         "frozen": ("tensorflow", _frozen(baseline, folder)),
-        "early_exit": (
-            "tensorflow",
-            _early_exit(model, thresholds, criterion, temperatures, folder),
-        ),
+        "early_exit": ("tensorflow", _early_exit(routed(model), thresholds, folder)),
         "parts": ("tensorflow", _parts(model, folder)),
     }
     left_out = {}
     if bfloat16:
         try:
-            held = _bfloat16(model, thresholds, criterion, temperatures, folder)
+            held = _bfloat16(routed(in_bfloat16(model)), thresholds, folder)
         except BranchyError as error:
             left_out[BFLOAT16] = str(error)
         else:
@@ -132,14 +133,10 @@ def _frozen(model: keras.Model, folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _early_exit(
-    model: keras.Model,
-    thresholds: Sequence[float],
-    criterion: str,
-    temperatures: Sequence[float],
-    folder: pathlib.Path,
+    module: EarlyExitModule, thresholds: Sequence[float], folder: pathlib.Path
 ) -> dict[str, Any]:
     path, count = folder / "early_exit", len(thresholds) + 1
-    EarlyExitModule(model, thresholds, criterion, temperatures=temperatures).save(path)
+    module.save(path)
     leave, stay = forcing(0, count), forcing(count - 1, count)
     asked: dict[str, Sequence[Any]] = {
         "early_exit": [thresholds],
@@ -150,14 +147,10 @@ def _early_exit(
 
 
 def _bfloat16(
-    model: keras.Model,
-    thresholds: Sequence[float],
-    criterion: str,
-    temperatures: Sequence[float],
-    folder: pathlib.Path,
+    module: EarlyExitModule, thresholds: Sequence[float], folder: pathlib.Path
 ) -> dict[str, Any]:
-    short, path = in_bfloat16(model), folder / BFLOAT16
-    EarlyExitModule(short, thresholds, criterion, temperatures=temperatures).save(path)
+    path = folder / BFLOAT16
+    module.save(path)
     return {BFLOAT16: _routed(path, [thresholds])}
 
 

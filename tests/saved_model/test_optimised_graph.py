@@ -29,7 +29,7 @@ def resnet() -> keras.Model:
 
 def written(model: keras.Model, folder: pathlib.Path, frozen: bool) -> pathlib.Path:
     module = saved_model.EarlyExitModule(model, [0.1, 0.1], frozen=frozen)
-    tf.saved_model.save(module, str(folder), signatures=module.functions)
+    module.save(folder)
     return folder
 
 

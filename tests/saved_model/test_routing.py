@@ -49,7 +49,7 @@ def choices_of_thresholds(scores: np.ndarray) -> dict[str, np.ndarray]:
 
 def session_of(model, folder, frozen=True):
     module = saved_model.EarlyExitModule(model, [0.5] * gates_of(model), frozen=frozen)
-    tf.saved_model.save(module, str(folder), signatures=module.functions)
+    module.save(folder)
     return SessionModel(folder), module.input_names
 
 

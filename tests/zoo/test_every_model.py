@@ -188,7 +188,7 @@ def test_an_exported_version_answers_like_the_predictor(case, tmp_path):
 
     # Weights are constants in the predictor and variables here.
     module = saved_model.EarlyExitModule(model, limits, frozen=False)
-    tf.saved_model.save(module, str(tmp_path), signatures=module.functions)
+    module.save(tmp_path)
     session = SessionModel(tmp_path)
     answer = session.run("early_exit", {"images": images})
     session.close()
