@@ -79,7 +79,8 @@ flags.DEFINE_enum(
     "augmentation",
     "none",
     data.AUGMENTATIONS,
-    "shift: by up to 2 pixels; flip_shift: left to right, and by up to 4 pixels.",
+    "shift: by up to 2 pixels; flip_shift: left to right, and by up to 4 pixels; "
+    "flip_shift_cutout: so, and a square of a quarter of height and width blanked.",
 )
 command_line.define_data(required=True)
 command_line.define_seed(default=1)

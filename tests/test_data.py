@@ -429,6 +429,29 @@ def test_flip_shift_mirrors_half_of_the_images():
     assert (left[:, :14].sum(axis=1) > left[:, 14:].sum(axis=1)).all()
 
 
+def test_cutout_blanks_a_square_and_is_flip_shift_elsewhere():
+    images = np.random.default_rng(0).integers(1, 256, (400, 32, 24, 3), np.uint8)
+    moved = augment("flip_shift", images)
+    cut = augment("flip_shift_cutout", images)
+    blanked = (cut == 0).all(axis=3)
+    np.testing.assert_array_equal(cut, np.where(blanked[..., None], 0, moved))
+    sizes = []
+    for before, after in zip(moved, cut, strict=True):
+        changed = (before != after).any(axis=2)
+        rows, columns = (np.flatnonzero(changed.any(axis=axis)) for axis in (1, 0))
+        # Where a shift had left 0 already, nothing changes.
+        if len(rows):
+            sizes.append((rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1))
+            inside = after[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+            assert not inside.any()
+    assert np.max(sizes, axis=0).tolist() == [8, 6]
+    # Most squares are whole; those over the border are not.
+    whole = np.mean([size == (8, 6) for size in sizes])
+    assert 0.4 < whole < 0.8
+    # Every pixel can be hit.
+    assert (moved != cut).any(axis=(0, 3)).all()
+
+
 @pytest.mark.parametrize("name", data.AUGMENTATIONS)
 def test_the_images_of_the_data_set_stay_as_they_are(name):
     images = np.random.default_rng(0).integers(0, 256, (20, 28, 28, 1), np.uint8)
@@ -446,7 +469,7 @@ def test_augmentation_follows_the_random_numbers():
 
 
 def test_unknown_augmentation():
-    with pytest.raises(BranchyError, match=r"'blur'. Known: none, shift, flip_shift\."):
+    with pytest.raises(BranchyError, match=r"'blur'. Known: none, shift, flip_shift,"):
         data.check_augmentation("blur")
 
 
