@@ -16,6 +16,7 @@ from tabulate import tabulate
 
 from branchy_tf import command_line
 from branchy_tf.errors import BranchyError
+from branchy_tf.results import exit_name
 from branchy_tf.serving import EarlyExitClient, Tls
 
 FLAGS = flags.FLAGS
@@ -102,14 +103,14 @@ def main() -> None:
             name,
             label,
             f"{answer.probabilities[i, label]:.4f}",
-            f"exit_{answer.exits[i] + 1}",
+            exit_name(answer.exits[i] + 1),
             f"{answer.scores[i]:.4f}",
         ]
         rows.append([*row, labels[i]] if labels else row)
     head = ["image", "answer", "probability", "left at", "score"]
     print(tabulate(rows, [*head, "label"] if labels else head, disable_numparse=True))
     left = np.bincount(answer.exits)
-    shares = ", ".join(f"exit_{k + 1} {n}" for k, n in enumerate(left) if n)
+    shares = ", ".join(f"{exit_name(k + 1)} {n}" for k, n in enumerate(left) if n)
     print(
         f"{len(answer)} images, answered by version {answer.model_version}; left at "
         f"{shares}"

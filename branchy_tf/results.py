@@ -1,10 +1,15 @@
-"""What a prediction with early exits gives back. Needs numpy alone."""
+"""What a prediction gives back, and what exits are called. Needs numpy alone."""
 
 from __future__ import annotations
 
 import dataclasses
 
 import numpy as np
+
+
+def exit_name(number: int) -> str:
+    """The name of exit `number`, counted from 1 at the entry."""
+    return f"exit_{number}"
 
 
 @dataclasses.dataclass(frozen=True)

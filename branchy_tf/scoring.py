@@ -58,9 +58,9 @@ def every_exit(predictor: EarlyExitPredictor, split: Split) -> np.ndarray:
     rows, columns, _ = np.nonzero(np.isnan(logits))
     if len(rows):
         raise BranchyError(
-            f"exit_{columns[0] + 1} gives NaN for {len(set(rows))} of {len(logits):,} "
-            f"rows, first for row {rows[0]}; expected numbers. The weights or the "
-            "data are damaged; train again."
+            f"{exits.exit_name(columns[0] + 1)} gives NaN for {len(set(rows))} of "
+            f"{len(logits):,} rows, first for row {rows[0]}; expected numbers. The "
+            "weights or the data are damaged; train again."
         )
     return logits
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -54,8 +54,14 @@ def write(
         return EarlyExitModule(network, thresholds, criterion, temperatures=temperatures)
 
     programs: Programs = {
-        "keras_export": ("tensorflow", _keras_export(baseline, folder)),
-        "frozen": ("tensorflow", _frozen(baseline, folder)),
+        "keras_export": (
+            "tensorflow",
+            _plain(plain.write_keras_export, baseline, folder / "keras_export"),
+        ),
+        "frozen": (
+            "tensorflow",
+            _plain(plain.write_frozen, baseline, folder / "frozen"),
+        ),
         "early_exit": ("tensorflow", _early_exit(routed(model), thresholds, folder)),
         "parts": ("tensorflow", _parts(model, folder)),
     }
@@ -120,16 +126,13 @@ def started(
         yield processes, left_out
 
 
-def _keras_export(baseline: keras.Model, folder: pathlib.Path) -> dict[str, Any]:
-    path = folder / "keras_export"
-    plain.write_keras_export(baseline, path)
-    return {"keras_export": _plain(path)}
-
-
-def _frozen(model: keras.Model, folder: pathlib.Path) -> dict[str, Any]:
-    path = folder / "frozen"
-    plain.write_frozen(model, path)
-    return {"frozen": _plain(path)}
+def _plain(
+    write_model: Callable[[keras.Model, pathlib.Path], None],
+    model: keras.Model,
+    path: pathlib.Path,
+) -> dict[str, Any]:
+    write_model(model, path)
+    return {path.name: {"path": str(path), "signature": plain.SIGNATURE}}
 
 
 def _early_exit(
@@ -142,7 +145,9 @@ def _early_exit(
         "early_exit": [thresholds],
         "half_exit_1": [leave, stay],
     }
-    asked |= {f"forced_exit_{k + 1}": [forcing(k, count)] for k in range(count)}
+    asked |= {
+        f"forced_{exits.exit_name(k + 1)}": [forcing(k, count)] for k in range(count)
+    }
     return {contender: _routed(path, rows) for contender, rows in asked.items()}
 
 
@@ -164,20 +169,14 @@ def _routed(path: pathlib.Path, rows: Sequence[Any]) -> dict[str, Any]:
 
 def _parts(model: keras.Model, folder: pathlib.Path) -> dict[str, Any]:
     """The stages alone, and the whole with its branches but without routing."""
-    whole = folder / "unrouted"
-    plain.write_frozen(model, whole)
-    parts: dict[str, Any] = {"unrouted": _plain(whole)}
+    parts = _plain(plain.write_frozen, model, folder / "unrouted")
     behind: list[str] = []
     for k, stage in enumerate(stages.split(model)):
         path = folder / f"stage_{k + 1}"
-        plain.write_frozen(stage.model, path)
-        parts[path.name] = _plain(path) | {"behind": list(behind)}
+        parts |= _plain(plain.write_frozen, stage.model, path)
+        parts[path.name]["behind"] = list(behind)
         behind.append(str(path))
     return parts
-
-
-def _plain(path: pathlib.Path) -> dict[str, Any]:
-    return {"path": str(path), "signature": plain.SIGNATURE}
 
 
 def _check_installed(peer: str) -> None:

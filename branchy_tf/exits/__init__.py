@@ -4,12 +4,12 @@ from branchy_tf.exits.adding import add_exits
 from branchy_tf.exits.heads import Head, conv_head, linear_head, logits_head, pool_head
 from branchy_tf.exits.names import (
     baseline,
-    exit_name,
     exit_names,
     exit_tensors,
     num_classes,
 )
 from branchy_tf.exits.proposing import propose_exits
+from branchy_tf.results import exit_name
 
 __all__ = [
     "Head",

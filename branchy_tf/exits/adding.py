@@ -13,7 +13,7 @@ import keras
 from branchy_tf import graphs
 from branchy_tf.errors import BranchyError
 from branchy_tf.exits.heads import Head
-from branchy_tf.exits.names import exit_name
+from branchy_tf.results import exit_name
 
 
 def add_exits(

@@ -1,4 +1,4 @@
-"""The one place that names exits.
+"""The exits of a model, by their names.
 
 Exits are called exit_1 ... exit_N from the entry on; exit_N is the network's
 own output. An exit's head layer carries that name and so does its key in the
@@ -16,11 +16,6 @@ from branchy_tf import graphs
 from branchy_tf.errors import BranchyError
 
 _NAME = re.compile(r"exit_([1-9][0-9]*)\Z")
-
-
-def exit_name(number: int) -> str:
-    """The name of exit `number`, counted from 1 at the entry."""
-    return f"exit_{number}"
 
 
 def exit_tensors(model: keras.Model) -> dict:

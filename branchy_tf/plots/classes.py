@@ -13,6 +13,7 @@ from branchy_tf.plots.style import (
     plt,
     save,
 )
+from branchy_tf.results import exit_name
 
 _MOST_CLASSES = 40
 
@@ -47,7 +48,7 @@ def classes(
             hatch=HATCHES[k % len(HATCHES)],
             edgecolor="0.35",
             linewidth=0.6,
-            label=f"leave at exit_{k + 1}",
+            label=f"leave at {exit_name(k + 1)}",
         )
         left += 100 * shares[kept, k]
     axes.plot(

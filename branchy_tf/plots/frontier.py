@@ -8,6 +8,7 @@ import numpy as np
 
 from branchy_tf import files
 from branchy_tf.plots.style import BLACK, BLUE, GREEN, ORANGE, WIDTH, plt, save
+from branchy_tf.results import exit_name
 
 
 def frontier(
@@ -53,7 +54,7 @@ def frontier(
     for k, (cost, accuracy) in enumerate(zip(*_columns(exits, unit), strict=True)):
         last = k == len(exits) - 1
         axes.annotate(
-            f"exit_{k + 1}",
+            exit_name(k + 1),
             (cost, accuracy),
             xytext=(-8 if last else 8, -14),
             ha="right" if last else "left",

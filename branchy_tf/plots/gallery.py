@@ -6,6 +6,7 @@ import numpy as np
 
 from branchy_tf import files
 from branchy_tf.plots.style import WIDTH, plt, save
+from branchy_tf.results import exit_name
 
 _COLUMNS = 8
 
@@ -52,7 +53,7 @@ def gallery(
             right = answers[row] == labels[row]
             text = f"{labels[row]}" if right else f"{labels[row]} as {answers[row]}"
             axes.text(column + 0.5, k + 0.22, text, ha="center", fontsize=8)
-        note = f"exit_{k + 1}\n{len(rows):,}"
+        note = f"{exit_name(k + 1)}\n{len(rows):,}"
         axes.text(-0.08, k + 0.65, note, ha="right", va="center", fontsize=8)
     axes.set(xlim=(0, _COLUMNS), ylim=(number, 0), aspect="auto")
     save(figure, path, grid=False)

@@ -9,6 +9,7 @@ import numpy as np
 
 from branchy_tf import files
 from branchy_tf.plots.style import BLUE, GREEN, ORANGE, SKY, panels, save
+from branchy_tf.results import exit_name
 
 # Below, the axis of scores is linear.
 _LINEAR = 1e-4
@@ -98,7 +99,7 @@ def histograms(
 
 
 def _mark(panel: Any, k: int, limit: float) -> None:
-    panel.set_title(f"exit_{k + 1}: T = {limit:.3g}")
+    panel.set_title(f"{exit_name(k + 1)}: T = {limit:.3g}")
     # A line at infinity would stretch the axis; the right end stands for it.
     where = limit if np.isfinite(limit) else panel.get_xlim()[1]
     panel.axvline(where, color=ORANGE, linestyle="-.", linewidth=2, label="threshold T")

@@ -7,6 +7,7 @@ from matplotlib.lines import Line2D
 
 from branchy_tf import files
 from branchy_tf.plots.style import BLACK, BLUE, ORANGE, panels, save
+from branchy_tf.results import exit_name
 
 _BINS = 10
 # Line, marker, colour, name.
@@ -43,7 +44,7 @@ def reliability(
             sizes = 12 + 140 * np.sqrt(share)
             panel.scatter(x, y, sizes, color, marker, edgecolor=BLACK, zorder=3)
             errors.append(f"{100 * error:.2f}")
-        title = f"exit_{k + 1}: off by {errors[0]} points, then {errors[1]}"
+        title = f"{exit_name(k + 1)}: off by {errors[0]} points, then {errors[1]}"
         panel.set(ylabel="right (%)", title=title)
     axes[-1].set_xlabel("confidence: the largest probability (%)")
     handles = [

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from branchy_tf.errors import BranchyError, ServerError
-from branchy_tf.results import Predictions
+from branchy_tf.results import Predictions, exit_name
 
 # Calls take from a fraction of a millisecond to the usual deadline.
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -104,7 +104,7 @@ class ClientMetrics:
     def count(self, model: str, answer: Predictions) -> None:
         """Counts the rows of an answer."""
         for k in sorted(set(answer.exits.tolist())):
-            name = f"exit_{k + 1}"
+            name = exit_name(k + 1)
             scores = answer.scores[answer.exits == k].tolist()
             self._exits.labels(model, name).inc(len(scores))
             histogram = self._scores.labels(model, name)
