@@ -22,6 +22,43 @@ def check_functional(model: keras.Model) -> None:
         )
 
 
+def check_name(name: object) -> None:
+    """Raises `BranchyError` unless a model can be called so."""
+    if not isinstance(name, str) or not name or "/" in name:
+        raise BranchyError(
+            f"`name` must be a text without '/', not empty. Received {name!r}."
+        )
+
+
+def layers_within(model: keras.Model) -> list[keras.layers.Layer]:
+    """The layers of `model` and of the models inside it."""
+    found = []
+    for layer in model.layers:
+        found.append(layer)
+        if isinstance(layer, keras.Model):
+            found += layers_within(layer)
+    return found
+
+
+def check_channels_last(model: keras.Model | None = None) -> None:
+    """Raises `BranchyError` where images are or would be channels first.
+
+    Args:
+        model: whose layers are looked at, too; default: Keras's own setting alone.
+    """
+    if keras.config.image_data_format() != "channels_last":
+        raise BranchyError(
+            "The networks and exits here read channels-last images, but Keras is set to "
+            "channels_first. Call keras.config.set_image_data_format('channels_last')."
+        )
+    for layer in [] if model is None else layers_within(model):
+        if getattr(layer, "data_format", None) == "channels_first":
+            raise BranchyError(
+                f"Layer {layer.name!r} of {model.name!r} is channels first; exits read "
+                "channels-last features. Build it with data_format='channels_last'."
+            )
+
+
 def has_nodes(model: keras.Model) -> bool:
     """Whether `nodes_in_order` can read it; not if Sequential or subclassed."""
     return hasattr(model, "_nodes_by_depth")

@@ -238,6 +238,7 @@ def test_killed_training_goes_on_where_it_was(folder, tmp_path):
         (["--dataset=none.npz"], "There is no data file "),
         (["--validation_size=400"], "`validation_size` must be between 1 and 399"),
         (["--weights=none.keras"], "There is no weights file "),
+        (["--mode=baseline_first", "--baseline=none.keras"], "There is no file "),
         (["--loss_weights=1,0.3,0.3"], "`loss_weights` must have one entry for each"),
         (["--loss_weights=1,x"], "--loss_weights=1,x: expected numbers"),
         (["--epochs=0"], "`epochs` must be at least 1. Received 0."),

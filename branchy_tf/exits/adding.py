@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
+from keras import layers
 
 from branchy_tf import graphs
 from branchy_tf.errors import BranchyError
@@ -23,12 +24,13 @@ def add_exits(
 
     The layers of `model` are shared, so are their weights; nothing of it is
     changed. Its own output becomes the last exit: an Identity called exit_N
-    stands after it. A softmax at its end is left away (same kernel, logits
-    out).
+    stands after it, in the place of one that is there already. A softmax at its
+    end is left away (same kernel, logits out).
 
     Args:
-        model: any functional or Sequential Keras model with one output of
-            classes: your own, or one of `keras.applications`.
+        model: any functional or Sequential Keras model, channels last, with one
+            output of classes: your own, one of `keras.applications`, or the
+            `exits.baseline` of a model that has exits, to give it others.
         heads: `{layer name: head}` from the entry on: exit_1 reads the output
             of the first layer named, and so on. A head is `linear_head`,
             `conv_head(...)`, `pool_head(...)` or any callable `(features,
@@ -41,10 +43,10 @@ def add_exits(
         "exit_N": logits}`, each [B, classes].
 
     Raises:
-        BranchyError: the model has no graph or several outputs, or ends in an
-            activation other than softmax; a layer does not exist, is the
-            output, comes out of order or carries no gradient; a head does not
-            give logits; two layers would have the same name.
+        BranchyError: the model has no graph or several outputs, is channels
+            first, or ends in an activation other than softmax; a layer does not
+            exist, is the output, comes out of order or carries no gradient; a
+            head does not give logits; two layers would have the same name.
 
     Example:
 
@@ -55,6 +57,8 @@ def add_exits(
     ```
     """
     model = single_output(model)
+    name = f"branchy_{model.name}" if name is None else name
+    graphs.check_name(name)
     logits = _without_softmax(model)
     classes = logits.shape[-1]
     if not isinstance(heads, Mapping) or not heads:
@@ -71,9 +75,9 @@ def add_exits(
         places[layer] = features
         outputs[exit_] = _logits(head, features, classes, exit_, layer)
     final = exit_name(len(heads) + 1)
-    outputs[final] = keras.layers.Identity(name=final, dtype="float32")(logits)
+    outputs[final] = layers.Identity(name=final, dtype="float32")(logits)
     _check_names(model, outputs)
-    return keras.Model(model.input, outputs, name=name or f"branchy_{model.name}")
+    return keras.Model(model.input, outputs, name=name)
 
 
 def single_output(model: keras.Model) -> keras.Model:
@@ -86,6 +90,7 @@ def single_output(model: keras.Model) -> keras.Model:
             )
         model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     graphs.check_functional(model)
+    graphs.check_channels_last(model)
     if len(model.outputs) != 1:
         raise BranchyError(
             f"Model {model.name!r} has {len(model.outputs)} outputs: "
@@ -104,7 +109,10 @@ def single_output(model: keras.Model) -> keras.Model:
 def _without_softmax(model: keras.Model):
     """The logits of the model: its output, before a softmax if it ends in one."""
     output = model.outputs[0]
-    node = graphs.producer(output)
+    # The last exit of what the model was made from; the new one takes its place.
+    while isinstance(graphs.producer(output).operation, layers.Identity):
+        output = graphs.producer(output).input_tensors[0]
+    node = _last_change(output)
     layer = node.operation
     activation = _activation(layer)
     if activation is keras.activations.linear:
@@ -114,16 +122,37 @@ def _without_softmax(model: keras.Model):
             f"Model {model.name!r} ends in layer {layer.name!r} with the activation "
             f"{getattr(activation, '__name__', activation)}; expected logits or softmax."
         )
-    if isinstance(layer, keras.layers.Dense):
+    if tuple(node.outputs[0].shape) != tuple(output.shape):
+        raise BranchyError(
+            f"Model {model.name!r} reshapes what its softmax {layer.name!r} gives. "
+            "Expected logits, or a softmax that gives (batch, classes)."
+        )
+    # A subclass may compute something else, and a quantised kernel has a scale.
+    if type(layer) is layers.Dense and layer.quantization_mode is None:
         return _linear_twin(layer)(node.input_tensors[0])
-    alone = (keras.layers.Activation, keras.layers.Softmax)
-    if isinstance(layer, keras.layers.Layer) and not isinstance(layer, alone):
+    alone = (layers.Activation, layers.Softmax)
+    if isinstance(layer, layers.Layer) and not isinstance(layer, alone):
         raise BranchyError(
             f"Model {model.name!r} ends in layer {layer.name!r}, a "
-            f"{type(layer).__name__} with softmax inside. Expected Dense, or softmax in "
-            "a layer of its own."
+            f"{type(layer).__name__} with softmax inside. Expected a plain Dense, or "
+            "softmax in a layer of its own."
         )
     return node.input_tensors[0]
+
+
+def _last_change(tensor: Any) -> Any:
+    """The node that `tensor` has its values from, behind what only passes them on.
+
+    So a softmax is seen behind the Activation that gives float32 in mixed precision.
+    """
+    node = graphs.producer(tensor)
+    passing = (layers.Identity, layers.Dropout, layers.Flatten, layers.Reshape)
+    while isinstance(node.operation, passing) or (
+        isinstance(node.operation, layers.Activation)
+        and node.operation.activation is keras.activations.linear
+    ):
+        node = graphs.producer(node.input_tensors[0])
+    return node
 
 
 def _activation(operation: Any) -> Any:
@@ -140,9 +169,9 @@ def _activation(operation: Any) -> Any:
     return getattr(keras.activations, known.get(kind, "linear"))
 
 
-def _linear_twin(layer: keras.layers.Dense) -> keras.layers.Dense:
+def _linear_twin(layer: layers.Dense) -> layers.Dense:
     """The same dense layer, name and variables, without its activation."""
-    twin = keras.layers.Dense.from_config(layer.get_config() | {"activation": "linear"})
+    twin = layers.Dense.from_config(layer.get_config() | {"activation": "linear"})
     twin._kernel, twin.bias = layer._kernel, layer.bias
     twin.built = True
     return twin
@@ -179,13 +208,18 @@ def _no_such_layer(model: keras.Model, names: set[str], name: str) -> str:
             f"Layer {name!r} comes after the logits of {model.name!r} or is its input. "
             "Place the exit at a layer between."
         )
-    for layer in model.layers:
-        if isinstance(layer, keras.Model) and any(x.name == name for x in layer.layers):
-            return (
-                f"Layer {name!r} is inside the sub-model {layer.name!r}, whose inner "
-                f"tensors are not part of {model.name!r}. Build the model flat, or name "
-                f"{layer.name!r}."
-            )
+    inner = {
+        deep.name: layer.name
+        for layer in model.layers
+        if isinstance(layer, keras.Model)
+        for deep in graphs.layers_within(layer)
+    }
+    if name in inner:
+        return (
+            f"Layer {name!r} is inside the sub-model {inner[name]!r}, whose inner "
+            f"tensors are not part of {model.name!r}. Build the model flat, or name "
+            f"{inner[name]!r}."
+        )
     near = difflib.get_close_matches(str(name), sorted(names), n=3, cutoff=0.4)
     hint = f" Nearest: {', '.join(near)}." if near else ""
     return f"Model {model.name!r} has no layer {name!r}.{hint} See model.summary()."
@@ -213,20 +247,37 @@ def _logits(head: Head, features, classes: int, exit_: str, layer: str):
             f"The head at {layer!r} must give logits of shape (batch, {classes}), made "
             f"from its features. Received {shape or type(logits).__name__}."
         )
-    if not graphs.depends(logits, features):
+    if logits is not features and not graphs.depends(logits, features):
         raise BranchyError(
             f"The head at {layer!r} does not read its features, so no gradient reaches "
             "them."
         )
-    if graphs.producer(logits).operation.name != exit_:
-        logits = keras.layers.Identity(name=exit_, dtype="float32")(logits)
+    activation = _activation(_last_change(logits).operation)
+    if activation in (keras.activations.softmax, keras.activations.sigmoid):
+        raise BranchyError(
+            f"The head at {layer!r} ends in {activation.__name__}; expected logits. "
+            "Leave the activation out: training and routing apply softmax themselves."
+        )
+    if not keras.backend.is_float_dtype(logits.dtype):
+        raise BranchyError(
+            f"The head at {layer!r} gives {logits.dtype} values, through which no "
+            "gradient flows. Expected logits of a floating dtype."
+        )
+    named = graphs.producer(logits).operation.name == exit_
+    if named and logits.dtype != "float32":
+        raise BranchyError(
+            f"The head at {layer!r} gives {logits.dtype} logits; expected float32. Pass "
+            "dtype='float32' to its last layer."
+        )
+    if not named:
+        logits = layers.Identity(name=exit_, dtype="float32")(logits)
     return logits
 
 
 def _takes_features(head: Any) -> bool:
     """Whether `head` can be called as (features, classes, name)."""
     # A layer can be called with anything, and would complain in its own words.
-    if not callable(head) or isinstance(head, keras.layers.Layer):
+    if not callable(head) or isinstance(head, layers.Layer):
         return False
     try:
         inspect.signature(head).bind("features", "classes", "name")
@@ -237,9 +288,9 @@ def _takes_features(head: Any) -> bool:
 
 def _check_names(model: keras.Model, outputs: dict[str, Any]) -> None:
     nodes = graphs.nodes_between([], outputs.values())
-    layers = {id(node.operation): node.operation.name for node in nodes}
+    names = {id(node.operation): node.operation.name for node in nodes}
     inputs = [tensor._keras_history.operation.name for tensor in model.inputs]
-    for name, times in collections.Counter([*layers.values(), *inputs]).items():
+    for name, times in collections.Counter([*names.values(), *inputs]).items():
         if times > 1:
             raise BranchyError(
                 f"{times} layers of {model.name!r} and its heads would be called "

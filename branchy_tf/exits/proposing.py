@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+
 import keras
 
 from branchy_tf import graphs
@@ -37,7 +39,14 @@ def propose_exits(model: keras.Model, n: int) -> list[str]:
     """
     model = single_output(model)
     places = _places(model)
-    if not isinstance(n, int) or not 1 <= n <= len(places):
+    if not places:
+        raise BranchyError(
+            f"There is no place in {model.name!r} where an exit could go: between its "
+            "layers, as model.summary() lists them, no multiply-adds can be counted to "
+            "share out. Of a sub-model only the end counts; build the model flat."
+        )
+    whole = isinstance(n, numbers.Integral) and not isinstance(n, bool)
+    if not whole or not 1 <= n <= len(places):
         raise BranchyError(
             f"`n` must be between 1 and {len(places)}, the number of places in "
             f"{model.name!r} where an exit could go. Received {n!r}."

@@ -63,9 +63,23 @@ def detached(model: keras.Model) -> keras.Model:
 
     Tree training: each branch learns on the trunk's features as on an input of
     its own. Branches of branches stay attached to these.
+
+    Raises:
+        BranchyError: a branch uses a layer of the trunk, whose weights its error
+            would reach.
     """
     inside = {id(node) for node in trunk(model)}
     made = {id(tensor) for node in trunk(model) for tensor in node.outputs}
+    of_trunk = {id(node.operation) for node in trunk(model)}
+    for node in graphs.nodes_in_order(model):
+        operation = node.operation
+        shared = id(node) not in inside and id(operation) in of_trunk
+        if shared and getattr(operation, "weights", []):
+            raise BranchyError(
+                f"A branch uses layer {operation.name!r} of the trunk, so its error "
+                "would reach the trunk in mode detached. Give the branch a layer of its "
+                "own, or train in another mode."
+            )
     return _rebuilt(
         model,
         {

@@ -10,7 +10,7 @@ import keras
 from branchy_tf import exits, files
 from branchy_tf.data import Dataset, check_augmentation, check_fits
 from branchy_tf.errors import BranchyError
-from branchy_tf.training import branches, distillation, losses, optimizers
+from branchy_tf.training import branches, distillation, losses, optimizers, transfer
 
 MODES = ("joint", "baseline_first", "branches_only", "detached")
 GRADIENT_SCALINGS = ("none", "equilibrium")
@@ -87,13 +87,18 @@ class Settings:
                 f"`weight_decay` must not be negative. Received {self.weight_decay}."
             )
         self._check_exits(model)
-        if self.baseline is not None and not self.has_baseline_phase:
+        if self.baseline is not None:
+            self._check_baseline(model, self.baseline)
+        check_fits(model, dataset)
+
+    def _check_baseline(self, model: keras.Model, path: files.Path) -> None:
+        if not self.has_baseline_phase:
             raise BranchyError(
                 f"Mode {self.mode} does not begin with a baseline, so `baseline` "
-                f"{self.baseline} would not be used. Choose one of the modes "
+                f"{path} would not be used. Choose one of the modes "
                 f"{', '.join(_WITH_BASELINE)}, or pass --initial_weights."
             )
-        check_fits(model, dataset)
+        transfer.read_baseline(exits.baseline(model), path)
 
     def _check_exits(self, model: keras.Model) -> None:
         names = exits.exit_names(model)
@@ -108,6 +113,8 @@ class Settings:
                 "Mode branches_only trains the early exits, whose `loss_weights` are all "
                 f"0: {weights}. Give one of them a weight."
             )
+        if self.mode == "detached":
+            branches.detached(model)
         if self.gradient_scaling == "equilibrium":
             if self.mode in ("branches_only", "detached"):
                 raise BranchyError(
@@ -122,6 +129,12 @@ class Settings:
                     f"{list(self.distillation)}."
                 )
             distillation.check(*self.distillation)
+            if self.mode != "branches_only" and not weights[-1]:
+                raise BranchyError(
+                    "With `distillation` the final exit teaches, and in mode "
+                    f"{self.mode} it learns only if its loss weight is not 0. Received "
+                    f"`loss_weights` {weights}."
+                )
 
 
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:

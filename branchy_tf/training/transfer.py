@@ -63,6 +63,25 @@ def take_baseline(model: keras.Model, path: files.Path, to: files.Path) -> None:
     Raises:
         BranchyError: it has not the layers of this model.
     """
+    source, has_exits = read_baseline(model, path)
+    theirs = _layers(source)
+    for name, layer in _layers(model).items():
+        layer.set_weights(theirs[name].get_weights())
+    if not has_exits:
+        with files.replacing(to) as beside:
+            shutil.copyfile(path, beside)
+
+
+def read_baseline(model: keras.Model, path: files.Path) -> tuple[keras.Model, bool]:
+    """`(the network in a file without its branches, whether it had any)`.
+
+    Args:
+        model: the baseline of the model to train; it is not changed.
+        path: as `take_baseline` has it.
+
+    Raises:
+        BranchyError: it has not the layers of this model.
+    """
     source = _load(path)
     has_exits = isinstance(source.output, dict)
     if has_exits:
@@ -74,11 +93,7 @@ def take_baseline(model: keras.Model, path: files.Path, to: files.Path) -> None:
                 f"{path} is no {model.name}: layer {name!r} is not in both, or of "
                 "another shape. Pass the baseline.keras of a run with the same model."
             )
-    for name, layer in ours.items():
-        layer.set_weights(theirs[name].get_weights())
-    if not has_exits:
-        with files.replacing(to) as beside:
-            shutil.copyfile(path, beside)
+    return source, has_exits
 
 
 def _load(path: files.Path) -> keras.Model:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import keras
 from keras import layers
 
+from branchy_tf import graphs
 from branchy_tf.exits import Head, add_exits, logits_head
 from branchy_tf.zoo import registry
 
@@ -93,6 +94,7 @@ def branchy_lenet(
     exits = settled["exits"]
     registry.check_input_shape(input_shape, minimum=8)
     registry.check_classes(classes)
+    graphs.check_name(name)
     trunk = _trunk(input_shape, classes, name)
     heads = registry.choose_exits(exits, ("paper",), lambda _: {"conv_1": _paper_head})
     model = add_exits(trunk, heads, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import numbers
+import os
 import pathlib
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 import keras
 
-from branchy_tf import files
+from branchy_tf import files, graphs
 from branchy_tf.errors import BranchyError
 from branchy_tf.exits import Head
 from branchy_tf.thresholds import Calibration
@@ -126,11 +127,7 @@ def check_input_shape(input_shape: Any, minimum: int) -> None:
             f"`input_shape` must be (height, width, channels), channels last, with "
             f"height and width of at least {minimum}. Received {input_shape}."
         )
-    if keras.config.image_data_format() != "channels_last":
-        raise BranchyError(
-            "The zoo's networks read channels-last images, but Keras is set to "
-            "channels_first. Call keras.config.set_image_data_format('channels_last')."
-        )
+    graphs.check_channels_last()
 
 
 def check_classes(classes: Any) -> None:
@@ -179,6 +176,10 @@ def settle(model: str, weights: str | None, **asked: Any) -> dict[str, Any]:
     Raises:
         BranchyError: something else is asked than the tag's weights are for.
     """
+    if not isinstance(weights, (str, os.PathLike, type(None))):
+        raise BranchyError(
+            f"`weights` must be None, a tag or a path. Received {weights!r}."
+        )
     tag = packaged.every(model).get(weights or "")
     if tag is None:
         return asked

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import keras
 from keras import layers
 
+from branchy_tf import graphs
 from branchy_tf.errors import BranchyError
 from branchy_tf.exits import Head, add_exits, conv_head, linear_head
 from branchy_tf.zoo import registry
@@ -143,6 +144,7 @@ def branchy_resnet(
     exits = settled["exits"]
     registry.check_input_shape(input_shape, minimum=16)
     registry.check_classes(classes)
+    graphs.check_name(name)
     depth = 110 if depth is None else depth
     if not isinstance(depth, int) or depth < 8 or depth % 6 != 2:
         raise BranchyError(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import keras
 from keras import layers
 
+from branchy_tf import graphs
 from branchy_tf.exits import Head, add_exits, conv_head
 from branchy_tf.zoo import registry
 
@@ -96,6 +97,7 @@ def branchy_vgg(
     exits = settled["exits"]
     registry.check_input_shape(input_shape, minimum=32)
     registry.check_classes(classes)
+    graphs.check_name(name)
     trunk = _trunk(input_shape, classes, name)
     heads = registry.choose_exits(exits, _PLACES, _exits)
     model = add_exits(trunk, heads, name)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from branchy_tf import exits, stages
+from branchy_tf import exits, stages, zoo
 from branchy_tf.errors import BranchyError
 from branchy_tf.exits import add_exits, conv_head, linear_head, pool_head
 
@@ -126,10 +126,17 @@ def in_a_dense_layer_without_bias(x):
     return layers.Dense(4, "softmax", use_bias=False, name="predictions")(x)
 
 
+def under_what_passes_it_on(x):
+    # As in mixed precision, where probabilities must be float32.
+    x = layers.Dense(4, "softmax", name="predictions")(x)
+    x = layers.Identity()(layers.Activation("linear", dtype="float32")(x))
+    return layers.Flatten()(layers.Reshape((4,))(layers.Dropout(0.5)(x)))
+
+
 @pytest.mark.parametrize(
     "top",
     [None, in_an_activation, in_a_softmax_layer, in_an_operation,
-     in_a_dense_layer_without_bias],
+     in_a_dense_layer_without_bias, under_what_passes_it_on],
 )  # fmt: skip
 def test_a_final_softmax_is_peeled(top):
     model = trunk(top)
@@ -168,6 +175,26 @@ def test_logits_stay_as_they_are(activation):
     branchy = add_exits(model, {"c1": linear_head}, name="mine")
     assert branchy.name == "mine"
     np.testing.assert_array_equal(branchy(images)["exit_2"], model(images))
+
+
+def test_a_model_without_its_exits_takes_others(tmp_path):
+    first = add_exits(trunk(), {"c1": linear_head}, name="first")
+    again = add_exits(exits.baseline(first), {"c1": conv_head([3]), "c2": linear_head})
+    assert exits.exit_names(again) == ["exit_1", "exit_2", "exit_3"]
+    images = images_for(first)
+    np.testing.assert_array_equal(again(images)["exit_3"], first(images)["exit_2"])
+    assert again.get_layer("c1").kernel is first.get_layer("c1").kernel
+    assert len([name for name in names(again) if name.startswith("exit_")]) == 8
+    again.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras")(images)
+    np.testing.assert_array_equal(loaded["exit_3"], first(images)["exit_2"])
+
+
+def test_a_trained_network_of_the_zoo_takes_other_exits():
+    lenet = exits.baseline(zoo.branchy_lenet(weights="mnist"))
+    branchy = add_exits(lenet, {"conv_1_relu": linear_head})
+    images = np.zeros((2, 28, 28, 1), np.uint8)
+    np.testing.assert_array_equal(branchy(images)["exit_2"], lenet(images))
 
 
 class Subclassed(keras.Model):
@@ -251,6 +278,18 @@ def test_several_inputs_keep_their_structure():
     np.testing.assert_array_equal(branchy(feed)["exit_2"], model(feed))
 
 
+def reshaped_softmax(x):
+    x = layers.Softmax(name="s")(layers.Reshape((3, 2))(x))
+    return layers.Flatten()(x)
+
+
+class Doubling(layers.Dense):
+    """Not what its configuration says of a Dense."""
+
+    def call(self, inputs):
+        return super().call(2 * inputs)
+
+
 @pytest.mark.parametrize(
     ("top", "expected"),
     [
@@ -269,8 +308,21 @@ def test_several_inputs_keep_their_structure():
         ),
         (
             layers.EinsumDense("af,fb->ab", 4, "softmax", name="out"),
-            "ends in layer 'out', a EinsumDense with softmax inside. Expected Dense, or "
-            "softmax in a layer of its own.",
+            "ends in layer 'out', a EinsumDense with softmax inside. Expected a plain "
+            "Dense, or softmax in a layer of its own.",
+        ),
+        (
+            Doubling(4, "softmax", name="out"),
+            "ends in layer 'out', a Doubling with softmax inside. Expected a plain Dense",
+        ),
+        (
+            reshaped_softmax,
+            "Model 'trunk' reshapes what its softmax 's' gives. Expected logits, or a "
+            "softmax that gives (batch, classes).",
+        ),
+        (
+            lambda x: layers.Dropout(0.1)(layers.Dense(4, "sigmoid", name="out")(x)),
+            "ends in layer 'out' with the activation sigmoid; expected logits or",
         ),
         (
             keras.Sequential(
@@ -284,6 +336,41 @@ def test_several_inputs_keep_their_structure():
 )
 def test_models_that_give_no_logits(top, expected):
     assert expected in complaint({"c1": linear_head}, trunk(top))
+
+
+def test_a_quantised_layer_is_not_peeled():
+    model = trunk()
+    model.quantize("int8")
+    text = complaint({"c1": linear_head}, model)
+    assert "ends in layer 'predictions', a Dense with softmax inside." in text
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_channels_first_is_refused(nested):
+    images = keras.Input((3, 8, 8))
+    x = layers.Conv2D(5, 3, data_format="channels_first", name="c1")(images)
+    inner = keras.Model(images, x, name="inner")
+    x = inner(images) if nested else x
+    x = layers.GlobalAveragePooling2D("channels_first")(x)
+    model = keras.Model(images, layers.Dense(4)(x), name="trunk")
+    expected = (
+        "Layer 'c1' of {} is channels first; exits read channels-last features. Build it "
+        "with data_format='channels_last'."
+    )
+    found = complaint({"inner" if nested else "c1": linear_head}, model)
+    assert found == expected.format("'trunk'")
+    with pytest.raises(BranchyError, match="channels first"):
+        exits.propose_exits(model, 1)
+
+
+def test_heads_would_be_channels_first():
+    model = trunk()
+    keras.config.set_image_data_format("channels_first")
+    try:
+        text = complaint({"c1": linear_head}, model)
+    finally:
+        keras.config.set_image_data_format("channels_last")
+    assert "Keras is set to channels_first. Call keras.config.set_image_data" in text
 
 
 def test_a_model_with_several_outputs():
@@ -349,6 +436,10 @@ def test_a_place_inside_a_sub_model():
         "part of 'trunk'. Build the model flat, or name 'inner'."
     )
     assert len(exits.exit_names(add_exits(model, {"inner": linear_head}))) == 2
+    deeper = trunk(keras.Sequential([keras.Input((6,)), inner], name="outer"))
+    assert "'hidden' is inside the sub-model 'outer'" in complaint(
+        {"hidden": linear_head}, deeper
+    )
 
 
 def test_a_layer_that_is_called_twice():
@@ -410,6 +501,22 @@ def of_itself(x, classes, name):
     return layers.Dense(classes, name=name)(keras.Input((3,)))
 
 
+def probabilities(x, classes, name):
+    return layers.Dense(classes, "softmax", name=name)(ops.mean(x, (1, 2)))
+
+
+def likely(x, classes, name):
+    return layers.Activation("linear")(ops.sigmoid(linear_head(x, classes, name)))
+
+
+def sure(x, classes, name):
+    return ops.cast(linear_head(x, classes, name) > 0, "int32")
+
+
+def short(x, classes, name):
+    return layers.Dense(classes, dtype="bfloat16", name=name)(ops.mean(x, (1, 2)))
+
+
 def unnamed(x, classes, name):
     return layers.Dense(classes, name="c2")(ops.mean(x, (1, 2)))
 
@@ -431,11 +538,30 @@ CALLABLE = "The head at 'c1' must be a callable (features, classes, name) -> log
         (constant, LOGITS + "Received ndarray."),
         (lambda *_: None, LOGITS + "Received NoneType."),
         (of_itself, "The head at 'c1' does not read its features, so no gradient"),
+        (probabilities, "The head at 'c1' ends in softmax; expected logits. Leave the"),
+        (likely, "The head at 'c1' ends in sigmoid; expected logits. Leave the"),
+        (sure, "The head at 'c1' gives int32 values, through which no gradient flows."),
+        (short, "The head at 'c1' gives bfloat16 logits; expected float32. Pass dtype"),
         (unnamed, "2 layers of 'trunk' and its heads would be called 'c2'. Rename that"),
     ],
 )
 def test_heads_that_give_no_logits(head, expected):
     assert complaint({"c1": head}).startswith(expected)
+
+
+def test_features_may_be_logits_already():
+    model = trunk(lambda x: layers.Dense(4)(layers.Dense(4, name="aux")(x)))
+    branchy = add_exits(model, {"aux": lambda features, classes, name: features})
+    assert branchy.get_layer("exit_1").input is branchy.get_layer("aux").output
+
+
+@pytest.mark.parametrize("name", ["", "a/b", 5])
+def test_names_that_no_model_can_have(name):
+    with pytest.raises(BranchyError) as caught:
+        add_exits(trunk(), {"c1": linear_head}, name)
+    assert str(caught.value) == (
+        f"`name` must be a text without '/', not empty. Received {name!r}."
+    )
 
 
 def test_two_heads_that_use_the_same_names():

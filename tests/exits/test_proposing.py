@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import keras
+import numpy as np
 import pytest
 from keras import layers
 
@@ -48,7 +49,23 @@ def test_sequential_models_are_read_too():
     assert propose_exits(model, 2) == ["a", "b"]
 
 
-@pytest.mark.parametrize("n", [0, 8, -1, 1.5, "3"])
+def test_a_model_whose_work_is_all_in_one_place():
+    inner = chain(3)
+    model = keras.Sequential([inner.inputs[0], inner], name="wrapped")
+    with pytest.raises(BranchyError) as caught:
+        propose_exits(model, 1)
+    assert str(caught.value) == (
+        "There is no place in 'wrapped' where an exit could go: between its layers, as "
+        "model.summary() lists them, no multiply-adds can be counted to share out. Of a "
+        "sub-model only the end counts; build the model flat."
+    )
+
+
+def test_numbers_of_numpy():
+    assert propose_exits(chain(8), np.int64(1)) == ["relu_4"]
+
+
+@pytest.mark.parametrize("n", [0, 8, -1, 1.5, "3", True])
 def test_impossible_numbers(n):
     with pytest.raises(BranchyError) as caught:
         propose_exits(chain(8), n)

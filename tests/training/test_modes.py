@@ -275,10 +275,21 @@ def without_branches() -> keras.Model:
 
 
 def a_tree() -> keras.Model:
-    built = exits.baseline(model())
     heads = {"block_1": exits.conv_head([3]), "exit_1_relu_1": exits.linear_head}
-    trunk = keras.Model(built.input, built.get_layer("logits").output)
-    return exits.add_exits(trunk, heads)
+    return exits.add_exits(exits.baseline(model()), heads)
+
+
+def a_branch_on_the_trunks_layer() -> keras.Model:
+    pixels = keras.Input((8, 8, 1), dtype="uint8")
+    shared = layers.Conv2D(2, 3, padding="same", name="shared")
+    x = shared(layers.Rescaling(1 / 255)(pixels))
+    logits = layers.Dense(3, name="logits")(layers.Flatten()(x))
+
+    def head(features, classes, name):
+        features = layers.Conv2D(1, 1, name=f"{name}_conv")(features)
+        return exits.linear_head(shared(features), classes, name)
+
+    return exits.add_exits(keras.Model(pixels, logits), {"shared": head})
 
 
 DISTILLATION = "`distillation` must be two numbers gamma,tau, "
@@ -319,6 +330,12 @@ DISTILLATION = "`distillation` must be two numbers gamma,tau, "
             model,
             {"mode": "detached", "gradient_scaling": "equilibrium"},
             "In mode detached no gradient of a branch reaches the trunk;",
+        ),
+        (
+            a_branch_on_the_trunks_layer,
+            {"mode": "detached"},
+            "A branch uses layer 'shared' of the trunk, so its error would reach the "
+            "trunk in mode detached. Give the branch a layer of its own",
         ),
         (
             a_tree,

@@ -194,6 +194,11 @@ def test_epoch_that_was_not_backed_up_is_trained_again(tmp_path, monkeypatch, ph
         ({"learning_rate": float("nan")}, "`learning_rate` must be positive."),
         ({"learning_rate": float("inf")}, "`learning_rate` must be positive."),
         ({"loss_weights": [1.0]}, "`loss_weights` must have one entry for each exit."),
+        (
+            {"loss_weights": [1.0, 0.0], "distillation": (0.5, 3.0)},
+            "With `distillation` the final exit teaches, and in mode joint it learns "
+            "only if its loss weight is not 0. Received `loss_weights` [1.0, 0.0].",
+        ),
     ],
 )
 def test_impossible_settings(tmp_path, changes, expected):

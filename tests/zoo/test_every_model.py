@@ -244,6 +244,14 @@ def test_classes_that_are_none(case, classes):
 
 
 @each_model
+@pytest.mark.parametrize("name", ["", "a/b", 5, None])
+def test_names_that_no_model_can_have(case, name):
+    assert complaint(case, name=name) == (
+        f"`name` must be a text without '/', not empty. Received {name!r}."
+    )
+
+
+@each_model
 def test_image_shapes_that_do_not_fit(case):
     small, side = case.smallest - 1, case.smallest
     shapes = [(small, side, 3), (side, small, 3), (3, side, side), (None, None, 3)]

@@ -104,6 +104,13 @@ def test_unknown_weights(weights):
         assert tag in text
 
 
+@pytest.mark.parametrize("weights", [5, True, b"mnist", ["mnist"], {}])
+def test_weights_of_another_kind(weights):
+    assert complaint(weights=weights) == (
+        f"`weights` must be None, a tag or a path. Received {weights!r}."
+    )
+
+
 def test_missing_weights_file(tmp_path):
     path = tmp_path / "none.keras"
     assert complaint(weights=str(path)) == f"There is no weights file {path}."
