@@ -38,7 +38,9 @@ def propose_exits(model: keras.Model, n: int) -> list[str]:
     ```
     """
     model = single_output(model)
-    places = _places(model)
+    nodes = graphs.nodes_in_order(model)
+    macs = [node_macs(node) for node in nodes]
+    places = _places(model, nodes, macs)
     if not places:
         raise BranchyError(
             f"There is no place in {model.name!r} where an exit could go: between its "
@@ -52,7 +54,7 @@ def propose_exits(model: keras.Model, n: int) -> list[str]:
             f"{model.name!r} where an exit could go. Received {n!r}."
         )
     names, costs = list(places), list(places.values())
-    total = sum(node_macs(node) for node in graphs.nodes_in_order(model))
+    total = sum(macs)
     chosen: list[int] = []
     for k in range(1, n + 1):
         # Leaves room before for those chosen, and after for those to come.
@@ -62,16 +64,21 @@ def propose_exits(model: keras.Model, n: int) -> list[str]:
     return [names[i] for i in chosen]
 
 
-def _places(model: keras.Model) -> dict[str, int]:
-    """{layer: multiply-adds up to it} where one tensor carries everything on."""
-    nodes = graphs.nodes_in_order(model)
+def _places(model: keras.Model, nodes: list, macs: list[int]) -> dict[str, int]:
+    """{layer: multiply-adds up to it} where one tensor carries everything on.
+
+    Args:
+        model: where.
+        nodes: its own, in order.
+        macs: of each.
+    """
     last_reader = {id(t): i for i, node in enumerate(nodes) for t in node.input_tensors}
     calls = [node.operation.name for node in nodes]
     live = {id(tensor) for tensor in model.inputs}
     places: dict[int, str] = {}
     spent = 0
     for i, node in enumerate(nodes[:-1]):
-        spent += node_macs(node)
+        spent += macs[i]
         live = {t for t in live if last_reader.get(t, -1) > i}
         live |= {id(t) for t in node.outputs if id(t) in last_reader}
         if (
@@ -80,12 +87,8 @@ def _places(model: keras.Model) -> dict[str, int]:
             and isinstance(node.operation, keras.layers.Layer)
             and calls.count(node.operation.name) == 1
             and keras.backend.is_float_dtype(node.outputs[0].dtype)
-            and _leads_on(nodes[i + 1 :])
+            # There is more to save than the last layer's own.
+            and sum(own > 0 for own in macs[i + 1 :]) > 1
         ):
             places[spent] = node.operation.name
     return {name: cost for cost, name in places.items()}
-
-
-def _leads_on(nodes: list) -> bool:
-    """Whether there is more to save than the last layer's own multiply-adds."""
-    return sum(node_macs(node) > 0 for node in nodes) > 1
