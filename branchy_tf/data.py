@@ -397,7 +397,6 @@ def _cut_out(images: np.ndarray, share: float, random: np.random.Generator) -> N
     starts = centres - np.floor_divide(sides, 2)
     ends = starts + sides
     # A slice ends at the border by itself, but a negative start counts from behind.
-    for image, (top, left), (bottom, right) in zip(
-        images, np.maximum(starts, 0).tolist(), ends.tolist(), strict=True
-    ):
-        image[top:bottom, left:right] = 0
+    corners = np.hstack([np.maximum(starts, 0), ends]).tolist()
+    for i, (top, left, bottom, right) in enumerate(corners):
+        images[i, top:bottom, left:right] = 0

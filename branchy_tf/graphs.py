@@ -40,18 +40,19 @@ def layers_within(model: keras.Model) -> list[keras.layers.Layer]:
     return found
 
 
-def check_channels_last(model: keras.Model | None = None) -> None:
-    """Raises `BranchyError` where images are or would be channels first.
-
-    Args:
-        model: whose layers are looked at, too; default: Keras's own setting alone.
-    """
+def check_image_data_format() -> None:
+    """Raises `BranchyError` if Keras is set to channels first."""
     if keras.config.image_data_format() != "channels_last":
         raise BranchyError(
             "The networks and exits here read channels-last images, but Keras is set to "
             "channels_first. Call keras.config.set_image_data_format('channels_last')."
         )
-    for layer in [] if model is None else layers_within(model):
+
+
+def check_channels_last(model: keras.Model) -> None:
+    """Raises `BranchyError` if layers of a model, or new ones, are channels first."""
+    check_image_data_format()
+    for layer in layers_within(model):
         if getattr(layer, "data_format", None) == "channels_first":
             raise BranchyError(
                 f"Layer {layer.name!r} of {model.name!r} is channels first; exits read "

@@ -17,7 +17,7 @@ from branchy_tf import files, graphs
 from branchy_tf.errors import BranchyError
 from branchy_tf.exits import Head
 from branchy_tf.thresholds import Calibration
-from branchy_tf.zoo import packaged
+from branchy_tf.zoo import packaged, saved_exits
 
 Builder = Callable[..., keras.Model]
 
@@ -127,7 +127,7 @@ def check_input_shape(input_shape: Any, minimum: int) -> None:
             f"`input_shape` must be (height, width, channels), channels last, with "
             f"height and width of at least {minimum}. Received {input_shape}."
         )
-    graphs.check_channels_last()
+    graphs.check_image_data_format()
 
 
 def check_classes(classes: Any) -> None:
@@ -199,7 +199,7 @@ def load_weights(model: keras.Model, family: str, weights: str | None) -> keras.
 
     Raises:
         BranchyError: no such tag or file, a damaged file, or weights of another
-            architecture.
+            architecture. (A `.weights.h5` does not tell where its exits were.)
     """
     if weights is None:
         return model
@@ -221,6 +221,8 @@ def load_weights(model: keras.Model, family: str, weights: str | None) -> keras.
         )
     if not path.is_file():
         raise BranchyError(f"There is no weights file {path}.")
+    if path.suffix == ".keras":
+        saved_exits.check_places(model, path)
     try:
         model.load_weights(path)
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:

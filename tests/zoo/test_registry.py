@@ -4,8 +4,9 @@ import keras
 import numpy as np
 import pytest
 
-from branchy_tf import zoo
+from branchy_tf import exits, zoo
 from branchy_tf.errors import BranchyError
+from branchy_tf.exits import linear_head
 
 
 def complaint(name="branchy_lenet", **arguments) -> str:
@@ -142,6 +143,39 @@ def test_weights_of_another_architecture(tmp_path, other, expected):
     # It gives a reason, and not the values of a variable.
     assert "[[" not in text
     assert not text.endswith(":")
+
+
+def resnet(*places, **arguments):
+    return zoo.build(
+        "branchy_resnet", depth=8, exits=dict.fromkeys(places, linear_head), **arguments
+    )
+
+
+def test_weights_of_a_model_with_its_exits_elsewhere(tmp_path):
+    path = tmp_path / "other.keras"
+    resnet("stem", "stack_1_block_1").save(path)
+    resnet("stem", "stack_1_block_1", weights=str(path))
+    for places, shown in (
+        (["stack_1_block_1"], "exit_1 at stack_1_block_1 here"),
+        (
+            ["stem", "stack_2_block_1"],
+            "exit_1 at stem, exit_2 at stack_2_block_1 here",
+        ),
+    ):
+        with pytest.raises(BranchyError) as caught:
+            resnet(*places, weights=str(path))
+        assert str(caught.value) == (
+            f"The exits in {path} are at other layers than those of branchy_resnet: "
+            f"exit_1 at stem, exit_2 at stack_1_block_1 there, {shown}. Build the model "
+            "with the same `exits`."
+        )
+
+
+@pytest.mark.filterwarnings("ignore:Skipping nested container")
+def test_weights_of_a_model_without_exits(tmp_path):
+    path = tmp_path / "baseline.keras"
+    exits.baseline(zoo.build("branchy_lenet")).save(path)
+    assert complaint(weights=str(path)).startswith(f"The weights in {path} do not fit ")
 
 
 @pytest.mark.parametrize("suffix", ["model.keras", "some.weights.h5"])

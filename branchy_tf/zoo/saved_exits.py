@@ -1,0 +1,87 @@
+"""Where the exits of a saved model are, read from its file alone.
+
+Keras loads weights by the names of layers. Exits are called the same wherever they
+are, so the head of one place would take the weights of another's.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import zipfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+
+from branchy_tf.errors import BranchyError
+
+
+def check_places(model: keras.Model, path: pathlib.Path) -> None:
+    """Raises `BranchyError` if the exits of a `.keras` file are at other layers.
+
+    Args:
+        model: a multi-exit model, which is to take the weights of the file.
+        path: the file; one that holds no functional model is left to Keras.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            config = json.loads(file.read("config.json"))["config"]
+    except (zipfile.BadZipFile, KeyError, ValueError):
+        return
+    if not isinstance(config.get("output_layers"), Mapping):
+        return
+    ours, theirs = _places(model.get_config()), _places(config)
+    if ours != theirs:
+        raise BranchyError(
+            f"The exits in {path} are at other layers than those of {model.name}: "
+            f"{_shown(theirs)} there, {_shown(ours)} here. Build the model with the same "
+            "`exits`."
+        )
+
+
+def _shown(places: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} at {layer}" for name, layer in places.items()) or "none"
+
+
+def _places(config: Mapping[str, Any]) -> dict[str, str]:
+    """{early exit: the last layer of the trunk that it reads}, from the entry on."""
+    read = {
+        layer["name"]: set(_layers_read(layer["inbound_nodes"]))
+        for layer in config["layers"]
+    }
+    # exit_10 comes after exit_9.
+    outputs = config["output_layers"]
+    *early, final = sorted(outputs, key=lambda name: (len(name), name))
+    trunk = _behind(read, outputs[final][0])
+    order = [layer["name"] for layer in config["layers"]]
+    return {
+        name: max(
+            _behind(read, outputs[name][0]) & trunk, key=order.index, default="no layer"
+        )
+        for name in early
+    }
+
+
+def _behind(read: Mapping[str, set[str]], name: str) -> set[str]:
+    """All layers that the one called `name` is computed from."""
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        new = read.get(waiting.pop(), set()) - found
+        found |= new
+        waiting.extend(new)
+    return found
+
+
+def _layers_read(part: Any) -> Iterator[str]:
+    """The layers whose tensors a call's serialised arguments hold."""
+    if isinstance(part, Mapping):
+        if part.get("class_name") == "__keras_tensor__":
+            yield part["config"]["keras_history"][0]
+        else:
+            for value in part.values():
+                yield from _layers_read(value)
+    elif isinstance(part, (list, tuple)):
+        for value in part:
+            yield from _layers_read(value)
