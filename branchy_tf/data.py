@@ -374,7 +374,7 @@ def augment(name: str, images: np.ndarray, random: np.random.Generator) -> np.nd
     count, height, width, channels = images.shape
     # Rounded, so the farthest shift comes half as often as each of the others.
     shifts = np.rint(random.uniform(-pixels, pixels, (count, 2))).astype(int)
-    flips = random.random(count) < (0.5 if variation.flip else 0.0)
+    flips = random.random(len(images)) < (0.5 if variation.flip else 0.0)
     padded = np.zeros(
         (count, height + 2 * pixels, width + 2 * pixels, channels), images.dtype
     )
