@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import difflib
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from keras import layers
 
 from branchy_tf import graphs
 from branchy_tf.errors import BranchyError
-from branchy_tf.exits.heads import Head
+from branchy_tf.exits.heads import Head, takes_features
 from branchy_tf.results import exit_name
 
 
@@ -235,7 +234,7 @@ def _check_order(places: dict[str, Any], layer: str, features) -> None:
 
 
 def _logits(head: Head, features, classes: int, exit_: str, layer: str):
-    if not _takes_features(head):
+    if not takes_features(head):
         raise BranchyError(
             f"The head at {layer!r} must be a callable (features, classes, name) -> "
             f"logits. Received {head!r}. For example: conv_head(filters=[32])."
@@ -272,18 +271,6 @@ def _logits(head: Head, features, classes: int, exit_: str, layer: str):
     if not named:
         logits = layers.Identity(name=exit_, dtype="float32")(logits)
     return logits
-
-
-def _takes_features(head: Any) -> bool:
-    """Whether `head` can be called as (features, classes, name)."""
-    # A layer can be called with anything, and would complain in its own words.
-    if not callable(head) or isinstance(head, layers.Layer):
-        return False
-    try:
-        inspect.signature(head).bind("features", "classes", "name")
-    except TypeError:
-        return False
-    return True
 
 
 def _check_names(model: keras.Model, outputs: dict[str, Any]) -> None:

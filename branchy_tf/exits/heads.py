@@ -7,6 +7,7 @@ A head names its layers after its exit, so any number of them fit in one model.
 
 from __future__ import annotations
 
+import inspect
 import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -60,29 +61,39 @@ def conv_head(
     filters: Sequence[int],
     kernel_size: int | Sequence[int] = 3,
     strides: int | Sequence[int] = 2,
+    readout: Head = linear_head,
 ) -> Head:
-    """A head of convolutions, each with batch norm and ReLU, then `linear_head`.
+    """A head of convolutions, each with batch norm and ReLU, then `readout`.
 
     Args:
         filters: of each convolution.
         kernel_size: of each convolution, or of all.
         strides: of each convolution, or of all.
+        readout: the head behind the convolutions; `pool_head` where the place of
+            a feature in the image still matters.
 
     Returns:
         A head for feature maps [B, ..., C] with 1 to 3 axes between.
 
     Raises:
-        BranchyError: the numbers are not positive, or of different lengths.
+        BranchyError: the numbers are not positive, or of different lengths, or
+            `readout` is no head.
 
     Example:
 
     ```python
     add_exits(model, {"block_3": conv_head(filters=[32, 64])})
+    add_exits(model, {"block_1": conv_head([16, 32], readout=pool_head(4))})
     ```
     """
     filters = _numbers("filters", filters, None)
     sizes = _numbers("kernel_size", kernel_size, len(filters))
     steps = _numbers("strides", strides, len(filters))
+    if not takes_features(readout):
+        raise BranchyError(
+            "`readout` must be a callable (features, classes, name) -> logits. Received "
+            f"{readout!r}. For example: pool_head(4)."
+        )
 
     def head(features, classes: int, name: str):
         x = features
@@ -103,7 +114,7 @@ def conv_head(
                 momentum=0.9, epsilon=1e-5, name=f"{name}_bn_{i}"
             )(x)
             x = layers.ReLU(name=f"{name}_relu_{i}")(x)
-        return linear_head(x, classes, name)
+        return readout(x, classes, name)
 
     return head
 
@@ -147,6 +158,18 @@ def logits_head(features, classes: int, name: str):
     # Logits in float32 whatever the precision of the rest: a confidence close
     # to 1 has no digits left in a short format.
     return layers.Dense(classes, dtype="float32", name=name)(features)
+
+
+def takes_features(head: Any) -> bool:
+    """Whether `head` can be called as (features, classes, name)."""
+    # A layer can be called with anything, and would complain in its own words.
+    if not callable(head) or isinstance(head, layers.Layer):
+        return False
+    try:
+        inspect.signature(head).bind("features", "classes", "name")
+    except TypeError:
+        return False
+    return True
 
 
 def _mean(features, name: str):

@@ -62,6 +62,23 @@ def test_conv_head_takes_one_number_for_all_or_one_each():
     assert model.get_layer("exit_1_relu_2").output.shape == (None, 2, 2, 3)
 
 
+def test_conv_head_ends_in_the_head_it_is_given():
+    model = applied(conv_head([4], readout=pool_head(2)), (8, 8, 2))
+    assert [layer.name for layer in model.layers[-4:]] == [
+        "exit_1_relu_1", "exit_1_pool", "exit_1_flatten", "exit_1",
+    ]  # fmt: skip
+    # Four by four after the convolution's stride, two by two after the windows.
+    assert model.get_layer("exit_1").kernel.shape == (2 * 2 * 4, 3)
+
+
+@pytest.mark.parametrize("readout", [None, 4, pool_head, layers.Dense(3)])
+def test_conv_head_needs_a_head_behind_it(readout):
+    assert complaint(lambda: conv_head([4], readout=readout)) == (
+        "`readout` must be a callable (features, classes, name) -> logits. Received "
+        f"{readout!r}. For example: pool_head(4)."
+    )
+
+
 @pytest.mark.parametrize("rank", [3, 4, 5])
 def test_pool_head_is_the_means_of_windows_and_a_dense_layer(rank):
     model = applied(pool_head(2), SHAPES[rank])
