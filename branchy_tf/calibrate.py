@@ -201,7 +201,8 @@ def main() -> None:
         head, rows = report.criteria_table(found.compared)
         print(tabulate(rows, head, stralign="right", disable_numparse=True))
         print(f"Taken: {found.criterion}.\n")
-    print(_table(names, found, macs))
+    head, rows = report.calibration_table(names, macs, found)
+    print(tabulate(rows, head, stralign="right", disable_numparse=True))
     _say(names, found, written)
     logging.info("Wrote %s and %s.", folder.thresholds, folder.report)
 
@@ -218,11 +219,6 @@ def _budget(request, chosen, budget_costs) -> dict[str, Any]:
             "expected_ms": float(np.dot(chosen.exit_rates, budget_costs)),
         }
     return budget
-
-
-def _table(names, found, macs) -> str:
-    rows = report.exit_rows(names, macs, found)
-    return tabulate(rows, report.EXIT_HEAD, stralign="right", disable_numparse=True)
 
 
 def _say(names, found, written) -> None:

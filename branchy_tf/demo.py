@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 from tabulate import tabulate
 
-from branchy_tf import command_line, data, files
+from branchy_tf import command_line, data, files, report
 from branchy_tf.errors import BranchyError, ServerError
 from branchy_tf.serving import EarlyExitClient
 
@@ -188,11 +188,10 @@ def main() -> None:
             disable_numparse=True,
         )
     )
-    low, high = (f"{100 * value:+.2f}" for value in result["accuracy_drop_interval"])
-    print(
-        f"\nCalibrated, the accuracy is {100 * result['accuracy_drop']:+.2f} points "
-        f"below the final exit's (95 % interval {low} to {high})."
+    drop = report.points_from_final_exit(
+        result["accuracy_drop"], result["accuracy_drop_interval"]
     )
+    print(f"\nAt the calibrated threshold, the accuracy is {drop}.")
     print(
         "On a network this small the gain in time is smaller than in multiply-adds: "
         "a good part\nof the milliseconds is the way to the server and back."

@@ -21,7 +21,6 @@ from branchy_tf import (
     data,
     exits,
     files,
-    model_cards,
     report,
     scoring,
     thresholds,
@@ -69,18 +68,15 @@ def main() -> None:
         files.write_json(output.evaluation, result)
         _report(model, run, output, gates, dataset.test, evaluation)
 
-    head, rows = model_cards.exit_table(result)
+    head, rows = report.evaluation_table(result)
     print(tabulate(rows, head, stralign="right", disable_numparse=True))
     low, high = (f"{100 * value:.2f}" for value in result["accuracy_interval"])
     print(
         f"accuracy {result['accuracy']:.2%} on {result['num_examples']:,} test images "
         f"(95 % interval {low} to {high} %)"
     )
-    low, high = (f"{100 * value:+.2f}" for value in result["accuracy_drop_interval"])
-    print(
-        f"drop below the final exit: {100 * result['accuracy_drop']:+.2f} points "
-        f"(95 % interval {low} to {high})"
-    )
+    drop, interval = result["accuracy_drop"], result["accuracy_drop_interval"]
+    print(report.points_from_final_exit(drop, interval))
     if result["baseline_accuracy"] is not None:
         print(f"the trained baseline: {result['baseline_accuracy']:.2%}")
     print(

@@ -8,7 +8,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from branchy_tf import files
+from branchy_tf import files, report
 from branchy_tf.errors import BranchyError
 
 BEGIN, END = "<!-- figures: written by a command -->", "<!-- end of figures -->"
@@ -101,7 +101,7 @@ def zoo_table(
         "network",
         "weights",
         "accuracy",
-        "last exit alone",
+        "final exit",
         "trained baseline",
         "leave early",
         "M macs",
@@ -112,56 +112,27 @@ def zoo_table(
     return tabulate(rows, head, tablefmt="github", disable_numparse=True)
 
 
-def exit_table(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of a table of what each exit does.
-
-    Args:
-        found: content of an evaluation.json.
-    """
-    head = [
-        "exit",
-        "multiply-adds",
-        "alone right",
-        "threshold",
-        "leave here",
-        "right of these",
-    ]
-    rows = [
-        [name, f"{macs:,}", f"{alone:.2%}", limit, f"{rate:.2%}", right]
-        for name, macs, alone, limit, rate, right in zip(
-            found["exits"],
-            found["exit_macs"],
-            found["exit_accuracies"],
-            [*(f"{t:.4g}" for t in found["thresholds"]), "-"],
-            found["exit_rates"],
-            ["-" if a is None else f"{a:.2%}" for a in found["leaving_accuracies"]],
-            strict=True,
-        )
-    ]
-    return head, rows
-
-
 def card_figures(found: dict[str, Any]) -> str:
     """The figures of one model card, in Markdown.
 
     Args:
         found: content of its evaluation.json.
     """
-    head, rows = exit_table(found)
-    head[3] += f" ({found['criterion']})"
+    head, rows = report.evaluation_table(found)
     low, high = found["accuracy_interval"]
-    least, most = found["accuracy_drop_interval"]
+    drop = report.points_from_final_exit(
+        found["accuracy_drop"], found["accuracy_drop_interval"]
+    )
     return "\n".join(
         [
             tabulate(rows, head, tablefmt="github", disable_numparse=True),
             "",
-            f"At these thresholds: **{found['accuracy']:.2%}** of "
-            f"{found['num_examples']:,} test images right (95 % interval {100 * low:.2f} "
-            f"to {100 * high:.2f} %), {100 * found['accuracy_drop']:+.2f} points below "
-            f"the last exit ({100 * least:+.2f} to {100 * most:+.2f}); the trained "
-            f"baseline has {found['baseline_accuracy']:.2%}. Expected cost "
-            f"{found['macs']:,.0f} multiply-adds of {found['full_macs']:,}: gain "
-            f"**{found['gain']:.2f}x**.",
+            f"Accuracy at these thresholds: **{found['accuracy']:.2%}** on "
+            f"{found['num_examples']:,} test images (95 % interval {low:.2%} to "
+            f"{high:.2%}), {drop}; the trained baseline has "
+            f"{found['baseline_accuracy']:.2%}. {found['macs']:,.0f} expected "
+            f"multiply-adds per image instead of {found['full_macs']:,}: a gain of "
+            f"**{found['gain']:.2f}x** over the network without branches.",
         ]
     )
 

@@ -53,13 +53,13 @@ def test_promises_with_the_best_criterion(copy):
     assert done.status == 0, done.stderr
     calibrated = files.read_json(copy / "thresholds.json")
     assert f"Taken: {calibrated['criterion']}." in done.stdout
-    assert "Promised: with probability 0.9 the risk is at most 0.03" in done.stdout
+    assert "Guaranteed: with probability 90% the risk is at most 3.00%" in done.stdout
     promised = calibrated["guarantee"]
     assert promised["level"] == 0.9
     assert promised["num_tuning"] == promised["num_test"] == 250
     assert promised["thresholds"] == calibrated["thresholds"]
     page = (copy / "report.html").read_text()
-    assert "Promised" in page
+    assert "Guaranteed" in page
     assert "max_prob" in page
 
 

@@ -1,4 +1,4 @@
-"""Which classes leave where, and how they fare."""
+"""Where each class exits, and how accurate the answers are."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _MOST_CLASSES = 40
 def classes(
     path: files.Path, exits: np.ndarray, right: np.ndarray, labels: np.ndarray
 ) -> None:
-    """Draws for each class the share that leaves at each exit, and the accuracy.
+    """Draws the share of each class that exits at each exit, and its accuracy.
 
     Args:
         path: .png to write.
-        exits: int [n], where each row left, 0-based.
-        right: bool [n], whether its answer is right.
+        exits: int [n], the exit of each row, 0-based.
+        right: bool [n], whether its answer is correct.
         labels: int [n]. With more than 40 classes the 40 least accurate are shown.
     """
     shares, accuracy, names = by_class(exits, right, labels)
     kept = np.arange(len(names))
-    title = "Share leaving and accuracy, by class"
+    title = "Exits and accuracy by class"
     if len(names) > _MOST_CLASSES:
         kept = np.sort(np.argsort(accuracy, kind="stable")[:_MOST_CLASSES])
         title += f" ({_MOST_CLASSES} least accurate of {len(names)})"
@@ -48,7 +48,7 @@ def classes(
             hatch=HATCHES[k % len(HATCHES)],
             edgecolor="0.35",
             linewidth=0.6,
-            label=f"leave at {exit_name(k + 1)}",
+            label=exit_name(k + 1),
         )
         left += 100 * shares[kept, k]
     axes.plot(
@@ -58,7 +58,7 @@ def classes(
         color="white",
         markeredgecolor=BLACK,
         markeredgewidth=1.8,
-        label="right, of all of the class",
+        label="accuracy",
     )
     axes.set_yticks(y, [str(name) for name in names[kept]])
     axes.set_ylim(len(kept) - 0.4, -0.6)
@@ -71,7 +71,7 @@ def classes(
 def by_class(
     exits: np.ndarray, right: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`(shares [C, exits], accuracy [C], classes [C])`, of the classes there are."""
+    """`(shares [C, exits], accuracy [C], classes [C])`, for the classes that occur."""
     names, index = np.unique(labels, return_inverse=True)
     number = int(exits.max()) + 1
     counts = np.bincount(index * number + exits, minlength=len(names) * number)

@@ -1,24 +1,34 @@
-"""Time of early exit and of what it is compared with."""
+"""Time per image of early exit and of the engines it is compared with."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from branchy_tf import files
-from branchy_tf.plots.style import BLACK, BLUE, GREEN, ORANGE, SKY, panels, save
+from branchy_tf.plots.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    ORANGE,
+    SKY,
+    panels,
+    plain_ticks,
+    save,
+)
 
+# Label, marker, colour and line of each; bfloat16 is dashed.
 _LINES = {
-    "keras_export": ("keras_export", "o", BLACK),
-    "frozen": ("frozen", "s", BLUE),
-    "onnxruntime": ("onnxruntime", "D", SKY),
-    "pytorch": ("pytorch, early exit", "^", ORANGE),
-    "early_exit": ("early exit", "v", GREEN),
-    "early_exit_bfloat16": ("early exit, bfloat16", "P", GREEN),
+    "keras_export": ("Keras export", "o", BLACK, "-"),
+    "frozen": ("frozen", "s", BLUE, "-"),
+    "onnxruntime": ("ONNX Runtime", "D", SKY, "-"),
+    "pytorch": ("PyTorch, early exit", "^", ORANGE, "-"),
+    "early_exit": ("early exit, float32", "v", GREEN, "-"),
+    "early_exit_bfloat16": ("early exit, bfloat16", "P", GREEN, "--"),
 }
 
 
 def contenders(path: files.Path, result: dict[str, Any]) -> None:
-    """Draws time for an image against batch size, a panel for each number of threads.
+    """Draws the time per image by batch size, with a panel for each number of threads.
 
     Args:
         path: .png to write.
@@ -27,29 +37,34 @@ def contenders(path: files.Path, result: dict[str, Any]) -> None:
     counts = sorted({row["threads"] for row in result["results"]})
     figure, axes = panels(len(counts), height=3.4)
     for panel, count in zip(axes, counts, strict=True):
-        for name, (label, marker, color) in _LINES.items():
+        for name, (label, marker, color, line) in _LINES.items():
             rows = _rows(result["results"], contender=name, threads=count)
             if rows:
-                _line(panel, rows, label, marker, color)
+                _line(panel, rows, label, marker, color, line)
         early = _rows(result["results"], contender="early_exit", threads=count)
         measured = {row["batch"]: row["ms_per_image"] for row in early}
         ideal = [
             gain | {"ms": gain["share_of_ideal"] * measured[gain["batch"]]}
             for gain in _rows(result["gains"], over="keras_export", threads=count)
         ]
-        panel.plot(*_points(ideal, "ms"), ":", color=GREEN, label="ideal")
+        panel.plot(*_points(ideal, "ms"), ":", color=GREEN, label="ideal, float32")
         batches = sorted({row["batch"] for row in result["results"]})
         panel.set_xscale("log", base=2)
         panel.set_xticks(batches, [f"{batch}" for batch in batches])
-        panel.set(ylabel="ms an image", yscale="log", title=f"threads: {count}")
+        panel.set(
+            ylabel="ms per image",
+            yscale="log",
+            title=f"{count} thread" if count == 1 else f"{count} threads",
+        )
+        plain_ticks(panel.yaxis)
     axes[0].legend(fontsize=9, ncols=2)
     axes[-1].set_xlabel("batch size")
     save(figure, path)
 
 
-def _line(panel: Any, rows: list, label: str, marker: str, color: str) -> None:
+def _line(panel: Any, rows: list, label: str, marker: str, color: str, line: str) -> None:
     at, values = _points(rows, "ms_per_image")
-    panel.plot(at, values, marker=marker, color=color, label=label)
+    panel.plot(at, values, line, marker=marker, color=color, label=label)
     panel.fill_between(
         at, _points(rows, "low")[1], _points(rows, "high")[1], color=color, alpha=0.2
     )

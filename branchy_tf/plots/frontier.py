@@ -20,22 +20,22 @@ def frontier(
     knee: tuple[float, float] | None = None,
     baseline: tuple[float, float] | None = None,
 ) -> None:
-    """Draws what thresholds can reach, and what was chosen.
+    """Draws what thresholds can reach, and the chosen ones.
 
     Args:
         path: .png to write.
-        points: `(multiply-adds, accuracy)` along the frontier; may be none.
-        exits: of each exit, all rows leaving there.
-        chosen: of the chosen thresholds.
-        split: what the rows are, "validation" or "test".
-        knee: of the frontier's knee.
-        baseline: of the network trained without branches.
+        points: `(multiply-adds, accuracy)` along the frontier; may be empty.
+        exits: the same of each exit answering all rows.
+        chosen: the same of the chosen thresholds.
+        split: "validation" or "test".
+        knee: the same of the frontier's knee.
+        baseline: the same of the network trained without branches.
 
     References:
         BranchyNet (2016), Figure 3.
     """
     figure, axes = plt.subplots(figsize=(WIDTH, 5.0), layout="constrained")
-    unit, name = _unit(max(cost for cost, _ in exits))
+    unit, unit_name = _unit(max(cost for cost, _ in exits))
     # On other rows than it was found on, the frontier goes up and down.
     if points:
         costs, accuracies = _columns(points, unit)
@@ -47,7 +47,7 @@ def frontier(
             marker="." if len(points) < 100 else None,
             label="best thresholds"
             if split == "validation"
-            else "thresholds best on validation",
+            else "best thresholds on validation",
         )
     looks = {"color": BLACK, "markerfacecolor": "none", "linestyle": "none"}
     axes.plot(*_columns(exits, unit), "s", ms=8, label="each exit alone", **looks)
@@ -86,7 +86,7 @@ def frontier(
         label="chosen",
     )
     axes.set(
-        xlabel=f"expected multiply-adds of an image ({name})",
+        xlabel=f"expected multiply-adds per image{unit_name}",
         ylabel=f"accuracy, {split} split (%)",
         title="Accuracy against cost",
         xlim=(0, None),
@@ -97,10 +97,10 @@ def frontier(
 
 
 def _unit(largest: float) -> tuple[float, str]:
-    for unit, name in ((1e9, "thousand millions"), (1e6, "millions"), (1e3, "thousands")):
+    for unit, name in ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands")):
         if largest >= unit:
-            return unit, name
-    return 1.0, "single ones"
+            return unit, f" ({name})"
+    return 1.0, ""
 
 
 def _columns(points: Sequence[tuple[float, float]], unit: float) -> tuple:

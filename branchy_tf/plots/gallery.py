@@ -1,4 +1,4 @@
-"""Images, to see what an exit finds easy."""
+"""Sample images of each exit."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def gallery(
     title: str,
     seed: int = 0,
 ) -> None:
-    """Draws up to eight images that left at each exit, drawn by lot.
+    """Draws up to eight images of each exit, sampled at random.
 
     Args:
         path: .png to write.
         images: uint8 [n, H, W, 1 or 3].
-        exits: int [n], where each left, 0-based.
-        answers: int [n], the label it was given.
-        labels: int [n], the right one.
+        exits: int [n], the exit of each row, 0-based.
+        answers: int [n], the predicted class.
+        labels: int [n], the true class.
         number: of exits.
         title: of the picture.
-        seed: of the lot.
+        seed: of the sample.
     """
     random = np.random.default_rng(seed)
     # All in one panel: a panel for each image takes ten times as long to draw.
@@ -60,5 +60,5 @@ def gallery(
 
 
 def can_show(images: np.ndarray) -> bool:
-    """Whether these are images: [n, H, W, 1 or 3]."""
+    """Whether `images` can be drawn: [n, H, W, 1 or 3]."""
     return images.ndim == 4 and images.shape[-1] in (1, 3)

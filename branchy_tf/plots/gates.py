@@ -1,4 +1,4 @@
-"""What each gate sees: scores, and who leaves below a threshold."""
+"""Scores at each early exit, and what a threshold does with them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def leaving(
     thresholds: Sequence[float],
     criterion: str,
 ) -> None:
-    """Draws, for each gate, the share below a threshold and its accuracy on them.
+    """Draws, for each early exit, the share below a threshold and its accuracy.
 
     Args:
         path: .png to write.
@@ -43,7 +43,7 @@ def leaving(
             scores[order, k],
             100 * number / len(order),
             color=BLUE,
-            label="share of all images below",
+            label="share of images below",
         )
         panel.plot(
             scores[order, k],
@@ -51,7 +51,7 @@ def leaving(
             "--",
             color=GREEN,
             linewidth=2.5,
-            label="right among these",
+            label="accuracy on these",
         )
         _mark(panel, k, limit)
         panel.set(ylabel="%", ylim=(0, 105))
@@ -66,7 +66,7 @@ def histograms(
     thresholds: Sequence[float],
     criterion: str,
 ) -> None:
-    """Draws, for each gate, how the scores of right and wrong answers lie.
+    """Draws, for each early exit, the scores of correct and of wrong answers.
 
     Args:
         path: .png to write.
@@ -80,16 +80,14 @@ def histograms(
     edges = np.concatenate([[0], np.geomspace(_LINEAR, 1.001 * top, _BINS)])
     for k, (panel, limit) in enumerate(zip(axes, thresholds, strict=True)):
         right = correct[:, k]
-        panel.hist(
-            scores[right, k], edges, color=SKY, edgecolor=BLUE, label="answered rightly"
-        )
+        panel.hist(scores[right, k], edges, color=SKY, edgecolor=BLUE, label="correct")
         panel.hist(
             scores[~right, k],
             edges,
             color="none",
             edgecolor="black",
             hatch="////",
-            label="answered wrongly",
+            label="wrong",
         )
         _mark(panel, k, limit)
         panel.set_yscale("log")
@@ -109,7 +107,7 @@ def _score_axis(figure: Any, axes: list, criterion: str) -> None:
     for panel in axes:
         panel.set_xscale("symlog", linthresh=_LINEAR)
         panel.set_xlim(0, None)
-    axes[-1].set_xlabel(f"score ({criterion}); logarithmic from {_LINEAR:g}")
+    axes[-1].set_xlabel(f"score ({criterion}), logarithmic above {_LINEAR:g}")
     # The same in all panels.
     figure.legend(
         *axes[0].get_legend_handles_labels(),

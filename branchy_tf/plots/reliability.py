@@ -1,4 +1,4 @@
-"""Whether an exit is right as often as it says."""
+"""Accuracy against confidence: how well each exit is calibrated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from branchy_tf.results import exit_name
 
 _BINS = 10
 # Line, marker, colour, name.
-_BEFORE = ("--", "s", ORANGE, "before temperature")
+_BEFORE = ("--", "s", ORANGE, "before temperature scaling")
 _AFTER = ("-", "o", BLUE, "after")
 
 
@@ -40,12 +40,14 @@ def reliability(
             confidence, accuracy, share, error = bins(probabilities, labels)
             x, y = 100 * confidence, 100 * accuracy
             panel.plot(x, y, style, color=color)
-            # Few rows, small mark: their accuracy is chance.
+            # A small mark stands for few rows, whose accuracy is noisy.
             sizes = 12 + 140 * np.sqrt(share)
-            panel.scatter(x, y, sizes, color, marker, edgecolor=BLACK, zorder=3)
+            panel.scatter(
+                x, y, s=sizes, c=color, marker=marker, edgecolor=BLACK, zorder=3
+            )
             errors.append(f"{100 * error:.2f}")
-        title = f"{exit_name(k + 1)}: off by {errors[0]} points, then {errors[1]}"
-        panel.set(ylabel="right (%)", title=title)
+        title = f"{exit_name(k + 1)}: error {errors[0]} points, then {errors[1]}"
+        panel.set(ylabel="accuracy (%)", title=title)
     axes[-1].set_xlabel("confidence: the largest probability (%)")
     handles = [
         Line2D([], [], color=color, linestyle=style, marker=marker, label=name)
@@ -58,7 +60,7 @@ def reliability(
 def bins(
     probabilities: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Mean confidence, accuracy and share of ten bins, and how far the two are apart.
+    """Mean confidence, accuracy and share of ten bins, and the calibration error.
 
     Args:
         probabilities: [n, classes].

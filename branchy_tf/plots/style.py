@@ -1,4 +1,4 @@
-"""How all pictures look: told apart by shape as well as by colour."""
+"""The common look: shapes differ as well as colours."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from branchy_tf import files
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib import ticker
 
-# Okabe and Ito's, which the colour-blind tell apart; light to dark in grey print:
-# SKY, ORANGE, GREEN, BLUE, BLACK.
+# Okabe and Ito's colours, which colour-blind readers can tell apart. In grey print, from
+# light to dark: SKY, ORANGE, GREEN, BLUE, BLACK.
 BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#D55E00", "#009E73", "#000000"
 SKY = "#56B4E9"
-LINES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 HATCHES = ("", "///", "...", "xx", "\\\\\\", "++", "oo")
-# Greys from light to dark, that a hatch shows on.
+# Greys light enough for a hatch to show.
 GREYS = ("0.95", "0.75", "0.88", "0.6", "0.8", "0.7", "0.9")
 
-# As wide as a phone shows without turning it.
+# Inches; readable on a phone held upright.
 WIDTH = 6.4
 
 
 def panels(rows: int, height: float = 2.6, **options: Any) -> tuple[Any, list]:
-    """A figure of panels one below the other, which a phone can show."""
+    """A figure of panels one below the other, readable on a phone."""
     figure, axes = plt.subplots(
         rows,
         1,
@@ -36,6 +36,13 @@ def panels(rows: int, height: float = 2.6, **options: Any) -> tuple[Any, list]:
         **options,
     )
     return figure, list(axes[:, 0])
+
+
+def plain_ticks(axis: Any) -> None:
+    """Writes the ticks of a logarithmic axis as 0.5 or 20, not as powers of ten."""
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(ticker.NullFormatter())
 
 
 def save(figure: Any, path: files.Path, grid: bool = True) -> None:

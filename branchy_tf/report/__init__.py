@@ -1,22 +1,26 @@
-"""report.html: one page with its pictures in it, for people."""
+"""report.html: a self-contained page of tables and pictures."""
 
 from branchy_tf.report.page import Report, Section
 from branchy_tf.report.sections import (
-    EXIT_HEAD,
-    criteria_table,
-    exit_rows,
     guarantee_in_words,
     test_section,
     validation_section,
 )
+from branchy_tf.report.tables import (
+    calibration_table,
+    criteria_table,
+    evaluation_table,
+    points_from_final_exit,
+)
 
 __all__ = [
-    "EXIT_HEAD",
     "Report",
     "Section",
+    "calibration_table",
     "criteria_table",
-    "exit_rows",
+    "evaluation_table",
     "guarantee_in_words",
+    "points_from_final_exit",
     "test_section",
     "validation_section",
 ]

@@ -1,50 +1,23 @@
-"""report.html: one page with its pictures in it, for people.
+"""The HTML page that a run's commands write their findings to.
 
-It has a section for each command that measured something. A section is kept as
-a file of its own beside the pictures, and the page is put together anew whenever
-one is written.
+Each command that measures something writes one section. A section is stored as JSON
+beside its pictures, and the page is rendered anew from all of them whenever one is
+written, so the order in which the commands run does not matter.
 """
 
 from __future__ import annotations
 
 import base64
-import html
 import pathlib
-import re
 from collections.abc import Callable, Sequence
+from typing import Any
+
+import jinja2
 
 from branchy_tf import files
 
 # In the order of the page.
 SECTIONS = ("validation", "test")
-
-# What `Section.picture` writes.
-_PICTURE = re.compile(r'src="([\w.]+\.png)"')
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font-family: sans-serif; line-height: 1.45; color: #000; background: #fff;
-  max-width: 44rem; margin: 0 auto; padding: 0.75rem; }}
-img {{ max-width: 100%; height: auto; display: block; }}
-figure {{ margin: 1.5rem 0; break-inside: avoid; }}
-figcaption {{ font-size: 0.95rem; }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; }}
-th, td {{ border: 1px solid #888; padding: 0.25rem 0.5rem; text-align: right;
-  font-variant-numeric: tabular-nums; }}
-.note {{ border-left: 0.3rem solid #000; padding-left: 0.6rem; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-{body}
-</body>
-</html>
-"""
 
 
 class Report:
@@ -52,7 +25,7 @@ class Report:
 
     Args:
         page: the .html to write.
-        folder: where the pictures and sections lie.
+        folder: where the pictures and the sections are kept.
         title: of the page.
     """
 
@@ -64,29 +37,35 @@ class Report:
     def write(self, name: str, section: Section) -> None:
         """Writes a section, one of `SECTIONS`, and the page with all there are.
 
-        Those behind it are dropped: they told of other thresholds.
+        Drops the sections after it, because they describe other thresholds.
         """
-        later = SECTIONS[SECTIONS.index(name) + 1 :]
-        for other in later:
-            self._file(other).unlink(missing_ok=True)
-        files.write_text(self._file(name), section.text())
-        there = [self._file(n) for n in SECTIONS if self._file(n).is_file()]
-        text = "\n".join(path.read_text(encoding="utf-8") for path in there)
-        body = _PICTURE.sub(self._embedded, text)
+        for later in SECTIONS[SECTIONS.index(name) + 1 :]:
+            self._file(later).unlink(missing_ok=True)
+        files.write_json(self._file(name), section.content())
+        present = [self._file(n) for n in SECTIONS if self._file(n).is_file()]
+        environment = jinja2.Environment(
+            loader=jinja2.PackageLoader("branchy_tf.report", "."),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+        )
+        environment.filters["embedded"] = self._embedded
+        template = environment.get_template("page.html.jinja")
+        sections = [files.read_json(path) for path in present]
         files.write_text(
-            self._page, _PAGE.format(title=html.escape(self._title), body=body)
+            self._page, template.render(title=self._title, sections=sections)
         )
 
-    def _embedded(self, found: re.Match) -> str:
-        data = (self._folder / found[1]).read_bytes()
-        return f'src="data:image/png;base64,{base64.b64encode(data).decode("ascii")}"'
+    def _embedded(self, file: str) -> str:
+        """A picture as a data URL, so that the page needs no other file."""
+        data = (self._folder / file).read_bytes()
+        return f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"
 
     def _file(self, name: str) -> pathlib.Path:
-        return self._folder / f"{name}.section.html"
+        return self._folder / f"{name}.section.json"
 
 
 class Section:
-    """A part of the page: paragraphs, tables and pictures, in the order given.
+    """A part of the page: paragraphs, tables and pictures, in the order added.
 
     Args:
         heading: of the section.
@@ -103,40 +82,27 @@ class Section:
     """
 
     def __init__(self, heading: str, folder: files.Path, prefix: str) -> None:
-        self._parts = [f"<h2>{html.escape(heading)}</h2>"]
+        self._heading = heading
         self._folder = pathlib.Path(folder)
         self._prefix = prefix
+        self._parts: list[dict[str, Any]] = []
 
     def paragraph(self, text: str, note: bool = False) -> None:
         """Adds a paragraph; a note stands out."""
-        kind = ' class="note"' if note else ""
-        self._parts.append(f"<p{kind}>{html.escape(text)}</p>")
+        self._parts.append({"kind": "paragraph", "text": text, "note": note})
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Adds a table of texts."""
-        lines = [_row("th", head), *(_row("td", row) for row in rows)]
-        self._parts.append(
-            '<div class="wide"><table>' + "\n".join(lines) + "</table></div>"
-        )
+        self._parts.append({"kind": "table", "head": head, "rows": rows})
 
     def picture(
         self, name: str, caption: str, draw: Callable[[pathlib.Path], None]
     ) -> None:
-        """Draws `<prefix>_<name>.png` and adds it; the page will hold it itself."""
+        """Draws `<prefix>_<name>.png` and adds it; the page embeds the file."""
         file = f"{self._prefix}_{name}.png"
         draw(self._folder / file)
-        words = html.escape(caption)
-        self._parts.append(
-            f'<figure><img alt="{words}" src="{file}">\n'
-            f"<figcaption>{words}</figcaption></figure>"
-        )
+        self._parts.append({"kind": "picture", "file": file, "caption": caption})
 
-    def text(self) -> str:
-        """The section as HTML."""
-        return "\n".join(self._parts)
-
-
-def _row(tag: str, cells: Sequence[str]) -> str:
-    return (
-        "<tr>" + "".join(f"<{tag}>{html.escape(str(c))}</{tag}>" for c in cells) + "</tr>"
-    )
+    def content(self) -> dict[str, Any]:
+        """The section as JSON holds it."""
+        return {"heading": self._heading, "parts": self._parts}

@@ -1,4 +1,4 @@
-"""What the page says of a calibration and of an evaluation."""
+"""The sections of the page: a calibration and an evaluation."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ from branchy_tf.calibration import Calibrated
 from branchy_tf.data import Split
 from branchy_tf.plots.gallery import can_show
 from branchy_tf.report.page import Section
+from branchy_tf.report.tables import (
+    calibration_table,
+    criteria_table,
+    evaluation_table,
+    points_from_final_exit,
+)
 from branchy_tf.scoring import Answers, Evaluation, answers
 from branchy_tf.thresholds import Calibration
 
@@ -41,25 +47,25 @@ def validation_section(
     chosen, known = calibrated.chosen, calibration.validation
     asked = ", ".join(f"{k} {v}" for k, v in calibration.budget.items())
     section.paragraph(
-        f"{len(split):,} images. Criterion: {calibrated.criterion}. Asked for: "
-        f"{asked or 'the cheapest thresholds that are no less accurate than the end'}."
+        f"{len(split):,} images. Criterion: {calibrated.criterion}. Requested: "
+        f"{asked or 'the cheapest thresholds that match the final exit'}."
     )
     low, high = known["accuracy_interval"]
     section.paragraph(
         f"Chosen: accuracy {chosen.accuracy:.2%} (95 % bootstrap interval {low:.2%} to "
-        f"{high:.2%}; the full network {known['final_exit_accuracy']:.2%}), "
-        f"{chosen.cost:,.0f} multiply-adds of {known['full_macs']:,}, gain "
-        f"{known['gain']:.2f} times. Chosen on these images, so a little flattered; the "
-        "test split says what it is worth."
+        f"{high:.2%}; the final exit has {known['final_exit_accuracy']:.2%}) for "
+        f"{chosen.cost:,.0f} expected multiply-adds per image instead of "
+        f"{known['full_macs']:,}, a gain of {known['gain']:.2f}x over the network "
+        "without branches. These images chose the thresholds, so the figures are "
+        "slightly optimistic; the test split is unbiased."
     )
     if calibrated.guarantee is not None:
         section.paragraph(guarantee_in_words(calibrated.guarantee), note=True)
     correct = calibrated.answers.correct
-    section.table(EXIT_HEAD, exit_rows(calibration.exits, macs, calibrated))
+    section.table(*calibration_table(calibration.exits, macs, calibrated))
     if calibrated.compared:
-        section.paragraph("Criteria, at equal cost; the first with the best is taken.")
-        head, rows = criteria_table(calibrated.compared)
-        section.table(head, rows)
+        section.paragraph("The criteria at equal cost; the best one is used.")
+        section.table(*criteria_table(calibrated.compared))
     knee = thresholds.find_knee(calibrated.points)
     _frontier(
         section,
@@ -96,19 +102,26 @@ def test_section(
     section = Section("What they do: test split", folder, "test")
     result, every = evaluation.result, evaluation.answers
     low, high = result["accuracy_interval"]
-    down, up = result["accuracy_drop_interval"]
-    section.paragraph(
-        f"{result['num_examples']:,} images of {result['dataset']}, really routed. "
-        f"Accuracy {result['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}); "
-        f"{100 * result['accuracy_drop']:+.2f} points below the full network "
-        f"({100 * down:+.2f} to {100 * up:+.2f}). {result['macs']:,.0f} multiply-adds of "
-        f"{result['full_macs']:,}, gain {result['gain']:.2f} times."
+    drop = points_from_final_exit(
+        result["accuracy_drop"], result["accuracy_drop_interval"]
     )
+    section.paragraph(
+        f"{result['num_examples']:,} images of {result['dataset']}, routed through the "
+        f"exported graph. Accuracy {result['accuracy']:.2%} (95 % interval {low:.2%} to "
+        f"{high:.2%}), {drop}. {result['macs']:,.0f} expected multiply-adds per image "
+        f"instead of {result['full_macs']:,}: a gain of {result['gain']:.2f}x over the "
+        "network without branches."
+    )
+    section.table(*evaluation_table(result))
     macs, limits = result["exit_macs"], result["thresholds"]
-    points = [
-        thresholds.evaluate(every.scores, every.correct, macs, point["thresholds"])
-        for point in frontier
-    ]
+    curve = [point["thresholds"] for point in frontier]
+    if curve:
+        # The file keeps a part of the frontier; the chosen thresholds lie on the curve.
+        curve.append(limits)
+    points = sorted(
+        (thresholds.evaluate(every.scores, every.correct, macs, one) for one in curve),
+        key=lambda point: point.cost,
+    )
     alone = result["baseline_accuracy"]
     _frontier(
         section,
@@ -128,65 +141,19 @@ def test_section(
 
 
 def guarantee_in_words(promised: thresholds.Guarantee) -> str:
-    """One sentence that says what is promised, and from how many rows."""
+    """What is guaranteed, and on how many rows that rests, in two sentences."""
     rows = (
-        f"{promised.num_tuning:,} images made the path, {promised.num_test:,} others "
-        f"tested it and lost {promised.risk:.2%}"
+        f"{promised.num_tuning:,} images proposed the thresholds, and "
+        f"{promised.num_test:,} others tested them at a risk of {promised.risk:.2%}"
     )
     if promised.level == thresholds.EXPECTATION:
         return (
-            f"Promised: in expectation the risk is at most {promised.max_risk}. {rows}."
+            f"Guaranteed: the expected risk is at most {promised.max_risk:.2%}. {rows}."
         )
     return (
-        f"Promised: with probability {promised.level} the risk is at most "
-        f"{promised.max_risk}. {rows} (p-value {promised.p_value:.3g})."
+        f"Guaranteed: with probability {promised.level:.0%} the risk is at most "
+        f"{promised.max_risk:.2%}. {rows} (p-value {promised.p_value:.3g})."
     )
-
-
-def criteria_table(
-    compared: Sequence[dict[str, Any]],
-) -> tuple[list[str], list[list[str]]]:
-    """`(head, rows)`: what each criterion reaches at equal cost, and its choice."""
-    measure = compared[0]["measure"]
-    costs = [point["cost"] for point in compared[0]["at_equal_cost"]]
-    head = ["criterion", *(f"{measure} at {cost:,.4g}" for cost in costs)]
-    head += [f"its choice: {measure}", "cost"]
-    rows = [
-        [row["criterion"]]
-        + [f"{point['accuracy']:.2%}" for point in row["at_equal_cost"]]
-        + [f"{row['accuracy']:.2%}", f"{row['cost']:,.4g}"]
-        for row in compared
-    ]
-    return head, rows
-
-
-EXIT_HEAD = [
-    "exit",
-    "multiply-adds",
-    "alone right",
-    "temperature",
-    "threshold",
-    "leave here",
-]
-
-
-def exit_rows(
-    names: Sequence[str], macs: Sequence[int], calibrated: Calibrated
-) -> list[list[str]]:
-    """Rows of a table under `EXIT_HEAD`, one for each exit."""
-    chosen = calibrated.chosen
-    return [
-        [name, f"{total:,}", f"{right:.2%}", f"{temperature:.3f}", limit, f"{rate:.1%}"]
-        for name, total, right, temperature, limit, rate in zip(
-            names,
-            macs,
-            calibrated.answers.correct.mean(axis=0),
-            calibrated.temperatures,
-            [*(f"{t:.4g}" for t in chosen.thresholds), "-"],
-            chosen.exit_rates,
-            strict=True,
-        )
-    ]
 
 
 def _frontier(
@@ -201,8 +168,8 @@ def _frontier(
 ) -> None:
     section.picture(
         "frontier",
-        "What thresholds can reach: accuracy against the multiply-adds of a mean image. "
-        "A square is an exit that all images leave at.",
+        "What thresholds can reach: accuracy against expected multiply-adds per image. A "
+        "square is one exit answering all images.",
         functools.partial(
             plots.frontier,
             points=points,
@@ -228,13 +195,13 @@ def _gates(
     }
     section.picture(
         "leaving",
-        "Share of the images below a threshold, and how many of these are answered "
-        "rightly. The upright line is the threshold.",
+        "Share of the images whose score is below a threshold, and the accuracy on them. "
+        "The vertical line is the chosen threshold.",
         functools.partial(plots.leaving, **gates),
     )
     section.picture(
         "scores",
-        "How sure an exit is of what it answers rightly and wrongly; sure is left.",
+        "Scores of correct and wrong answers; the lower, the surer the exit.",
         functools.partial(plots.histograms, **gates),
     )
 
@@ -242,8 +209,8 @@ def _gates(
 def _exits(section: Section, every: Answers, logits: np.ndarray) -> None:
     section.picture(
         "reliability",
-        "How often an exit is right, against how sure it calls itself. On the line they "
-        "agree; below it the exit is too sure.",
+        "Accuracy against confidence. On the diagonal they agree; below it the exit is "
+        "overconfident.",
         functools.partial(
             plots.reliability,
             before=answers(logits, every.labels).probabilities,
@@ -259,19 +226,19 @@ def _rows(
     right = given == split.labels
     section.picture(
         "classes",
-        "Which classes leave where, and how many of each class are answered rightly.",
+        "Where each class exits, and the accuracy on it.",
         functools.partial(plots.classes, exits=exits, right=right, labels=split.labels),
     )
     if not can_show(split.images):
         return
     for name, rows, words in (
-        ("gallery", np.arange(len(split)), "Images that leave at each exit"),
+        ("gallery", np.arange(len(split)), "Images by exit"),
         ("wrong", np.flatnonzero(~right), "Wrong answers, by exit"),
     ):
         section.picture(
             name,
-            f"{words}, drawn by lot; above an image its class, and the answer where it "
-            "is another. Beside the exit the number of such images.",
+            f"{words}, sampled at random. Above each image stands its class, and the "
+            "answer if it is wrong; beside each exit, the number of such images.",
             functools.partial(
                 plots.gallery,
                 images=split.images[rows],

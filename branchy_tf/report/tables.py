@@ -1,0 +1,121 @@
+"""The tables that commands print, the page shows and model cards hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from branchy_tf.calibration import Calibrated
+
+# A table as `tabulate` and `Section.table` take it: its head and its rows.
+Table = tuple[list[str], list[list[str]]]
+
+
+def calibration_table(
+    names: Sequence[str], macs: Sequence[int], calibrated: Calibrated
+) -> Table:
+    """What each exit does on the validation split.
+
+    Args:
+        names: of the N exits.
+        macs: [N] cumulative multiply-adds.
+        calibrated: what `calibrate` found.
+    """
+    chosen = calibrated.chosen
+    head = [
+        "exit",
+        "multiply-adds",
+        "accuracy alone",
+        "temperature",
+        "threshold",
+        "exit rate",
+    ]
+    rows = [
+        [name, f"{total:,}", f"{alone:.2%}", f"{temperature:.3f}", limit, f"{rate:.1%}"]
+        for name, total, alone, temperature, limit, rate in zip(
+            names,
+            macs,
+            calibrated.answers.correct.mean(axis=0),
+            calibrated.temperatures,
+            _limits(chosen.thresholds),
+            chosen.exit_rates,
+            strict=True,
+        )
+    ]
+    return head, rows
+
+
+def evaluation_table(evaluation: dict[str, Any]) -> Table:
+    """What each exit does on the test split.
+
+    Args:
+        evaluation: content of an evaluation.json.
+    """
+    head = [
+        "exit",
+        "multiply-adds",
+        "accuracy alone",
+        f"threshold ({evaluation['criterion']})",
+        "exit rate",
+        "accuracy here",
+    ]
+    rows = [
+        [name, f"{macs:,}", f"{alone:.2%}", limit, f"{rate:.2%}", exiting]
+        for name, macs, alone, limit, rate, exiting in zip(
+            evaluation["exits"],
+            evaluation["exit_macs"],
+            evaluation["exit_accuracies"],
+            _limits(evaluation["thresholds"]),
+            evaluation["exit_rates"],
+            ["-" if a is None else f"{a:.2%}" for a in evaluation["leaving_accuracies"]],
+            strict=True,
+        )
+    ]
+    return head, rows
+
+
+def criteria_table(compared: Sequence[dict[str, Any]]) -> Table:
+    """What each criterion reaches at equal cost, and what it would choose."""
+    measure = compared[0]["measure"]
+    costs = [point["cost"] for point in compared[0]["at_equal_cost"]]
+    head = ["criterion", *(f"{measure} at {cost:,.4g}" for cost in costs)]
+    head += [f"its choice: {measure}", "cost"]
+    rows = [
+        [row["criterion"]]
+        + [f"{point['accuracy']:.2%}" for point in row["at_equal_cost"]]
+        + [f"{row['accuracy']:.2%}", f"{row['cost']:,.4g}"]
+        for row in compared
+    ]
+    return head, rows
+
+
+def points_from_final_exit(drop: float, interval: Sequence[float]) -> str:
+    """An accuracy drop in words, with its 95 % interval.
+
+    Args:
+        drop: accuracy of the final exit minus that of early exit, fractions of 1.
+        interval: `(low, high)` of the drop.
+
+    Example:
+
+    ```python
+    points_from_final_exit(-0.0009, (-0.003, 0.0012))
+    # "0.09 points above the final exit (95 % interval: 0.30 above to 0.12 below)"
+    ```
+    """
+    low, high = interval
+    if low < 0 < high:
+        spread = f"{-100 * low:.2f} above to {100 * high:.2f} below"
+    else:
+        near, far = sorted((abs(low), abs(high)))
+        spread = f"{100 * near:.2f} to {100 * far:.2f} {_side(low + high)}"
+    place = f"{abs(100 * drop):.2f} points {_side(drop)} the final exit"
+    return f"{place} (95 % interval: {spread})"
+
+
+def _side(drop: float) -> str:
+    return "above" if drop < 0 else "below"
+
+
+def _limits(thresholds: Sequence[float]) -> list[str]:
+    return [*(f"{threshold:.4g}" for threshold in thresholds), "-"]
