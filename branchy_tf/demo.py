@@ -191,7 +191,7 @@ def main() -> None:
     drop = report.points_from_final_exit(
         result["accuracy_drop"], result["accuracy_drop_interval"]
     )
-    print(f"\nAt the calibrated threshold, the accuracy is {drop}.")
+    print(f"\nAccuracy at the calibrated threshold: {drop}.")
     print(
         "On a network this small the gain in time is smaller than in multiply-adds: "
         "a good part\nof the milliseconds is the way to the server and back."

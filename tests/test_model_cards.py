@@ -50,7 +50,7 @@ def test_evaluations_are_of_the_packaged_thresholds():
 def test_a_card_shows_each_exit():
     text = model_cards.card_figures(FOUND)
     assert "| exit_1 | 250             | 90.00%           | 0.25" in text
-    assert "**95.50%** of 1,000 test images" in text
+    assert "**95.50%** on 1,000 test images" in text
     assert "0.50 points above the final exit (95 % interval: 0.00 to 1.00 above)" in text
     assert "a gain of **2.38x** over the network without branches" in text
 

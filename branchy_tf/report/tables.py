@@ -109,7 +109,11 @@ def points_from_final_exit(drop: float, interval: Sequence[float]) -> str:
     else:
         near, far = sorted((abs(low), abs(high)))
         spread = f"{100 * near:.2f} to {100 * far:.2f} {_side(low + high)}"
-    place = f"{abs(100 * drop):.2f} points {_side(drop)} the final exit"
+    points = f"{abs(100 * drop):.2f}"
+    if points == "0.00":
+        place = "as accurate as the final exit"
+    else:
+        place = f"{points} points {_side(drop)} the final exit"
     return f"{place} (95 % interval: {spread})"
 
 

@@ -19,7 +19,7 @@ from branchy_tf.report import points_from_final_exit
             (-0.003, 0.0012),
             "0.09 points above the final exit (0.30 above to 0.12 below)",
         ),
-        (0.0, (0.0, 0.0), "0.00 points below the final exit (0.00 to 0.00 below)"),
+        (0.0, (0.0, 0.0), "as accurate as the final exit (0.00 to 0.00 below)"),
     ],
 )
 def test_a_drop_is_told_without_signs(drop, interval, words):
