@@ -18,7 +18,7 @@ os.environ |= QUIET
 
 from absl import app, flags, logging
 
-from branchy_tf.errors import BranchyError, ServerError
+from branchy_tf.errors import BranchyError, ServerError, one_line
 
 FLAGS = flags.FLAGS
 
@@ -218,12 +218,19 @@ def chosen_dataset(run: Any, model: Any = None) -> Any:
     name = value("dataset")
     if name is None:
         raise BranchyError("--dataset is missing: the data to use, e.g. mnist.")
-    size = value("validation_size")
+    whole = {}
+    for flag in ("validation_size", "seed"):
+        text = value(flag)
+        try:
+            whole[flag] = None if text is None else int(text)
+        except ValueError:
+            # absl checks what was typed, and nobody what stands in the run's file.
+            raise BranchyError(
+                f"{run.flags} has --{flag}={one_line(str(text))}; expected a whole "
+                f"number. Pass --{flag} yourself."
+            ) from None
     dataset = data.load(
-        name,
-        value("data_dir"),
-        None if size is None else int(size),
-        int(value("seed") or 0),
+        name, value("data_dir"), whole["validation_size"], whole["seed"] or 0
     )
     if model is not None:
         data.check_fits(model, dataset)

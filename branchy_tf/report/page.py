@@ -71,11 +71,15 @@ class Report:
             self._file(other).unlink(missing_ok=True)
         files.write_text(self._file(name), section.text())
         there = [self._file(n) for n in SECTIONS if self._file(n).is_file()]
-        text = "\n".join(path.read_text(encoding="utf-8") for path in there)
-        body = _PICTURE.sub(self._embedded, text)
+        body = "\n".join(self._read(path) for path in there)
         files.write_text(
             self._page, _PAGE.format(title=html.escape(self._title), body=body)
         )
+
+    def _read(self, path: pathlib.Path) -> str:
+        mend = f"Remove {self._folder}, and calibrate and evaluate again."
+        with files.reading(path, "a section of the report", mend):
+            return _PICTURE.sub(self._embedded, path.read_text(encoding="utf-8"))
 
     def _embedded(self, found: re.Match) -> str:
         data = (self._folder / found[1]).read_bytes()
