@@ -218,19 +218,19 @@ def chosen_dataset(run: Any, model: Any = None) -> Any:
     name = value("dataset")
     if name is None:
         raise BranchyError("--dataset is missing: the data to use, e.g. mnist.")
-    whole = {}
     for flag in ("validation_size", "seed"):
-        text = value(flag)
-        try:
-            whole[flag] = None if text is None else int(text)
-        except ValueError:
-            # absl checks what was typed, and nobody what stands in the run's file.
+        # absl checks what is typed, and nobody what stands in the run's file.
+        if flag in recorded and not recorded[flag].isdecimal():
             raise BranchyError(
-                f"{run.flags} has --{flag}={one_line(str(text))}; expected a whole "
-                f"number. Pass --{flag} yourself."
-            ) from None
+                f"{run.flags} has --{flag}={one_line(recorded[flag])}; expected a whole "
+                "number of at least 0. Correct it, or train anew."
+            )
+    size = value("validation_size")
     dataset = data.load(
-        name, value("data_dir"), whole["validation_size"], whole["seed"] or 0
+        name,
+        value("data_dir"),
+        None if size is None else int(size),
+        int(value("seed") or 0),
     )
     if model is not None:
         data.check_fits(model, dataset)

@@ -80,13 +80,12 @@ def reading(path: Path, expected: str, mend: str = "") -> Iterator[None]:
     except BranchyError:
         raise
     except Exception as error:
-        missing = isinstance(error, FileNotFoundError) and not os.path.lexists(path)
-        raise BranchyError(
-            f"There is no file {path}; expected {expected}."
-            if missing
-            else f"{path} cannot be read as {expected}: {first_line(error).rstrip('.')}."
-            + (f" {mend}" if mend else "")
-        ) from error
+        if isinstance(error, FileNotFoundError) and not os.path.lexists(path):
+            text = f"There is no file {path}; expected {expected}."
+        else:
+            reason = first_line(error).removesuffix(".")
+            text = f"{path} cannot be read as {expected}: {reason}. {mend}".rstrip()
+        raise BranchyError(text) from error
 
 
 def absolute(path: Path) -> pathlib.Path:
