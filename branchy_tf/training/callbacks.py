@@ -71,6 +71,10 @@ class HistoryFile(keras.callbacks.Callback):
             figures += [f"{name}_loss", f"{name}_accuracy"]
         self._columns = ["phase", "epoch", *figures, *(f"val_{f}" for f in figures)]
 
+    def on_train_begin(self, logs=None) -> None:
+        # A damaged file is told before an epoch has been trained for nothing.
+        read_history(self._path)
+
     def on_epoch_end(self, epoch, logs=None) -> None:
         rows = [
             row

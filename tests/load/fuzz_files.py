@@ -147,7 +147,9 @@ def json_inside(content: bytes, random: Random) -> bytes:
     """Up to 3 values are others, or gone."""
     value = json.loads(content)
     for _ in range(random.integers(1, 4)):
-        places = list(_places(value))
+        # The last may have been taken.
+        if not (places := list(_places(value))):
+            break
         part, key = places[random.integers(len(places))]
         if random.random() < 0.3:
             del part[key]
