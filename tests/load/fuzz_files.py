@@ -101,6 +101,11 @@ def damaged(content: bytes, random: Random) -> bytes:
     return content
 
 
+def in_utf_8(content: bytes, random: Random) -> bytes:
+    """Damaged, and still a text."""
+    return damaged(content, random).decode("utf-8", "replace").encode()
+
+
 # Damage inside, where checksums would hide it
 
 
@@ -383,9 +388,14 @@ def read_flagfiles(folder: pathlib.Path) -> None:
         print(json.dumps([path.name, status, said.getvalue(), crash]), flush=True)
 
 
-def flagfiles_fuzz(folder: pathlib.Path, count: int, first: int = 0) -> Fuzz:
+def flagfiles_fuzz(
+    folder: pathlib.Path,
+    count: int,
+    first: int = 0,
+    damages: Sequence[Damage] = (damaged, in_utf_8),
+) -> Fuzz:
     """Of flagfiles, which are read already."""
-    fuzz = Fuzz("flags", flag_files(), (damaged,), lambda path, number: None)
+    fuzz = Fuzz("flags", flag_files(), damages, lambda path, number: None)
     for number in range(first, first + count):
         (folder / f"{number}.flags").write_bytes(fuzz.make(number))
     command = [sys.executable, __file__, f"--read_flagfiles={folder}"]
@@ -446,6 +456,9 @@ def run(
         )
         found.figures[name] = dict(fuzz.outcomes)
         found.problems += fuzz.problems[:20]
+        if progress:
+            # A crash of a library in what follows takes no results with it.
+            tqdm.write(lines[-1], file=sys.stderr)
         found.require(
             after - before < growth, f"{name}: memory grew from {before:.0f} MB"
         )
