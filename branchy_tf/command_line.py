@@ -18,7 +18,7 @@ os.environ |= QUIET
 
 from absl import app, flags, logging
 
-from branchy_tf.errors import BranchyError, ServerError
+from branchy_tf.errors import BranchyError, ServerError, one_line
 
 FLAGS = flags.FLAGS
 
@@ -218,6 +218,13 @@ def chosen_dataset(run: Any, model: Any = None) -> Any:
     name = value("dataset")
     if name is None:
         raise BranchyError("--dataset is missing: the data to use, e.g. mnist.")
+    for flag in ("validation_size", "seed"):
+        # absl checks what is typed, and nobody what stands in the run's file.
+        if flag in recorded and not recorded[flag].isdecimal():
+            raise BranchyError(
+                f"{run.flags} has --{flag}={one_line(recorded[flag])}; expected a whole "
+                "number of at least 0. Correct it, or train anew."
+            )
     size = value("validation_size")
     dataset = data.load(
         name,

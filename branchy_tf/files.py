@@ -1,4 +1,8 @@
-"""Writing files so that a reader, or a kill, never meets half of one."""
+"""Files: written so that nobody ever meets half of one, read so that errors are told.
+
+Writers write beside and rename. Readers are other libraries, and each of them may
+raise anything for a damaged file: `reading` is the border where that ends.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from branchy_tf.errors import BranchyError
+from branchy_tf.errors import BranchyError, first_line
 
 Path = str | os.PathLike
 
@@ -48,6 +52,42 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
         beside.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def reading(path: Path, expected: str, mend: str = "") -> Iterator[None]:
+    """Turns whatever a reader raises into one line that names the file.
+
+    h5py, Pillow, zipfile, numpy, csv and TensorFlow raise types for damaged files
+    that none of them lists, so every exception is caught here. Nothing but the
+    reading belongs into the block.
+
+    Args:
+        path: of the file.
+        expected: what it should be, e.g. "a Keras model".
+        mend: what to do about it, one sentence or several.
+
+    Raises:
+        BranchyError: the block raised anything. Its own `BranchyError` passes as it is.
+
+    Example:
+
+    ```python
+    with files.reading(path, "an image", "Save it again as PNG."):
+        picture.load()
+    ```
+    """
+    try:
+        yield
+    except BranchyError:
+        raise
+    except Exception as error:
+        if isinstance(error, FileNotFoundError) and not os.path.lexists(path):
+            text = f"There is no file {path}; expected {expected}."
+        else:
+            reason = first_line(error).removesuffix(".")
+            text = f"{path} cannot be read as {expected}: {reason}. {mend}".rstrip()
+        raise BranchyError(text) from error
+
+
 def absolute(path: Path) -> pathlib.Path:
     """The path from the root, with ~ for the home folder read as such."""
     return pathlib.Path(path).expanduser().absolute()
@@ -76,20 +116,31 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object; the string "inf" stands for infinity.
 
     Raises:
-        BranchyError: the file is missing or holds no JSON object.
+        BranchyError: the file is missing or holds no JSON object; it has a key twice
+            in one object, or NaN or Infinity, which are not JSON.
     """
-    path = pathlib.Path(path)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BranchyError(f"There is no file {path}.") from None
-    except (OSError, ValueError) as error:
-        raise BranchyError(f"{path} cannot be read as JSON: {error}.") from None
-    if not isinstance(value, dict):
-        raise BranchyError(
-            f"{path} holds a JSON {type(value).__name__}; expected an object."
+    with reading(path, "JSON"):
+        value = json.loads(
+            pathlib.Path(path).read_text(encoding="utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_refuse_constant,
         )
-    return _decode(value)
+        if isinstance(value, dict):
+            return _decode(value)
+    raise BranchyError(f"{path} holds a JSON {type(value).__name__}; expected an object.")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return value
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f'{name} is not JSON; infinity is written "inf"')
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

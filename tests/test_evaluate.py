@@ -284,6 +284,20 @@ def edited(path: pathlib.Path, **changes) -> None:
             "thresholds.json lacks criterion, thresholds",
         ),
         (
+            lambda run: edited(run / "thresholds.json", frontier=[{"accuracy": 1}]),
+            "expected a list of objects with thresholds, accuracy and macs",
+        ),
+        (
+            lambda run: (run / "train.flags").write_text(
+                "--dataset=mnist_5k\n--seed=1e3\n"
+            ),
+            "train.flags has --seed=1e3; expected a whole number of at least 0.",
+        ),
+        (
+            lambda run: (run / "train.flags").write_bytes(b"--seed=\xff\xfe"),
+            "train.flags cannot be read as the flags of a training",
+        ),
+        (
             lambda run: (run / "train.flags").unlink(),
             "holds no train.flags. Pass the --run_dir of a training.",
         ),
@@ -295,7 +309,7 @@ def edited(path: pathlib.Path, **changes) -> None:
             lambda run: (run / "model.keras").write_bytes(
                 (run / "model.keras").read_bytes()[:5000]
             ),
-            "model.keras cannot be loaded as a Keras model",
+            "model.keras cannot be read as a Keras model",
         ),
         (
             lambda run: (run / "baseline.keras").write_bytes(b"damaged"),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -111,6 +112,13 @@ def test_json_refuses_other_non_numbers_and_keeps_the_old_file(tmp_path, value):
         (b'{"a": "\xff"}', "cannot be read as JSON: "),
         (b"[1, 2]", "holds a JSON list; expected an object."),
         (b"null", "holds a JSON NoneType; expected an object."),
+        (b"\x00\x00", "cannot be read as JSON: "),
+        (b'{"a": NaN}', "cannot be read as JSON: NaN is not JSON; infinity is written "),
+        (b'{"a": [-Infinity]}', "cannot be read as JSON: -Infinity is not JSON"),
+        (b'{"b": {"a": 1, "a": 2}}', "cannot be read as JSON: the key 'a' stands twice"),
+        (b'{"a": ' * 10**5, "cannot be read as JSON: "),
+        (b'{"a": ' + b"[" * 10**5 + b"]" * 10**5 + b"}", "cannot be read as JSON: "),
+        (b'{"a": ' + b"9" * 10**5 + b"}", "cannot be read as JSON: "),
     ],
 )
 def test_damaged_json(tmp_path, content, expected):
@@ -125,6 +133,49 @@ def test_damaged_json(tmp_path, content, expected):
 def test_missing_json(tmp_path):
     with pytest.raises(BranchyError, match="There is no file"):
         files.read_json(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (KeyError("a"), "'a'"),
+        (struct.error("short\nand more"), "short"),
+        (MemoryError(), "MemoryError"),
+        (RecursionError("too deep."), "too deep"),
+        (OSError(5, "Input/output error", "elsewhere"), "elsewhere"),
+        # What a terminal, or a pipe, would choke on.
+        (ValueError("\x1b[2J\r\udcff!"), "\\x1b[2J"),
+        (ValueError("x" * 9999), "xxx..."),
+    ],
+)
+def test_reading_tells_the_file_the_reason_and_what_to_do(tmp_path, error, expected):
+    path = tmp_path / "some"
+    with (
+        pytest.raises(BranchyError) as caught,
+        files.reading(path, "a thing", "Do this."),
+    ):
+        raise error
+    text = str(caught.value)
+    assert text.startswith(f"{path} cannot be read as a thing: ")
+    assert expected in text
+    assert text.endswith(". Do this.")
+    assert text.isprintable()
+    assert len(text) < len(str(path)) + 400
+    assert caught.value.__cause__ is error
+
+
+def test_reading_leaves_our_own_errors_and_an_interrupt(tmp_path):
+    for error in (BranchyError("clear"), KeyboardInterrupt(), SystemExit(3)):
+        with pytest.raises(type(error)) as caught, files.reading(tmp_path, "a thing"):
+            raise error
+        assert caught.value is error
+
+
+def test_reading_tells_a_file_that_is_not_there(tmp_path):
+    path = tmp_path / "none"
+    with pytest.raises(BranchyError) as caught, files.reading(path, "a thing"):
+        path.read_bytes()
+    assert str(caught.value) == f"There is no file {path}; expected a thing."
 
 
 def test_csv_has_a_line_for_each_row(tmp_path):

@@ -40,7 +40,7 @@ COMMANDS = {
 LAYERS = [
     {"errors"},
     {"files", "results", "inputs", "versions"},
-    {"images", "confidence", "thresholds", "graphs"},
+    {"images", "confidence", "thresholds", "graphs", "keras_files"},
     {"macs"},
     {"exits"},
     {"zoo", "data"},

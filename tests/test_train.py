@@ -122,6 +122,32 @@ def test_model_loads_with_keras_alone(first):
     assert done.stdout.strip() == "{'exit_1': (3, 10), 'exit_2': (3, 10)}"
 
 
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda path: path.unlink(), "is missing or empty, so training.png cannot be"),
+        (lambda path: path.write_bytes(b""), "is missing or empty, so training.png"),
+        (lambda path: path.write_bytes(b"\0\xff"), "as the history of a training: "),
+    ],
+)
+def test_a_finished_run_without_its_history(first, tmp_path, damage, expected):
+    copy = tmp_path / "run"
+    shutil.copytree(first, copy)
+    (copy / "training.png").unlink()
+    damage(copy / "history.csv")
+    flags = f"--flagfile={copy / 'train.flags'}", f"--run_dir={copy}"
+    assert expected in commands.run("train", *flags).error
+
+
+def test_an_unfinished_run_with_a_damaged_history_trains_nothing(first, tmp_path):
+    (tmp_path / "train.flags").write_bytes((first / "train.flags").read_bytes())
+    (tmp_path / "history.csv").write_text("phase,epoch,loss\njoint,one,1\n")
+    flags = f"--flagfile={tmp_path / 'train.flags'}", f"--run_dir={tmp_path}"
+    error = commands.run("train", *flags).error
+    assert "history.csv cannot be read as the history of a training: " in error
+    assert not list(tmp_path.glob("backup/*"))
+
+
 def test_finished_run_is_left_as_it_is(first):
     before = content(first)
     done = commands.run(

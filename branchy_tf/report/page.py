@@ -50,10 +50,11 @@ class Report:
         )
         environment.filters["embedded"] = self._embedded
         template = environment.get_template("page.html.jinja")
-        sections = [files.read_json(path) for path in present]
-        files.write_text(
-            self._page, template.render(title=self._title, sections=sections)
-        )
+        mend = f"Remove {self._folder}, and calibrate and evaluate again."
+        with files.reading(self._folder, "the sections of a report", mend):
+            sections = [files.read_json(path) for path in present]
+            page = template.render(title=self._title, sections=sections)
+        files.write_text(self._page, page)
 
     def _embedded(self, file: str) -> str:
         """A picture as a data URL, so that the page needs no other file."""

@@ -104,19 +104,9 @@ def read(path: files.Path, kind: str) -> Any:
     ```
     """
     path = pathlib.Path(path).expanduser()
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise BranchyError(f"There is no file {path}; expected a {kind}.") from None
-    except (OSError, ValueError) as error:
-        raise BranchyError(f"{path} cannot be read as a {kind}: {error}.") from None
     message = message_class(kind)()
-    try:
-        text_format.Parse(text, message)
-    except text_format.ParseError as error:
-        raise BranchyError(
-            f"{path} is no text proto of a {kind}: {' '.join(str(error).split())}"
-        ) from None
+    with files.reading(path, f"a {kind}", "Write it as a text proto."):
+        text_format.Parse(path.read_text(encoding="utf-8"), message)
     try:
         _CHECKS[kind](message)
     except BranchyError as error:

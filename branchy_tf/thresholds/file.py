@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from branchy_tf import files
@@ -74,10 +74,9 @@ class Calibration:
             raise BranchyError(
                 f"{path} lacks {', '.join(missing)}. Calibrate again to replace it."
             )
+        _check_kinds(path, value)
         if value["exits"] != list(exits):
-            others = value["exits"]
-            if isinstance(others, list):
-                others = ", ".join(map(str, others))
+            others = ", ".join(value["exits"])
             raise BranchyError(
                 f"{path} is for a model with exits {others}; this one has "
                 f"{', '.join(exits)}. Calibrate this model."
@@ -88,9 +87,12 @@ class Calibration:
                 f"{path} was made for other weights than this model has: scores may "
                 "mean something else now. Calibrate this model, or pass --thresholds."
             )
-        check(value["thresholds"], len(exits))
-        if "temperatures" in value:
-            check_temperatures(value["temperatures"], len(exits))
+        try:
+            check(value["thresholds"], len(exits))
+            if "temperatures" in value:
+                check_temperatures(value["temperatures"], len(exits))
+        except BranchyError as error:
+            raise BranchyError(f"{path}: {error} Calibrate again.") from None
         fields = [field.name for field in dataclasses.fields(cls)]
         return cls(**{name: value[name] for name in fields if name in value})
 
@@ -100,3 +102,50 @@ _REQUIRED = [
     for field in dataclasses.fields(Calibration)
     if field.default is field.default_factory is dataclasses.MISSING
 ]
+
+
+def _numbers(value: Any) -> bool:
+    # True and False are ints in Python, and no number in a file.
+    return isinstance(value, list) and all(
+        isinstance(x, (int, float)) and not isinstance(x, bool) for x in value
+    )
+
+
+def _points(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(point, dict)
+        and _numbers(point.get("thresholds"))
+        and _numbers([point.get("accuracy"), point.get("macs")])
+        for point in value
+    )
+
+
+# `{field: (what it must be, whether a value is)}`.
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "criterion": ("a string", lambda value: isinstance(value, str)),
+    "exits": (
+        "a list of strings",
+        lambda value: isinstance(value, list) and all(isinstance(x, str) for x in value),
+    ),
+    "thresholds": ("a list of numbers", _numbers),
+    "validation": ("an object", lambda value: isinstance(value, dict)),
+    "frontier": ("a list of objects with thresholds, accuracy and macs", _points),
+    "temperatures": ("a list of numbers", _numbers),
+    "budget": ("an object", lambda value: isinstance(value, dict)),
+    "guarantee": (
+        "an object or null",
+        lambda value: value is None or isinstance(value, dict),
+    ),
+    "weights": ("a string", lambda value: isinstance(value, str)),
+}
+
+
+def _check_kinds(path: pathlib.Path, value: dict[str, Any]) -> None:
+    for name, (expected, is_one) in _KINDS.items():
+        if name in value and not is_one(value[name]):
+            shown = " ".join(repr(value[name]).split())
+            shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+            raise BranchyError(
+                f"{path}: {name} is {shown}; expected {expected}. Calibrate again to "
+                "replace the file."
+            )

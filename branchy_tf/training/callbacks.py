@@ -33,7 +33,9 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         if not self._folder.exists() and self._old.exists():
             # Killed between the two renames below.
             self._old.rename(self._folder)
-        super().on_train_begin(logs)
+        mend = "Remove it to train anew from the start."
+        with files.reading(self._folder, "the backup of a training", mend):
+            super().on_train_begin(logs)
 
     def on_epoch_end(self, epoch, logs=None) -> None:
         for leftover in (self._next, self._old):
@@ -69,6 +71,10 @@ class HistoryFile(keras.callbacks.Callback):
             figures += [f"{name}_loss", f"{name}_accuracy"]
         self._columns = ["phase", "epoch", *figures, *(f"val_{f}" for f in figures)]
 
+    def on_train_begin(self, logs=None) -> None:
+        # A damaged file is told before an epoch has been trained for nothing.
+        read_history(self._path)
+
     def on_epoch_end(self, epoch, logs=None) -> None:
         rows = [
             row
@@ -89,8 +95,26 @@ class HistoryFile(keras.callbacks.Callback):
 
 
 def read_history(path: files.Path) -> list[dict[str, str]]:
-    """The rows of a history.csv, in order; none if there is no file yet."""
+    """The rows of a history.csv, in order; none if there is no file yet.
+
+    Raises:
+        BranchyError: the file is damaged: no table with `phase` and `epoch`, or a cell
+            that is missing, too many, or no number.
+    """
     if not pathlib.Path(path).exists():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    mend = "Remove it, or train into another --run_dir."
+    with (
+        files.reading(path, "the history of a training", mend),
+        open(path, newline="", encoding="utf-8") as file,
+    ):
+        rows = list(csv.DictReader(file, strict=True))
+        for number, row in enumerate(rows, start=1):
+            if not {"phase", "epoch"} <= row.keys():
+                raise ValueError("it has no columns phase and epoch")
+            if None in row or None in row.values():
+                raise ValueError(f"row {number} has another number of cells")
+            int(row["epoch"])
+            for name in row.keys() - {"phase", "epoch"}:
+                float(row[name] or "nan")
+        return rows

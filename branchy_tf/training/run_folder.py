@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pathlib
-import zipfile
 
 import keras
 
 from branchy_tf import files
-from branchy_tf.errors import BranchyError, first_line
+from branchy_tf.errors import BranchyError
+from branchy_tf.keras_files import load_keras_file
 
 
 class RunFolder:
@@ -66,23 +66,18 @@ class RunFolder:
         """`{flag: value}` as the run was trained.
 
         Raises:
-            BranchyError: the run has no train.flags.
+            BranchyError: the run has no train.flags, or it is damaged.
         """
         if not self.flags.is_file():
             raise BranchyError(
                 f"{self.path} holds no train.flags. Pass the --run_dir of a training."
             )
-        return parse_flags(self.flags.read_text(encoding="utf-8"))
-
-
-def load_keras_file(path: pathlib.Path) -> keras.Model:
-    """Loads a .keras file; raises `BranchyError` in one line if it cannot."""
-    try:
-        return keras.models.load_model(path, compile=False)
-    except (ValueError, TypeError, OSError, KeyError, zipfile.BadZipFile) as error:
-        raise BranchyError(
-            f"{path} cannot be loaded as a Keras model: {first_line(error)}"
-        ) from None
+        mend = "Train into another --run_dir, or pass the flags themselves."
+        with files.reading(self.flags, "the flags of a training", mend):
+            text = self.flags.read_text(encoding="utf-8")
+            if "\0" in text:
+                raise ValueError("it holds zero bytes")
+        return parse_flags(text)
 
 
 def parse_flags(text: str) -> dict[str, str]:

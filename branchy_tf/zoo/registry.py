@@ -7,14 +7,13 @@ import inspect
 import numbers
 import os
 import pathlib
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 
-from branchy_tf import files, graphs
-from branchy_tf.errors import BranchyError
+from branchy_tf import files, graphs, keras_files
+from branchy_tf.errors import BranchyError, one_line
 from branchy_tf.exits import Head
 from branchy_tf.thresholds import Calibration
 from branchy_tf.zoo import packaged, saved_exits
@@ -225,12 +224,19 @@ def load_weights(model: keras.Model, family: str, weights: str | None) -> keras.
         saved_exits.check_places(model, path)
     try:
         model.load_weights(path)
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        # Keras goes on with the values of a variable and a list of layers.
-        reason = " ".join(str(error).split()).partition(" Target variable:")[0]
-        reason = reason.partition(" List of objects")[0]
+    except Exception as error:
         raise BranchyError(
             f"The weights in {path} do not fit {family} with input shape "
-            f"{model.input_shape[1:]}: {reason}"
-        ) from None
+            f"{model.input_shape[1:]}: {_reason(path, error)}"
+        ) from error
     return model
+
+
+def _reason(path: pathlib.Path, error: Exception) -> str:
+    old = keras_files.written_by_keras_2(path) if path.suffix == ".keras" else None
+    if old is not None:
+        return old
+    # Keras goes on with the values of a variable and a list of layers.
+    reason = " ".join(str(error).split()).partition(" Target variable:")[0]
+    reason = reason.partition(" List of objects")[0]
+    return one_line(reason) or type(error).__name__

@@ -6,14 +6,13 @@ are, so the head of one place would take the weights of another's.
 
 from __future__ import annotations
 
-import json
 import pathlib
-import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
 
+from branchy_tf import keras_files
 from branchy_tf.errors import BranchyError
 
 
@@ -25,13 +24,14 @@ def check_places(model: keras.Model, path: pathlib.Path) -> None:
         path: the file; one that holds no functional model is left to Keras.
     """
     try:
-        with zipfile.ZipFile(path) as file:
-            config = json.loads(file.read("config.json"))["config"]
-    except (zipfile.BadZipFile, KeyError, ValueError):
+        config = keras_files.read_config(path)["config"]
+        if not isinstance(config.get("output_layers"), Mapping):
+            return
+        theirs = _places(config)
+    except Exception:
+        # Of a damaged file, that anything may hold, Keras says what is wrong.
         return
-    if not isinstance(config.get("output_layers"), Mapping):
-        return
-    ours, theirs = _places(model.get_config()), _places(config)
+    ours = _places(model.get_config())
     if ours != theirs:
         raise BranchyError(
             f"The exits in {path} are at other layers than those of {model.name}: "

@@ -3,6 +3,9 @@ from __future__ import annotations
 import base64
 import html.parser
 
+import pytest
+
+from branchy_tf.errors import BranchyError
 from branchy_tf.report import Report, Section
 
 PIXEL = base64.b64decode(
@@ -63,3 +66,18 @@ def test_a_new_calibration_drops_what_was_said_of_the_test_split(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "The validation" in page
     assert "The test" not in page
+
+
+def test_a_damaged_section_is_named(tmp_path):
+    folder = tmp_path / "report"
+    folder.mkdir()
+    report = Report(tmp_path / "report.html", folder, "Model")
+    report.write("validation", section(folder, "validation"))
+    before = (tmp_path / "report.html").read_bytes()
+    (damaged,) = folder.glob("validation*.html")
+    (folder / "validation_dot.png").unlink()
+    for _ in range(2):
+        with pytest.raises(BranchyError, match=r"a section of the report: .* Remove"):
+            report.write("test", section(folder, "test"))
+        damaged.write_bytes(b"\xff")
+    assert (tmp_path / "report.html").read_bytes() == before

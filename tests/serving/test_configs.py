@@ -96,7 +96,7 @@ TENSORFLOW = 'model_platform: "tensorflow"'
 @pytest.mark.parametrize(
     ("kind", "text", "expected"),
     [
-        ("BatchingParameters", "max_batch_size: 64", "text proto of a BatchingParam"),
+        ("BatchingParameters", "max_batch_size: 64", "cannot be read as a BatchingParam"),
         ("BatchingParameters", "max_batchsize { value: 1 }", "max_batchsize"),
         ("BatchingParameters", "max_batch_size { value: 0 }", "at least 1. Received 0"),
         ("BatchingParameters", "batch_timeout_micros { value: -1 }", "at least 0"),

@@ -81,7 +81,7 @@ def test_thresholds_decide_where_images_leave(served, pictures, thresholds, exit
     [
         ([], "one of the two"),
         (["--images=zero.png", "--dataset=mnist_5k"], "one of the two"),
-        (["--images=notes.png"], "notes.png cannot be read; expected a PNG or JPEG"),
+        (["--images=notes.png"], "notes.png cannot be read as an image: its format"),
         (["--images=zero.png,two.png"], "There is no image two.png"),
         (["--images=."], "cannot be read"),
         (["--images=zero.png", "--thresholds=0.1,0.2"], "expected 1, for exit_1"),

@@ -59,6 +59,23 @@ def test_another_models_file_is_refused(tmp_path):
         ({"thresholds": [0.1]}, "expected 2"),
         ({"thresholds": [0.1, -1]}, "at least 0"),
         ({"criterion": None}, "lacks criterion"),
+        ({"criterion": 3}, "criterion is 3; expected a string. Calibrate again"),
+        ({"exits": "exit_1"}, "exits is 'exit_1'; expected a list of strings"),
+        ({"exits": [1, 2, 3]}, r"exits is \[1, 2, 3\]; expected a list of strings"),
+        ({"thresholds": "0.1,0.2"}, "expected a list of numbers"),
+        ({"thresholds": ["0.1", "0.2"]}, "expected a list of numbers"),
+        ({"thresholds": [True, False]}, "expected a list of numbers"),
+        ({"thresholds": [[0.1, 0.2]]}, "expected a list of numbers"),
+        ({"thresholds": {"exit_1": 0.1}}, "expected a list of numbers"),
+        ({"temperatures": [1, 1]}, "must be 3 positive numbers"),
+        ({"temperatures": "1"}, "expected a list of numbers"),
+        ({"validation": []}, "validation is .*; expected an object"),
+        ({"budget": 1}, "budget is 1; expected an object"),
+        ({"guarantee": 0.95}, "guarantee is 0.95; expected an object or null"),
+        ({"weights": 7}, "weights is 7; expected a string"),
+        ({"frontier": {}}, "frontier is {}; expected a list of objects with thresholds"),
+        ({"frontier": [{"accuracy": 1, "macs": 2}]}, "expected a list of objects with"),
+        ({"frontier": [["x" * 999]]}, r"x\.\.\.; expected a list of objects with"),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path, change, message):
@@ -66,5 +83,7 @@ def test_a_damaged_file_is_refused(tmp_path, change, message):
     calibration([0.25, 1.0]).write(path)
     value = files.read_json(path) | change
     files.write_json(path, {k: v for k, v in value.items() if v is not None})
-    with pytest.raises(BranchyError, match=message):
+    with pytest.raises(BranchyError, match=message) as caught:
         thresholds.Calibration.read(path, EXITS)
+    assert str(path) in str(caught.value)
+    assert len(str(caught.value)) < len(str(path)) + 200

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 
+from branchy_tf.errors import BranchyError
 from branchy_tf.training import read_history
 from branchy_tf.training.callbacks import AtomicBackup, HistoryFile
 
@@ -192,3 +193,37 @@ def test_history_of_an_epoch_trained_again_replaces_the_old(tmp_path):
 
 def test_no_history_yet(tmp_path):
     assert read_history(tmp_path / "history.csv") == []
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"\xff\xfe\x00", "codec can't decode"),
+        (b"phase,epoch\njoint,1\x00\n", ""),
+        (b"a,b\n1,2\n", "it has no columns phase and epoch"),
+        (b"phase,epoch,loss\njoint,1\n", "row 1 has another number of cells"),
+        (b"phase,epoch,loss\njoint,1,2\njoint,2,2,3\n", "row 2 has another number"),
+        (b"phase,epoch,loss\njoint,one,2\n", "'one'"),
+        (b"phase,epoch,loss\njoint,1,much\n", "'much'"),
+        (b'phase,epoch,loss\njoint,1,"2', ""),
+    ],
+)
+def test_a_damaged_history_is_named(tmp_path, content, expected):
+    path = tmp_path / "history.csv"
+    path.write_bytes(content)
+    with pytest.raises(BranchyError) as caught:
+        read_history(path)
+    text = str(caught.value)
+    assert text.startswith(f"{path} cannot be read as the history of a training: ")
+    assert expected in text
+    assert text.isprintable()
+
+
+@pytest.mark.parametrize("name", ["*.weights.h5", "*.json"])
+def test_a_damaged_backup_is_named(tmp_path, name):
+    folder = tmp_path / "backup"
+    fit(folder, epochs=1)
+    (damaged,) = folder.glob(name)
+    damaged.write_bytes(b"not what it was")
+    with pytest.raises(BranchyError, match=r"backup of a training: .* Remove it to"):
+        fit(folder)

@@ -71,7 +71,7 @@ def test_damaged_model(tmp_path, damage):
     small.model().save(path)
     path.write_bytes(damage(path.read_bytes()))
     text = complaint(load_keras_file, path)
-    assert text.startswith(f"{path} cannot be loaded as a Keras model: ")
+    assert text.startswith(f"{path} cannot be read as a Keras model: ")
 
 
 def test_flags_are_read_as_written():

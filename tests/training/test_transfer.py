@@ -87,7 +87,7 @@ def test_a_file_that_is_none(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(BranchyError) as caught:
         training.copy_layers(small.model(), path)
-    expected = "cannot be loaded" if content else "There is no file"
+    expected = "it is no .keras archive" if content else "There is no file"
     assert expected in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)

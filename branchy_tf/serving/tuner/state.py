@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from branchy_tf import files
-from branchy_tf.errors import BranchyError
+from branchy_tf.errors import BranchyError, first_line
 from branchy_tf.serving.tuner.policy import Policy
 
 _FORMAT = "branchy_tf tuner, 1"
@@ -54,10 +54,12 @@ def read(path: files.Path, policy: Policy) -> int | None:
                 )
         policy.from_json(saved)
         return None if version is None else int(version)
-    except (KeyError, TypeError, ValueError) as error:
+    except BranchyError:
         policy.forget()
-        if isinstance(error, BranchyError):
-            raise
+        raise
+    except Exception as error:
+        # Anything may stand where a number should.
+        policy.forget()
         raise BranchyError(
-            f"{path} is damaged ({type(error).__name__}: {error}). {_MEND}"
-        ) from None
+            f"{path} is damaged ({type(error).__name__}: {first_line(error)}). {_MEND}"
+        ) from error

@@ -176,6 +176,8 @@ def test_learns_anew_with_another_version(tmp_path):
         ('{"criterion": "entropy"}', "no state of a threshold tuner"),
         ("alarm", "damaged"),
         ("rows", "damaged"),
+        ("evidence", "damaged"),
+        ("policy", "damaged"),
         ("thresholds", "do not follow from its evidence"),
         ("costs", r"written for costs \[1.0, 9.0\]; this tuner has \[1.0, 4.0\]"),
         ("budget", "written for budget 0.9; this tuner has 0.99"),
@@ -187,6 +189,10 @@ def test_refuses_a_state_that_is_damaged_or_foreign(tmp_path, content, expected)
     saved = json.loads(path.read_text())
     if content == "alarm":
         del saved["policy"]["alarm"]
+    elif content == "evidence":
+        saved["policy"]["evidence"] = [None, {"scores": 1e300}]
+    elif content == "policy":
+        saved["policy"] = "learned"
     elif content == "rows":
         saved["policy"]["evidence"]["scores"].pop()
     elif content == "thresholds":
