@@ -21,7 +21,6 @@ from branchy_tf import (
     data,
     exits,
     files,
-    model_cards,
     report,
     scoring,
     thresholds,
@@ -69,7 +68,7 @@ def main() -> None:
         files.write_json(output.evaluation, result)
         _report(model, run, output, gates, dataset.test, evaluation)
 
-    head, rows = model_cards.exit_table(result)
+    head, rows = report.exit_table(result)
     print(tabulate(rows, head, stralign="right", disable_numparse=True))
     low, high = (f"{100 * value:.2f}" for value in result["accuracy_interval"])
     print(

@@ -9,6 +9,7 @@ from branchy_tf.report.sections import (
     test_section,
     validation_section,
 )
+from branchy_tf.report.tables import exit_table
 
 __all__ = [
     "EXIT_HEAD",
@@ -16,6 +17,7 @@ __all__ = [
     "Section",
     "criteria_table",
     "exit_rows",
+    "exit_table",
     "guarantee_in_words",
     "test_section",
     "validation_section",

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from branchy_tf.thresholds.resampling import violations
 from samples import rows
 from scipy import special, stats
 
 from branchy_tf import scoring, thresholds
 from branchy_tf.errors import BranchyError
 from branchy_tf.thresholds import guarantee
-from branchy_tf.thresholds.resampling import violations
 
 COSTS = [1, 3]
 
