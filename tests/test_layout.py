@@ -98,9 +98,9 @@ def test_the_package_has_few_modules_at_its_top():
     top = [path.stem for path in ROOT.glob("branchy_tf/*.py")]
     libraries = set(top) - COMMANDS
     assert libraries <= {
-        "__init__", "__main__", "calibration", "command_line", "confidence", "costs", "data",
-        "errors", "files", "graphs", "inputs", "policy", "predictor", "results", "scoring",
-        "stages",
+        "__init__", "__main__", "calibration", "command_line", "confidence", "costs",
+        "data", "errors", "files", "graphs", "inputs", "policy", "predictor", "results",
+        "scoring", "stages",
     }  # fmt: skip
 
 

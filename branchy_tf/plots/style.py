@@ -15,7 +15,6 @@ from matplotlib import pyplot as plt
 # SKY, ORANGE, GREEN, BLUE, BLACK.
 BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#D55E00", "#009E73", "#000000"
 SKY = "#56B4E9"
-LINES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 HATCHES = ("", "///", "...", "xx", "\\\\\\", "++", "oo")
 # Greys from light to dark, that a hatch shows on.

@@ -6,6 +6,7 @@ import os
 import commands
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from branchy_tf.errors import BranchyError
@@ -13,6 +14,7 @@ from branchy_tf.thresholds import exit_indices
 from zoo import cards
 from zoo.studies import growing_networks as growing
 from zoo.studies.growing_networks import Setup
+from zoo.studies.growth_plot import plot
 
 NOTHING = dict.fromkeys(growing.FIGURES)
 
@@ -107,3 +109,33 @@ def test_a_process_that_is_ended_is_said(monkeypatch):
 def test_refuses_in_one_line(tmp_path, flags, expected):
     assert expected in commands.run("zoo.studies.growth", *flags, cwd=tmp_path).error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_draws_each_figure_over_its_axis(tmp_path, monkeypatch, several):
+    drawn, savefig = [], Figure.savefig
+
+    def kept(figure, *arguments, **options):
+        drawn.append(figure)
+        savefig(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", kept)
+    rows = [
+        {"axis": axis, "size": n, "a": n / 7, "b": n**1.5}
+        | {"c": 0 if several and n == 1 else n, "d": None if axis == "y" else 2}
+        for axis in ("x", "y")
+        for n in (1, 8, 64)
+    ]
+    names = {"a": "a call", "b": "more than linear", "c": "memory", "d": "alike"}
+    plot(tmp_path / "growth.png", rows if several else rows[:1], names)
+    (figure,) = drawn
+    lines = [{line.get_label(): line for line in axes.lines} for axes in figure.axes]
+    assert len(lines) == (2 if several else 1)
+    # What does not depend on an axis is not drawn over it.
+    assert ["alike" in panel for panel in lines] == [True, False][: len(lines)]
+    for panel in lines:
+        x, y = panel["more than linear"].get_data()
+        assert list(x) == ([1, 8, 64] if several else [1])
+        np.testing.assert_allclose(y, np.array(x) ** 1.5)
+    with Image.open(tmp_path / "growth.png") as picture:
+        assert picture.width == 768

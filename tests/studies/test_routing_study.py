@@ -15,10 +15,15 @@ from zoo import cards
 from zoo.studies import routing_steps
 
 
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory):
+def network():
     model = zoo.branchy_resnet(depth=8, exits="light", input_shape=(16, 16, 3))
     images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3)).astype(np.uint8)
+    return model, images
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    model, images = network()
     folder = tmp_path_factory.mktemp("routing")
     return routing_steps.time_steps(model, images, "entropy", [1, 4], 0.2, folder)
 
@@ -27,18 +32,39 @@ def steps(rows, batch):
     return {row["step"]: row for row in rows if row["batch"] == batch}
 
 
-def test_every_step_is_timed_against_what_it_consists_of(rows):
-    one, four = steps(rows, 1), steps(rows, 4)
+# Microseconds of each step, and how many more than what it consists of.
+BY_HAND = {
+    "stage 1": (100, None, ""),
+    "stage 1 in another thread": (150, 50, "stage 1"),
+    "stage 2": (400, None, ""),
+    "scored": (120, 20, "stage 1"),
+    "all leave": (127, 7, "scored"),
+    "all stay": (530, 10, "scored + stage 2"),
+    "all leave, all stages behind": (130, 3, "all leave"),
+    "stage 2, half the rows": (210, None, ""),
+    "half stay": (360, 30, "scored + stage 2, half the rows"),
+    "all stages": (900, None, ""),
+    "all stay at every gate": (990, 90, "all stages"),
+}
+
+
+def test_every_step_is_timed_against_what_it_consists_of(tmp_path, monkeypatch):
+    def interleave(timers, seconds):
+        assert min(timer() for timer in timers.values()) > 0
+        return {name: (0, 1e-6 * BY_HAND[name][0], 1) for name in timers}
+
+    monkeypatch.setattr(routing_steps.timing, "interleave", interleave)
+    model, images = network()
+    found = routing_steps.time_steps(model, images, "entropy", [1, 4], 0.2, tmp_path)
+    four = steps(found, 4)
+    assert list(four) == list(BY_HAND)
+    for name, (us, added, over) in BY_HAND.items():
+        row = four[name]
+        assert row["over"] == over
+        assert row["us"] == pytest.approx(us)
+        assert row["added_us"] == (None if added is None else pytest.approx(added))
     # Half of one row is none.
-    assert set(four) - set(one) == {"half stay", "stage 2, half the rows"}
-    for found in (one, four):
-        assert all(row["us"] > 0 for row in found.values())
-        for row in found.values():
-            over = [found[name]["us"] for name in row["over"].split(" + ") if name]
-            added = row["us"] - sum(over) if over else None
-            assert row["added_us"] == (added and pytest.approx(added))
-    assert four["half stay"]["over"] == "scored + stage 2, half the rows"
-    assert four["all stay"]["over"] == "scored + stage 2"
+    assert set(four) - set(steps(found, 1)) == {"half stay", "stage 2, half the rows"}
 
 
 def test_stages_that_no_row_enters_run_nothing(rows):

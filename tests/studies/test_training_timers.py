@@ -62,3 +62,26 @@ def test_making_a_batch_takes_as_long_as_it_takes(monkeypatch):
     timer = training_timers.BatchTimer(phase, small.dataset(), SETTINGS)
     # Each call makes them anew.
     assert min(timer(), timer()) >= 0.05
+
+
+def test_figures_by_hand():
+    assert training_timers.figures((0.2, 0.25, 0.5), 50) == {
+        "ms_per_step": 250, "low": 200, "high": 500, "images_per_second": 200,
+    }  # fmt: skip
+
+
+def test_joint_over_baseline_by_hand():
+    times = [
+        ("baseline", "float32", "off", 10),
+        ("joint", "float32", "off", 12),
+        ("baseline", "float32", "on", 5),
+        ("joint", "float32", "on", 6.5),
+        # The baseline could not be compiled in this precision.
+        ("joint", "mixed_bfloat16", "on", 1),
+    ]
+    keys = ("phase", "precision", "jit", "ms_per_step")
+    steps = [dict(zip(keys, row, strict=True)) for row in times]
+    off, on = training_timers.joint_over_baseline(steps, macs_ratio=1.1)
+    assert (off["jit"], off["ratio"], off["within"]) == ("off", 1.2, True)
+    assert (on["jit"], on["ratio"], on["within"]) == ("on", 1.3, False)
+    assert off["allowed"] == pytest.approx(1.265)

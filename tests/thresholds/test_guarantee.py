@@ -128,7 +128,7 @@ def test_agreement_needs_no_labels():
 
 
 def test_the_promise_is_kept_on_real_scores(trained, mnist_5k):
-    """A short study; `python -m branchy_tf.guarantee_study` is the long one."""
+    """A short study; `python -m zoo.studies.guarantee` is the long one."""
     logits = trained.predict(mnist_5k.test.images, batch_size=256, verbose=0)
     every = scoring.answers(
         np.stack([logits["exit_1"], logits["exit_2"]], axis=1), mnist_5k.test.labels

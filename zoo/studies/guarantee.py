@@ -105,9 +105,10 @@ def main() -> None:
         "resampled": resampled,
         "test": tested,
     }
-    files.write_json(folder.guarantee_study, result)
+    path = folder.path / "guarantee_study.json"
+    files.write_json(path, result)
     _print(result)
-    logging.info("Wrote %s.", folder.guarantee_study)
+    logging.info("Wrote %s.", path)
 
 
 def _choices(logits, dataset, macs, fixed) -> dict[str, command_line.Gates]:

@@ -58,8 +58,6 @@ flags.DEFINE_float(
 command_line.define_data(required=True)
 command_line.define_seed(default=1)
 
-# How much longer than by multiply-adds joint training may take.
-_ALLOWED = 1.15
 _JIT = {"auto": None, "off": False, "on": True}
 _PIPELINE = "batches"
 
@@ -99,15 +97,17 @@ def main() -> None:
         "deterministic": FLAGS.deterministic,
         "macs": costs.cumulative_macs(model)[-1],
         "full_macs": costs.full_macs(model),
-        "batches": _figures(times.pop(_PIPELINE)),
+        "batches": training_timers.figures(times.pop(_PIPELINE), FLAGS.batch_size),
         "steps": [
             dict(zip(("phase", "precision", "jit"), name, strict=True))
-            | _figures(times[" ".join(name)])
+            | training_timers.figures(times[" ".join(name)], FLAGS.batch_size)
             | {"waiting": steps[name].waiting}
             for name in steps
         ],
     }
-    result["joint_over_baseline"] = _ratios(result)
+    result["joint_over_baseline"] = training_timers.joint_over_baseline(
+        result["steps"], result["macs"] / result["full_macs"]
+    )
     _print(result)
     if FLAGS.run_dir is not None:
         path = pathlib.Path(FLAGS.run_dir) / "training_speed.json"
@@ -147,34 +147,6 @@ def _step_timers(
     return timers
 
 
-def _figures(quartiles: Any) -> dict[str, float]:
-    low, median, high = quartiles
-    return {
-        "ms_per_step": 1e3 * median,
-        "low": 1e3 * low,
-        "high": 1e3 * high,
-        "images_per_second": FLAGS.batch_size / median,
-    }
-
-
-def _ratios(result: dict[str, Any]) -> list[dict[str, Any]]:
-    allowed = _ALLOWED * result["macs"] / result["full_macs"]
-    times = {
-        (row["phase"], row["precision"], row["jit"]): row["ms_per_step"]
-        for row in result["steps"]
-    }
-    found = []
-    for (phase, *how), joint in times.items():
-        baseline = times.get(("baseline", *how))
-        if phase != "baseline" and baseline is not None:
-            ratio = joint / baseline
-            found.append(
-                dict(zip(("precision", "jit"), how, strict=True))
-                | {"ratio": ratio, "allowed": allowed, "within": ratio <= allowed}
-            )
-    return found
-
-
 def _print(result: dict[str, Any]) -> None:
     rows = [
         [
@@ -194,7 +166,8 @@ def _print(result: dict[str, Any]) -> None:
         print(
             f"Joint over baseline, {row['precision']}, jit {row['jit']}: "
             f"{row['ratio']:.2f}, {'within' if row['within'] else 'ABOVE'} "
-            f"{row['allowed']:.2f} = {_ALLOWED} x the ratio of multiply-adds."
+            f"{row['allowed']:.2f} = {training_timers.ALLOWED} x the ratio of "
+            "multiply-adds."
         )
     fastest = max(row["images_per_second"] for row in result["steps"])
     times = result["batches"]["images_per_second"] / fastest

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import time
 import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,6 +16,9 @@ from branchy_tf.errors import BranchyError
 from branchy_tf.training.batches import Batches
 from branchy_tf.training.fitting import Phase, compiled, make_batches
 from branchy_tf.training.settings import Settings
+
+# How much longer than by multiply-adds joint training may take.
+ALLOWED = 1.15
 
 
 class StepTimer:
@@ -104,3 +109,48 @@ def some_steps(dataset: Dataset, steps: int, batch_size: int) -> Dataset:
     """The data set with as many rows to train on as make the first step and `steps`."""
     rows = np.resize(np.arange(len(dataset.train)), (steps + 1) * batch_size)
     return dataclasses.replace(dataset, train=dataset.train.take(rows))
+
+
+def figures(quartiles: Sequence[float], batch_size: int) -> dict[str, float]:
+    """What a table says of the times of a step.
+
+    Args:
+        quartiles: low, median and high, in seconds.
+        batch_size: rows of the step.
+    """
+    low, median, high = quartiles
+    return {
+        "ms_per_step": 1e3 * median,
+        "low": 1e3 * low,
+        "high": 1e3 * high,
+        "images_per_second": batch_size / median,
+    }
+
+
+def joint_over_baseline(
+    steps: Sequence[Mapping[str, Any]], macs_ratio: float
+) -> list[dict[str, Any]]:
+    """How much longer a step of all exits takes than one of the baseline.
+
+    Args:
+        steps: `[{"phase", "precision", "jit", "ms_per_step"}, ...]`.
+        macs_ratio: multiply-adds with all exits over those of the baseline.
+
+    Returns:
+        `[{"precision", "jit", "ratio", "allowed", "within"}, ...]`, where both phases
+        were timed alike.
+    """
+    times = {
+        (row["phase"], row["precision"], row["jit"]): row["ms_per_step"] for row in steps
+    }
+    allowed = ALLOWED * macs_ratio
+    found = []
+    for (phase, precision, jit), joint in times.items():
+        baseline = times.get(("baseline", precision, jit))
+        if phase != "baseline" and baseline is not None:
+            ratio = joint / baseline
+            found.append(
+                {"precision": precision, "jit": jit, "ratio": ratio}
+                | {"allowed": allowed, "within": ratio <= allowed}
+            )
+    return found
