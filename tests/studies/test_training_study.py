@@ -11,17 +11,18 @@ from zoo import cards
 from zoo.studies import training_variants
 
 
-def test_a_study_trains_every_variant_with_every_seed(tmp_path, mnist_5k):
+def test_a_study_trains_its_variants_with_every_seed(tmp_path, mnist_5k):
     digits = small.write_npz(tmp_path / "digits.npz", mnist_5k)
     page = tmp_path / "training_modes.md"
     page.write_text(f"# Modes\n{cards.BEGIN}\n{cards.END}\n")
     flags = ("--study=training_modes", f"--dataset={digits}", "--seeds=1,2")
     flags += ("--train_rows=64", "--epochs=1", "--baseline_epochs=1")
+    names = ["joint", "branches_only, dense branch"]
+    flags += tuple(f"--variant={name}" for name in names)
     done = commands.run("zoo.studies.training", *flags, f"--study_dir={tmp_path}")
     assert done.status == 0, done.stderr
     with open(tmp_path / "training_modes.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    names = [variant.name for variant in training_variants.STUDIES["training_modes"]]
     assert [(row["variant"], row["seed"]) for row in rows] == [
         (name, seed) for name in names for seed in ("1", "2")
     ]
@@ -52,8 +53,15 @@ def test_every_study_is_of_variants_that_can_be_built():
         (["--study=branches"], "--dataset is missing"),
         (["--study=branches", "--dataset=mnist_5k"], "There is no page zoo/studies/bra"),
         (["--study=other"], "flag --study=other"),
+        (
+            ["--study=branches", "--study_dir=pages", "--dataset=x", "--variant=joint"],
+            "Study branches has no variant 'joint'. Known: 1, 0.1; 1, 0.3;",
+        ),
     ],
 )
 def test_refuses_in_one_line(tmp_path, flags, expected):
+    page = tmp_path / "pages" / "branches.md"
+    page.parent.mkdir()
+    page.touch()
     assert expected in commands.run("zoo.studies.training", *flags, cwd=tmp_path).error
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.rglob("*")) == [page.parent, page]

@@ -19,6 +19,9 @@ from zoo.studies import training_variants as variants
 FLAGS = flags.FLAGS
 
 flags.DEFINE_enum("study", None, list(variants.STUDIES), "Which.")
+flags.DEFINE_multi_string(
+    "variant", None, "Only this variant; repeat it for several. Default: all."
+)
 flags.DEFINE_list("seeds", ["1", "2", "3"], "One training of each variant for each.")
 flags.DEFINE_integer("train_rows", 5000, "Rows to train on.", lower_bound=1)
 flags.DEFINE_integer("epochs", 10, "Of the phase that trains branches.", lower_bound=1)
@@ -38,6 +41,7 @@ def main() -> None:
             f"There is no page {page}. Write it, with the two lines {cards.BEGIN} "
             f"and {cards.END} where the table goes."
         )
+    chosen = variants.choose(FLAGS.study, FLAGS.variant)
     loaded = data.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.validation_size)
     settings = training.Settings(
         epochs=FLAGS.epochs,
@@ -47,7 +51,7 @@ def main() -> None:
         schedule="cosine",
     )
     dataset = variants.subset(loaded, FLAGS.train_rows, len(loaded.validation))
-    rows = variants.run(FLAGS.study, dataset, settings, seeds)
+    rows = variants.run(chosen, dataset, settings, seeds)
     variants.write(rows, table, picture)
     text = cards.with_figures(
         page.read_text(encoding="utf-8"), variants.table(rows), page

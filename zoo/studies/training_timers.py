@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -111,7 +111,7 @@ def some_steps(dataset: Dataset, steps: int, batch_size: int) -> Dataset:
     return dataclasses.replace(dataset, train=dataset.train.take(rows))
 
 
-def figures(quartiles: Sequence[float], batch_size: int) -> dict[str, float]:
+def figures(quartiles: Iterable[float], batch_size: int) -> dict[str, float]:
     """What a table says of the times of a step.
 
     Args:

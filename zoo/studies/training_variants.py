@@ -13,6 +13,7 @@ from absl import logging
 from tabulate import tabulate
 
 from branchy_tf import costs, data, files, scoring, thresholds, training, zoo
+from branchy_tf.errors import BranchyError
 from branchy_tf.exits import conv_head, pool_head
 from branchy_tf.predictor import EarlyExitPredictor
 from zoo.studies.training_plot import plot
@@ -77,13 +78,32 @@ STUDIES: dict[str, list[Variant]] = {
 }
 
 
+def choose(study: str, names: Sequence[str] | None) -> list[Variant]:
+    """The variants of a study that have one of the names; None for all.
+
+    Raises:
+        BranchyError: a name that no variant has.
+    """
+    variants = STUDIES[study]
+    known = [variant.name for variant in variants]
+    for name in names or ():
+        if name not in known:
+            raise BranchyError(
+                f"Study {study} has no variant {name!r}. Known: {'; '.join(known)}."
+            )
+    return [variant for variant in variants if names is None or variant.name in names]
+
+
 def run(
-    study: str, dataset: data.Dataset, common: training.Settings, seeds: Sequence[int]
+    variants: Sequence[Variant],
+    dataset: data.Dataset,
+    common: training.Settings,
+    seeds: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """Trains every variant of a study with every seed, B-LeNet each time.
+    """Trains every variant with every seed, B-LeNet each time.
 
     Args:
-        study: a name from `STUDIES`.
+        variants: of a study; see `choose`.
         dataset: trained on and, its validation split, measured on.
         common: settings where a variant says nothing.
         seeds: of weights, shuffling and augmentation.
@@ -93,7 +113,6 @@ def run(
         the gain of the best thresholds that cost no accuracy.
     """
     rows = []
-    variants = STUDIES[study]
     for number, variant in enumerate(variants, start=1):
         for seed in seeds:
             logging.info(
