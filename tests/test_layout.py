@@ -94,6 +94,30 @@ def test_the_package_never_imports_its_laboratory():
         assert "zoo.studies" not in text, path
 
 
+def test_studies_are_listed_and_only_commands_among_them_define_flags():
+    table = (ROOT / "zoo/studies/README.md").read_text(encoding="utf-8")
+    for path in ROOT.glob("zoo/**/*.py"):
+        text = path.read_text(encoding="utf-8")
+        is_command = "command_line.run(main)" in text
+        assert is_command == ("FLAGS = flags.FLAGS" in text), path
+        assert is_command or "DEFINE_" not in text, path
+        if is_command and path.parent.name == "studies":
+            assert f"`python -m zoo.studies.{path.stem} " in table, path
+
+
+def test_commands_named_in_pages_exist():
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("zoo/**/*.md"), *ROOT.glob("zoo/**/*.flags")]
+    pages += [*ROOT.glob("serving/*.md"), *ROOT.glob("zoo/**/*.py"), *MODULES]
+    pages.remove(ROOT / "CHANGELOG.md")
+    for page in pages:
+        named = re.findall(
+            r"-m ((?:branchy_tf|zoo)[\w.]*\w)", page.read_text(encoding="utf-8")
+        )
+        for module in named:
+            path = ROOT / module.replace(".", "/")
+            assert path.is_dir() or path.with_suffix(".py").is_file(), (page, module)
+
+
 def test_the_package_has_few_modules_at_its_top():
     top = [path.stem for path in ROOT.glob("branchy_tf/*.py")]
     libraries = set(top) - COMMANDS
