@@ -33,12 +33,12 @@ from absl import flags, logging
 from tabulate import tabulate
 
 from branchy_tf import command_line, files, plots
-from branchy_tf.comparison import comparing, contenders, tables
-from branchy_tf.comparison.machine import machine
+from branchy_tf.benchmarking import comparing, contenders, load, tables
+from branchy_tf.benchmarking.machine import machine
 from branchy_tf.errors import BranchyError
 from branchy_tf.predictor import EarlyExitPredictor
-from branchy_tf.serving import EarlyExitClient, load
-from branchy_tf.serving.answers import Expected
+from branchy_tf.serving import EarlyExitClient
+from branchy_tf.serving.answers import ExpectedAnswers
 
 FLAGS = flags.FLAGS
 
@@ -127,7 +127,7 @@ def _load_server() -> None:
         # First of all: a server that is down is noticed before data is loaded.
         client.describe()
         traffic, output = _traffic(client)
-        results = load.measure(
+        results = load.run_loops(
             traffic,
             callers,
             rates,
@@ -184,7 +184,7 @@ def _traffic(client: EarlyExitClient) -> tuple[load.Traffic, Any]:
     predictor = EarlyExitPredictor(
         choice.model, gates.thresholds, gates.criterion, gates.temperatures
     )
-    expected = Expected(*predictor.all_exits(images))
+    expected = ExpectedAnswers(*predictor.all_exits(images))
     thresholds = [gates.thresholds]
     traffic = load.Traffic(client, images, FLAGS.rows, thresholds, lambda _: expected)
     return traffic, choice.output

@@ -27,11 +27,11 @@ from branchy_tf import (
     costs,
     exits,
     graphs,
-    latency,
     report,
     scoring,
     thresholds,
 )
+from branchy_tf.benchmarking import latency
 from branchy_tf.confidence import CRITERIA
 from branchy_tf.errors import BranchyError
 from branchy_tf.predictor import EarlyExitPredictor

@@ -51,17 +51,27 @@ def run(main: Callable[[], None]) -> None:
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
     logging.get_absl_handler().setFormatter(_Plain())
-    logging.get_absl_handler().addFilter(_is_news)
+    is_news = _from_folders(__file__, main.__code__.co_filename)
+    logging.get_absl_handler().addFilter(is_news)
     std_logging.getLogger("tensorflow").setLevel(std_logging.WARNING)
     # An orderly end: what is half done is tidied away, children are ended.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     app.run(guarded, flags_parser=_parse)
 
 
-def _is_news(record) -> bool:
-    """Keeps back what other libraries say of themselves below a warning."""
-    ours = os.path.dirname(os.path.abspath(__file__))
-    return record.levelno >= std_logging.WARNING or record.pathname.startswith(ours)
+def _from_folders(*sources: str) -> Callable[[std_logging.LogRecord], bool]:
+    """Keeps back what other libraries say of themselves below a warning.
+
+    Args:
+        sources: files whose folders hold what may be heard: this package's, and the
+            command's own, which a study has elsewhere.
+    """
+    ours = tuple(os.path.dirname(os.path.abspath(source)) for source in sources)
+
+    def is_news(record: std_logging.LogRecord) -> bool:
+        return record.levelno >= std_logging.WARNING or record.pathname.startswith(ours)
+
+    return is_news
 
 
 class _Plain(logging.PythonFormatter):

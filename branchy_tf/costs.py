@@ -1,19 +1,16 @@
-"""What a model costs: multiply-adds by exit, and measured time."""
+"""What a model costs: multiply-adds and parameters, stage by stage and exit by exit."""
 
 from __future__ import annotations
 
-import functools
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import numpy as np
 
 from branchy_tf import exits, stages
-from branchy_tf.macs import macs
+from branchy_tf.graphs import macs
 
-__all__ = ["cumulative_macs", "full_macs", "interleave", "macs", "measure_interleaved"]
+__all__ = ["by_stage", "cumulative_macs", "full_macs", "macs"]
 
 
 def by_stage(model: keras.Model) -> list[dict[str, int | str]]:
@@ -49,48 +46,3 @@ def cumulative_macs(model: keras.Model) -> list[int]:
 def full_macs(model: keras.Model) -> int:
     """Multiply-adds of the network without its branches."""
     return macs(exits.baseline(model))
-
-
-def measure_interleaved(
-    calls: dict[str, Callable[[], object]],
-    seconds: float = 2.0,
-    warm_up: int = 5,
-    quantiles: Sequence[float] = (0.25, 0.5, 0.75),
-) -> dict[str, np.ndarray]:
-    """Times several calls in turn, so that noise falls on all alike.
-
-    Args:
-        calls: what to time, by name.
-        seconds: about how long to measure, over all calls.
-        warm_up: untimed rounds before.
-        quantiles: which quantiles of the times to return.
-
-    Returns:
-        `{name: seconds at each quantile}`.
-    """
-    timers = {name: functools.partial(_time, call) for name, call in calls.items()}
-    return interleave(timers, seconds, warm_up, quantiles)
-
-
-def interleave(
-    timers: Mapping[str, Callable[[], float]],
-    seconds: float = 2.0,
-    warm_up: int = 5,
-    quantiles: Sequence[float] = (0.25, 0.5, 0.75),
-) -> dict[str, np.ndarray]:
-    """Like `measure_interleaved`, of calls that tell how many seconds they took."""
-    for _ in range(warm_up):
-        for timer in timers.values():
-            timer()
-    times: dict[str, list[float]] = {name: [] for name in timers}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(next(iter(times.values()))) < 5:
-        for name, timer in timers.items():
-            times[name].append(timer())
-    return {name: np.quantile(values, quantiles) for name, values in times.items()}
-
-
-def _time(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start

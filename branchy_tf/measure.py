@@ -12,8 +12,9 @@ middle half of the times. Early exit itself is timed by benchmark.
 from absl import flags, logging
 from tabulate import tabulate
 
-from branchy_tf import command_line, costs, files, latency
-from branchy_tf.comparison.machine import machine
+from branchy_tf import command_line, costs, files
+from branchy_tf.benchmarking import latency
+from branchy_tf.benchmarking.machine import machine
 
 FLAGS = flags.FLAGS
 

@@ -186,13 +186,9 @@ def _train(folder: training.RunFolder) -> None:
     arguments |= command_line.parse_arguments(FLAGS.model_args)
     keras.config.set_dtype_policy(FLAGS.precision)
     model = zoo.build(FLAGS.model, **arguments, weights=FLAGS.weights)
-    settings.check(model, dataset)
     if FLAGS.initial_weights is not None:
         training.copy_layers(model, FLAGS.initial_weights)
-
-    folder.path.mkdir(parents=True, exist_ok=True)
-    files.write_text(folder.flags, _flags_text())
-    training.train(model, dataset, settings, folder)
+    training.train(model, dataset, settings, folder, _flags_text())
 
 
 if __name__ == "__main__":

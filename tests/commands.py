@@ -1,4 +1,4 @@
-"""Runs `python -m branchy_tf.X` quickly and often.
+"""Runs `python -m branchy_tf.X`, or `zoo.X`, quickly and often.
 
 A command defines absl flags, so only one fits into a process; and TensorFlow
 takes seconds to import. A server process imports it once and forks a child for
@@ -42,7 +42,10 @@ class Done:
 
 
 def run(command: str, *flags: str, cwd: str | os.PathLike = ".") -> Done:
-    """Runs one command to its end, e.g. `run("evaluate", "--run_dir=x")`."""
+    """Runs one command to its end, e.g. `run("evaluate", "--run_dir=x")`.
+
+    A command outside branchy_tf is given by its whole name: `run("zoo.publish")`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         out, err = pathlib.Path(folder, "out"), pathlib.Path(folder, "err")
         process = _CONTEXT.Process(
@@ -62,9 +65,10 @@ def _child(command: str, flags: tuple, cwd: str, out: str, err: str) -> None:
     sys.stdout, sys.stderr = open(1, "w"), open(2, "w")  # noqa: SIM115
     status: object = 1
     try:
-        module = importlib.import_module(f"branchy_tf.{command}")
+        name = command if "." in command else f"branchy_tf.{command}"
+        module = importlib.import_module(name)
         os.chdir(cwd)
-        sys.argv = [f"branchy_tf.{command}", *flags]
+        sys.argv = [name, *flags]
         importlib.import_module("branchy_tf.command_line").run(module.main)
     except SystemExit as exit_:
         status = exit_.code

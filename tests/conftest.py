@@ -9,6 +9,8 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+# For zoo/, which is never installed; at the end, since branchy_tf may be.
+sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))
 
 import commands
 import keras

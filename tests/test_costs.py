@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import keras
-import numpy as np
 import pytest
 from keras import layers
 
@@ -53,19 +52,6 @@ def test_a_layer_called_twice_and_a_model_inside_count_each_time():
     inner = keras.Model(x, dense(dense(x)))
     y = keras.Input((4,))
     assert costs.macs(keras.Model(y, inner(inner(y)))) == 4 * 16
-
-
-def test_measuring_takes_the_calls_in_turn():
-    calls: list[str] = []
-    times = costs.measure_interleaved(
-        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")},
-        seconds=0.01,
-        warm_up=1,
-    )
-    assert calls[:6] == ["a", "b"] * 3
-    for low, median, high in times.values():
-        assert 0 < low <= median <= high
-    assert np.shape(times["a"]) == (3,)
 
 
 def test_a_sequential_model_inside_counts():

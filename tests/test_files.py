@@ -182,3 +182,18 @@ def test_csv_has_a_line_for_each_row(tmp_path):
     path = tmp_path / "some.csv"
     files.write_csv(path, [{"a": 1, "b": 1 / 3}, {"a": "x,y", "b": None}])
     assert path.read_text() == 'a,b\n1,0.333333\n"x,y",\n'
+
+
+def test_versions_are_folders_named_by_a_number(tmp_path):
+    for name in ("2", "010", "x1", "1.5", "-3", "²", str(2**63), ".writing-1"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "11").write_text("a file")
+    assert list(files.version_folders(tmp_path)) == [2, 10]
+    assert files.version_folders(tmp_path)[10].name == "010"
+    # A file in the way counts for the next.
+    assert files.next_version(tmp_path) == 12
+
+
+def test_no_folder_has_no_versions(tmp_path):
+    assert files.version_folders(tmp_path / "none") == {}
+    assert files.next_version(tmp_path / "none") == 1

@@ -9,7 +9,7 @@ import keras
 from branchy_tf import graphs
 from branchy_tf.errors import BranchyError
 from branchy_tf.exits.adding import single_output
-from branchy_tf.macs import node_macs
+from branchy_tf.graphs import node_macs
 
 
 def propose_exits(model: keras.Model, n: int) -> list[str]:

@@ -21,6 +21,7 @@ from absl import logging
 import branchy_tf
 from branchy_tf import costs, files
 from branchy_tf.errors import BranchyError, first_line
+from branchy_tf.files import next_version
 from branchy_tf.saved_model import agreement, freezing, warmup
 from branchy_tf.saved_model.agreement import Agreement
 from branchy_tf.saved_model.bfloat16 import BFLOAT16, check_precision, in_bfloat16
@@ -31,7 +32,6 @@ from branchy_tf.saved_model.checking import (
 )
 from branchy_tf.saved_model.early_exit import EarlyExitModule
 from branchy_tf.thresholds import check
-from branchy_tf.versions import next_version
 
 # No number, so no server takes it for a version.
 _BESIDE = ".writing-"

@@ -11,7 +11,6 @@ from typing import Any
 from branchy_tf import files
 from branchy_tf.errors import BranchyError
 from branchy_tf.serving import configs
-from branchy_tf.versions import version_folders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,8 +167,8 @@ def _check_folder(model: Any) -> None:
             f"There is no folder {folder} for model {model.name}. Pass the folder that "
             "holds a model's versions: <export_dir>/<model_name>."
         )
-    inside = [child for child in sorted(folder.iterdir()) if version_folders(child)]
-    if inside and not version_folders(folder):
+    inside = [child for child in sorted(folder.iterdir()) if files.version_folders(child)]
+    if inside and not files.version_folders(folder):
         raise BranchyError(
             f"{folder} holds no versions, but {inside[0]} does. Pass the folder of one "
             f"model: --model_base_path={inside[0]}."

@@ -15,7 +15,7 @@ from branchy_tf.training.fitting import Phase, fit
 from branchy_tf.training.precision import in_float32
 from branchy_tf.training.run_folder import RunFolder
 from branchy_tf.training.settings import Settings
-from branchy_tf.training.transfer import take_baseline
+from branchy_tf.training.transfer import Baseline, read_baseline, take_baseline
 
 
 def make_deterministic(seed: int) -> None:
@@ -28,7 +28,11 @@ def make_deterministic(seed: int) -> None:
 
 
 def train(
-    model: keras.Model, dataset: Dataset, settings: Settings, folder: RunFolder
+    model: keras.Model,
+    dataset: Dataset,
+    settings: Settings,
+    folder: RunFolder,
+    flags: str | None = None,
 ) -> None:
     """Trains `model` in place and writes the run folder.
 
@@ -41,24 +45,34 @@ def train(
         dataset: the training split is trained on, the validation split watched.
         settings: how.
         folder: where to write.
+        flags: text of train.flags, which is written once everything is checked.
 
     Raises:
         BranchyError: settings, model and data set do not fit together.
     """
     settings.check(model, dataset)
+    baseline = None
+    if settings.baseline is not None:
+        baseline = read_baseline(exits.baseline(model), settings.baseline)
+    if flags is not None:
+        files.write_text(folder.flags, flags)
     if settings.has_baseline_phase:
-        _train_baseline(model, dataset, settings, folder)
+        _train_baseline(model, dataset, settings, folder, baseline)
     _train_branches(model, dataset, settings, folder)
     _save(model, folder.model)
     shutil.rmtree(folder.backups, ignore_errors=True)
 
 
 def _train_baseline(
-    model: keras.Model, dataset: Dataset, settings: Settings, folder: RunFolder
+    model: keras.Model,
+    dataset: Dataset,
+    settings: Settings,
+    folder: RunFolder,
+    baseline: Baseline | None,
 ) -> None:
     phase = baseline_phase(model, settings)
-    if settings.baseline is not None:
-        take_baseline(phase.model, settings.baseline, folder.baseline)
+    if baseline is not None:
+        take_baseline(phase.model, baseline, folder.baseline)
         return
     fit(phase, dataset, settings, folder, exits.exit_names(model))
     _save(phase.model, folder.baseline)

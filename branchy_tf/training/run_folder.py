@@ -31,7 +31,6 @@ class RunFolder:
         self.report = self.path / "report.html"
         self.pictures = self.path / "report"
         self.costs = self.path / "costs.json"
-        self.guarantee_study = self.path / "guarantee_study.json"
         self.evaluation = self.path / "evaluation.json"
         self.benchmark = self.path / "benchmark.json"
         self.benchmark_table = self.path / "benchmark.csv"

@@ -10,7 +10,7 @@ import keras
 from branchy_tf import exits, files
 from branchy_tf.data import Dataset, check_augmentation, check_fits
 from branchy_tf.errors import BranchyError
-from branchy_tf.training import branches, distillation, losses, optimizers, transfer
+from branchy_tf.training import branches, distillation, losses, optimizers
 
 MODES = ("joint", "baseline_first", "branches_only", "detached")
 GRADIENT_SCALINGS = ("none", "equilibrium")
@@ -67,7 +67,10 @@ class Settings:
         return self.mode in _WITH_BASELINE
 
     def check(self, model: keras.Model, dataset: Dataset) -> None:
-        """Raises `BranchyError` for what cannot be trained."""
+        """Raises `BranchyError` for what cannot be trained.
+
+        The file of a `baseline` is checked by `transfer.read_baseline`.
+        """
         _check_choice("mode", self.mode, MODES)
         _check_choice("optimizer", self.optimizer, optimizers.OPTIMIZERS)
         _check_choice("schedule", self.schedule, optimizers.SCHEDULES)
@@ -88,17 +91,16 @@ class Settings:
             )
         self._check_exits(model)
         if self.baseline is not None:
-            self._check_baseline(model, self.baseline)
+            self._check_baseline(self.baseline)
         check_fits(model, dataset)
 
-    def _check_baseline(self, model: keras.Model, path: files.Path) -> None:
+    def _check_baseline(self, path: files.Path) -> None:
         if not self.has_baseline_phase:
             raise BranchyError(
                 f"Mode {self.mode} does not begin with a baseline, so `baseline` "
                 f"{path} would not be used. Choose one of the modes "
                 f"{', '.join(_WITH_BASELINE)}, or pass --initial_weights."
             )
-        transfer.read_baseline(exits.baseline(model), path)
 
     def _check_exits(self, model: keras.Model) -> None:
         names = exits.exit_names(model)

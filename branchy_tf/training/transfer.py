@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import shutil
 
@@ -50,34 +51,46 @@ def copy_layers(model: keras.Model, path: files.Path) -> list[str]:
     return fresh
 
 
-def take_baseline(model: keras.Model, path: files.Path, to: files.Path) -> None:
+@dataclasses.dataclass(frozen=True)
+class Baseline:
+    """The trunk of another run.
+
+    Attributes:
+        path: the file it was read from.
+        network: without branches.
+        has_exits: whether the file has branches, which have shaped the trunk.
+    """
+
+    path: files.Path
+    network: keras.Model
+    has_exits: bool
+
+
+def take_baseline(model: keras.Model, baseline: Baseline, to: files.Path) -> None:
     """Starts `model` from the trunk of another run.
+
+    A baseline.keras is kept as this run's, too. A trunk that other exits have shaped
+    is not: such a run has no trained baseline of its own.
 
     Args:
         model: the baseline of the model to train.
-        path: baseline.keras of a run, which is kept as this run's, too; or its
-            model.keras, whose trunk other exits have shaped: such a run has no
-            trained baseline of its own.
+        baseline: as `read_baseline` gives it for this model.
         to: where to keep a baseline.
-
-    Raises:
-        BranchyError: it has not the layers of this model.
     """
-    source, has_exits = read_baseline(model, path)
-    theirs = _layers(source)
+    theirs = _layers(baseline.network)
     for name, layer in _layers(model).items():
         layer.set_weights(theirs[name].get_weights())
-    if not has_exits:
+    if not baseline.has_exits:
         with files.replacing(to) as beside:
-            shutil.copyfile(path, beside)
+            shutil.copyfile(baseline.path, beside)
 
 
-def read_baseline(model: keras.Model, path: files.Path) -> tuple[keras.Model, bool]:
-    """`(the network in a file without its branches, whether it had any)`.
+def read_baseline(model: keras.Model, path: files.Path) -> Baseline:
+    """The network in a file, without its branches.
 
     Args:
         model: the baseline of the model to train; it is not changed.
-        path: as `take_baseline` has it.
+        path: baseline.keras or model.keras of a run.
 
     Raises:
         BranchyError: it has not the layers of this model.
@@ -93,7 +106,7 @@ def read_baseline(model: keras.Model, path: files.Path) -> tuple[keras.Model, bo
                 f"{path} is no {model.name}: layer {name!r} is not in both, or of "
                 "another shape. Pass the baseline.keras of a run with the same model."
             )
-    return source, has_exits
+    return Baseline(path, source, has_exits)
 
 
 def _load(path: files.Path) -> keras.Model:

@@ -20,9 +20,8 @@ import exported
 import lab
 import numpy as np
 
-from branchy_tf import costs
+from branchy_tf.benchmarking import load, timing
 from branchy_tf.saved_model.session import SessionModel
-from branchy_tf.serving import load
 
 _LEAST_GAIN = 1.5
 
@@ -95,7 +94,7 @@ def _in_process(
 
     calls = [functools.partial(run, rows) for rows in (1, batch)]
     named = dict(zip(("alone", "together"), calls, strict=True))
-    times = costs.measure_interleaved(named, seconds=4, warm_up=1)
+    times = timing.time_calls(named, seconds=4, warm_up=1)
     model.close()
     alone, together = (float(median) / len(images) for _, median, _ in times.values())
     return alone, together

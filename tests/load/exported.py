@@ -13,8 +13,8 @@ import numpy as np
 import servers
 
 from branchy_tf import data
+from branchy_tf.files import version_folders
 from branchy_tf.serving import EarlyExitClient
-from branchy_tf.versions import version_folders
 
 
 def parser(text: str) -> argparse.ArgumentParser:

@@ -32,7 +32,8 @@ from tensorflow_serving.apis import (
     model_service_pb2_grpc,
 )
 
-from branchy_tf.serving import EarlyExitClient, load
+from branchy_tf.benchmarking import load
+from branchy_tf.serving import EarlyExitClient
 
 _DAY = 24 * 3600
 _LIBFAKETIME = pathlib.Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")

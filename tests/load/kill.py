@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import lab
 import servers
 
-from branchy_tf.serving import EarlyExitClient, load
+from branchy_tf.benchmarking import load
+from branchy_tf.serving import EarlyExitClient
 
 _TIMEOUT = 2.0
 # What a call may take beyond its timeout where threads share two cores.

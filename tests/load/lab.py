@@ -26,8 +26,9 @@ from absl import logging
 
 import branchy_tf
 from branchy_tf import data, exits, saved_model, zoo
-from branchy_tf.serving import EarlyExitClient, load
-from branchy_tf.serving.answers import Expected
+from branchy_tf.benchmarking import load
+from branchy_tf.serving import EarlyExitClient
+from branchy_tf.serving.answers import ExpectedAnswers
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -89,7 +90,7 @@ class Pair:
             for odd, each in self._models.items()
         }
         self._expected = {
-            odd: Expected(*predictor.all_exits(images))
+            odd: ExpectedAnswers(*predictor.all_exits(images))
             for odd, predictor in self._predictors.items()
         }
         scores = np.concatenate([e.scores[:, 0] for e in self._expected.values()])
@@ -116,7 +117,7 @@ class Pair:
         servers.add_version(self._exports[number % 2], base, number)
         return base / str(number)
 
-    def expected(self, number: int | None) -> Expected:
+    def expected(self, number: int | None) -> ExpectedAnswers:
         """What version `number` must answer to `images`."""
         assert number is not None
         return self._expected[number % 2]
@@ -129,7 +130,7 @@ class Pair:
         self,
         client: EarlyExitClient,
         rows: int = 1,
-        expected: Callable[[int | None], Expected] | None = None,
+        expected: Callable[[int | None], ExpectedAnswers] | None = None,
     ) -> load.Traffic:
         """Requests of `rows` images, whose answers are checked."""
         expected = expected or self.expected

@@ -15,7 +15,7 @@ import exported
 import lab
 import numpy as np
 
-from branchy_tf import costs
+from branchy_tf.benchmarking import timing
 from branchy_tf.saved_model.session import SessionModel
 
 _MOST_ADDED = 1.5  # ms
@@ -41,7 +41,7 @@ def run(
             ),
             "served": lambda: client.predict(next(turns["served"])),
         }
-        times = costs.measure_interleaved(calls, seconds, warm_up=50)
+        times = timing.time_calls(calls, seconds, warm_up=50)
         model.close()
     inside, outside = (1e3 * times[name][1] for name in ("in process", "served"))
     found = lab.Findings(

@@ -19,8 +19,8 @@ import lab
 import mangling
 import servers
 
+from branchy_tf.benchmarking import load
 from branchy_tf.errors import ServerError
-from branchy_tf.serving import load
 
 
 class Stranger:

@@ -17,7 +17,7 @@ import lab
 import numpy as np
 import servers
 
-from branchy_tf.serving import load
+from branchy_tf.benchmarking import load
 from branchy_tf.serving.embedded.server import HELD, RUNNING_PER_CORE
 
 _ROWS = 256

@@ -18,7 +18,7 @@ import lab
 import malformed
 import servers
 
-from branchy_tf.serving import load
+from branchy_tf.benchmarking import load
 
 _MOST_GROWTH = 0.05
 

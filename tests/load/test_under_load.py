@@ -19,7 +19,7 @@ import soak
 import swap
 
 from branchy_tf import zoo
-from branchy_tf.serving import load
+from branchy_tf.benchmarking import load
 from branchy_tf.serving.embedded import EmbeddedServer
 
 

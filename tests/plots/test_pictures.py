@@ -3,6 +3,7 @@ from __future__ import annotations
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from samples import rows
 
@@ -52,15 +53,6 @@ def draw(path, name, many):
             for n in (1, 8, 64)
         ]
         plots.load(path, rows if many else rows[:1])
-    elif name == "growth":
-        rows = [
-            {"axis": axis, "size": n, "a": n / 7, "b": n**1.5}
-            | {"c": 0 if many and n == 1 else n, "d": None if axis == "y" else 2}
-            for axis in ("x", "y")
-            for n in (1, 8, 64)
-        ]
-        names = {"a": "a call", "b": "more than linear", "c": "memory", "d": "alike"}
-        plots.growth(path, rows if many else rows[:1], names)
     elif name == "reliability":
         plots.reliability(path, PROBABILITIES, PROBABILITIES, LABELS)
     elif name == "classes":
@@ -73,29 +65,107 @@ def draw(path, name, many):
         plots.gallery(path, images, exits, LABELS, LABELS[::-1], 3, "Title")
 
 
+def lines(axes):
+    """`{label: (x, y)}` of what is drawn as a line."""
+    return {line.get_label(): line.get_data() for line in axes.lines}
+
+
+def shows_frontier(figure, many):
+    (axes,) = figure.axes
+    drawn = [np.array(xy) for xy in lines(axes).values()]
+    for wanted in ([[1, 6], [50, 90]], [[2], [60]]):
+        assert any(
+            xy.shape == np.shape(wanted) and np.allclose(xy, wanted) for xy in drawn
+        )
+    assert len(drawn) == (3 if many else 5)
+
+
+def shows_leaving(figure, many):
+    for k, axes in enumerate(figure.axes):
+        (x, share), *_ = lines(axes).values()
+        below = [100 * (SCORES[:, k] < limit).mean() for limit in x]
+        np.testing.assert_allclose(share, below, atol=0.5)
+
+
+def shows_histograms(figure, many):
+    for axes in figure.axes:
+        heights = [patch.get_height() for patch in axes.patches]
+        assert sum(heights) == 300
+        # Those answered correctly are as many as they are.
+        assert sum(heights[:30]) in {CORRECT[:, 0].sum(), CORRECT[:, 1].sum()}
+
+
+def shows_reliability(figure, many):
+    for axes in figure.axes:
+        # The same probabilities before and after: the curves lie on each other.
+        diagonal, *curves = lines(axes).values()
+        assert np.shape(diagonal) == (2, 2)
+        for one, other in zip(*curves, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def shows_classes(figure, many):
+    (axes,) = figure.axes
+    widths = {}
+    for bar in axes.patches:
+        row = round(bar.get_y(), 3)
+        widths[row] = widths.get(row, 0) + bar.get_width()
+    assert len(widths) == (40 if many else 4)
+    np.testing.assert_allclose(list(widths.values()), 100)
+
+
+def shows_contenders(figure, many):
+    assert len(figure.axes) == (2 if many else 1)
+    for axes in figure.axes:
+        batches, ms = lines(axes)["early exit"]
+        assert list(batches) == ([1, 8, 128] if many else [32])
+        assert list(ms) == [2] * len(batches)
+
+
+def shows_gallery(figure, many):
+    (axes,) = figure.axes
+    # Eight a row, and a row for each exit that some image left at.
+    assert len(axes.images) == (8 if many else 24)
+
+
+def shows_load(figure, many):
+    latencies = figure.axes[::2]
+    assert len(latencies) == (2 if many else 1)
+    callers, ms = lines(latencies[0])["p95"]
+    assert list(callers) == ([1, 8, 64] if many else [1])
+    np.testing.assert_array_equal(ms, [95, 760, np.nan] if many else [95])
+
+
 @pytest.mark.parametrize(
-    "name",
+    ("name", "shows"),
     [
-        "frontier",
-        "leaving",
-        "histograms",
-        "growth",
-        "reliability",
-        "classes",
-        "contenders",
-        "gallery",
-        "load",
+        ("frontier", shows_frontier),
+        ("leaving", shows_leaving),
+        ("histograms", shows_histograms),
+        ("reliability", shows_reliability),
+        ("classes", shows_classes),
+        ("contenders", shows_contenders),
+        ("gallery", shows_gallery),
+        ("load", shows_load),
     ],
 )
 @pytest.mark.parametrize("many", [False, True])
-def test_draws_a_picture_as_wide_as_a_phone(tmp_path, name, many):
+def test_draws_its_figures_as_wide_as_a_phone(tmp_path, monkeypatch, name, shows, many):
+    drawn, savefig = [], Figure.savefig
+
+    def kept(figure, *arguments, **options):
+        drawn.append(figure)
+        savefig(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", kept)
     path = tmp_path / "picture.png"
     draw(path, name, many)
     with Image.open(path) as picture:
         assert picture.width == 768
-        assert len(picture.getcolors(1 << 24)) > 5
     assert [p.name for p in tmp_path.iterdir()] == ["picture.png"]
     assert not matplotlib.pyplot.get_fignums()
+    (figure,) = drawn
+    shows(figure, many)
 
 
 def test_shares_and_accuracy_of_classes_by_hand():

@@ -19,9 +19,9 @@ from tensorflow.core.protobuf import saved_model_pb2
 import branchy_tf
 from branchy_tf import costs, saved_model
 from branchy_tf.errors import BranchyError
+from branchy_tf.files import version_folders
 from branchy_tf.saved_model import checking, freezing, warmup
 from branchy_tf.saved_model.session import SessionModel
-from branchy_tf.versions import version_folders
 
 
 def names_in(folder):

@@ -5,10 +5,9 @@ import pytest
 from samples import rows
 from scipy import special, stats
 
-from branchy_tf import scoring, thresholds
+from branchy_tf import thresholds
 from branchy_tf.errors import BranchyError
 from branchy_tf.thresholds import guarantee
-from branchy_tf.thresholds.resampling import violations
 
 COSTS = [1, 3]
 
@@ -125,22 +124,3 @@ def test_agreement_needs_no_labels():
         [True, False, True],
         [True, True, True],
     ]
-
-
-def test_the_promise_is_kept_on_real_scores(trained, mnist_5k):
-    """A short study; `python -m branchy_tf.guarantee_study` is the long one."""
-    logits = trained.predict(mnist_5k.test.images, batch_size=256, verbose=0)
-    every = scoring.answers(
-        np.stack([logits["exit_1"], logits["exit_2"]], axis=1), mnist_5k.test.labels
-    )
-    kept = thresholds.count_losses_only(every.correct)
-    plain, promised, expected = violations(
-        every.scores, kept, [220_150, 1_247_720], 0.02, 0.9, rows=600, resamplings=200
-    )
-    # At most 0.1, but for the error of 200 draws.
-    assert stats.binomtest(promised["violations"], 200, 0.1, "greater").pvalue > 0.01
-    assert plain["violations"] > promised["violations"]
-    assert plain["share"] > 0.1
-    assert expected["mean_risk"] <= 0.02 + 3 * expected["mean_risk_error"]
-    # The promise costs something, but is no refusal.
-    assert plain["mean_cost"] < promised["mean_cost"] < 1_000_000

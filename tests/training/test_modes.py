@@ -11,6 +11,7 @@ from keras import layers
 
 from branchy_tf import exits, training
 from branchy_tf.errors import BranchyError
+from branchy_tf.training import transfer
 from branchy_tf.training.branches import ScaleGradient
 from branchy_tf.training.callbacks import AtomicBackup
 
@@ -157,6 +158,18 @@ def test_a_baseline_that_is_there_is_taken(tmp_path, mode, baseline):
     assert sorted(os.listdir(tmp_path)) == [
         "baseline.keras", "history.csv", "logs", "model.keras",
     ]  # fmt: skip
+
+
+def test_a_baseline_is_read_once(tmp_path, monkeypatch, baseline):
+    read, load = [], transfer.load_keras_file
+
+    def counted(path):
+        read.append(path)
+        return load(path)
+
+    monkeypatch.setattr(transfer, "load_keras_file", counted)
+    train(tmp_path, mode="baseline_first", baseline=baseline)
+    assert read == [baseline]
 
 
 def test_the_first_step_starts_from_the_baseline_taken(tmp_path, monkeypatch, baseline):

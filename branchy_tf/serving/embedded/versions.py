@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 from absl import logging
 
+from branchy_tf.files import version_folders
 from branchy_tf.saved_model import warmup
 from branchy_tf.saved_model.session import SessionModel
-from branchy_tf.versions import version_folders
 
 # ModelVersionStatus.State
 LOADING, AVAILABLE, UNLOADING, END = 20, 30, 40, 50

@@ -1,0 +1,222 @@
+"""The comparison: every contender timed in turn, and what follows from the times."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from branchy_tf.benchmarking import contenders, timing
+from branchy_tf.benchmarking.machine import machine
+from branchy_tf.benchmarking.processes import Process
+from branchy_tf.benchmarking.worker import rows_of_pass
+from branchy_tf.errors import BranchyError
+from branchy_tf.predictor import EarlyExitPredictor
+from branchy_tf.results import Predictions
+
+# What early exit is measured against.
+OTHERS = ("keras_export", "frozen", "onnxruntime", "pytorch")
+
+# What answers a request from its image to its label, each in a process of its own.
+_WHOLE = ("early_exit", contenders.BFLOAT16, *OTHERS)
+
+# Threads that look for more work, as those of OpenMP and ONNX Runtime do for a while,
+# would take it from the next process.
+_PAUSE = 0.002
+_CHECKED_ROWS = 64
+# The last digits may decide a near tie.
+_LEAST_AGREEMENT = 0.95
+# bfloat16 has three digits. How well it must agree is for `export` to say.
+_LEAST_IN_BFLOAT16 = 0.8
+
+
+def compare(
+    model: keras.Model,
+    thresholds: Sequence[float],
+    criterion: str,
+    images: np.ndarray,
+    folder: pathlib.Path,
+    batch_sizes: Sequence[int],
+    threads: Sequence[int],
+    seconds: float,
+    progress: Callable[[str], object] = lambda what: None,
+    temperatures: Sequence[float] | None = None,
+    peers: Sequence[str] = tuple(contenders.PEERS),
+    bfloat16: bool = True,
+) -> dict[str, Any]:
+    """Times all contenders; see benchmark.json in the contract.
+
+    Args:
+        model: one input of images.
+        thresholds: N-1 numbers, the calibrated ones.
+        criterion: name of the score.
+        images: real ones; their mix of easy and hard decides the gain.
+        folder: an empty one, for the files of the contenders.
+        batch_sizes: to time.
+        threads: numbers of threads to time.
+        seconds: for each batch size and number of threads.
+        progress: called with a word on what is done now.
+        temperatures: N numbers that the exits' logits are divided by; default: 1.
+        peers: other engines to try, of `contenders.PEERS`.
+        bfloat16: whether to time early exit in bfloat16 too.
+
+    Returns:
+        The content of benchmark.json. Beside the contract's: `left_out` {name: why},
+        `bfloat16_gains` [{"batch", "threads", "over", "gain"}],
+        `memory` of each process [{"contender", "threads", "imports_mb", "peak_mb"}],
+        `routing` [{"batch", "threads", "last_over_unrouted", "first_over_stage",
+        "first_extra_us"}], and the contenders `half_exit_1` (every other row leaves at
+        exit_1, the others go to the end) and `unrouted` (the frozen network with its
+        branches but no routing).
+
+    Raises:
+        BranchyError: a process ended, or a contender gives other answers than the
+            predictor.
+    """
+    progress("writing the contenders")
+    programs, left_out = contenders.write(
+        model, images, thresholds, criterion, temperatures, folder, peers, bfloat16
+    )
+    answers, full = _expected(
+        EarlyExitPredictor(model, thresholds, criterion, temperatures), images
+    )
+    results: list[dict[str, Any]] = []
+    gains: list[dict[str, Any]] = []
+    short_gains: list[dict[str, Any]] = []
+    routing: list[dict[str, Any]] = []
+    memory: list[dict[str, Any]] = []
+    for count in threads:
+        progress(f"starting the contenders, {count} threads")
+        with contenders.started(programs, count, folder) as (processes, not_started):
+            left_out |= not_started
+            _check_answers(processes, answers, full)
+            for batch in batch_sizes:
+                progress(f"batch {batch}, {count} threads")
+                rows = _time(processes, batch, len(images), seconds)
+                common = {"batch": batch, "threads": count}
+                results += [row | common for row in rows.values()]
+                left = answers.exits[: rows_of_pass(len(images), batch)]
+                reach = [(left >= k).mean() for k in range(len(thresholds) + 1)]
+                gains += [gain | common for gain in _gains(rows, reach)]
+                short_gains += [gain | common for gain in _bfloat16_gains(rows)]
+                routing.append(common | _routing(rows, batch))
+            memory += [
+                {"contender": name, "threads": count} | processes[name].ask("memory")
+                for name in _WHOLE
+                if name in processes
+            ]
+    return {
+        "machine": machine(),
+        "results": results,
+        "gains": gains,
+        "bfloat16_gains": short_gains,
+        "routing": routing,
+        "memory": memory,
+        "left_out": left_out,
+    }
+
+
+def _expected(
+    predictor: EarlyExitPredictor, images: np.ndarray
+) -> tuple[Predictions, np.ndarray]:
+    """The routed answers to all images; the whole network's labels of the first ones."""
+    probabilities, _ = predictor.all_exits(images[:_CHECKED_ROWS])
+    return predictor.predict(images), probabilities[:, -1].argmax(axis=-1)
+
+
+def _check_answers(
+    processes: dict[str, Process], answers: Predictions, full: np.ndarray
+) -> None:
+    """That all compute the same."""
+    for name in _WHOLE:
+        if name not in processes:
+            continue
+        short = name == contenders.BFLOAT16
+        found = processes[name].ask("answer", contender=name, rows=len(full))
+        routed = found["exits"] is not None
+        labels = answers.labels[: len(full)] if routed else full
+        agree = labels == found["labels"]
+        if routed:
+            agree &= answers.exits[: len(full)] == found["exits"]
+        if agree.mean() < (_LEAST_IN_BFLOAT16 if short else _LEAST_AGREEMENT):
+            raise BranchyError(
+                f"{name} answers {agree.sum()} of {len(full)} images as the predictor "
+                "does: it computes something else, and its times mean nothing."
+            )
+
+
+def _time(
+    processes: dict[str, Process], batch: int, count: int, seconds: float
+) -> dict[str, dict[str, Any]]:
+    def timer(process: Process, contender: str) -> float:
+        time.sleep(_PAUSE)
+        answer = process.ask("time", contender=contender, batch=batch)
+        return answer["seconds"]
+
+    timers = {
+        name: functools.partial(timer, process, name)
+        for name, process in processes.items()
+        # Half of one row is none.
+        if batch > 1 or name != "half_exit_1"
+    }
+    quartiles = timing.interleave(timers, seconds, warm_up=1)
+    rows = rows_of_pass(count, batch)
+    return {
+        name: {
+            "contender": name,
+            "ms_per_image": 1e3 * median / rows,
+            "low": 1e3 * low / rows,
+            "high": 1e3 * high / rows,
+        }
+        for name, (low, median, high) in quartiles.items()
+    }
+
+
+def _gains(
+    rows: dict[str, dict[str, Any]], reach: Sequence[float]
+) -> list[dict[str, Any]]:
+    measured = rows["early_exit"]["ms_per_image"]
+    ideal = sum(
+        share * rows[f"stage_{k + 1}"]["ms_per_image"] for k, share in enumerate(reach)
+    )
+    return [
+        {
+            "over": over,
+            "gain": gain,
+            "ideal_gain": rows[over]["ms_per_image"] / ideal,
+            "share_of_ideal": ideal / measured,
+        }
+        for over, gain in _times_as_fast(rows, "early_exit", OTHERS).items()
+    ]
+
+
+def _bfloat16_gains(rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    if contenders.BFLOAT16 not in rows:
+        return []
+    found = _times_as_fast(rows, contenders.BFLOAT16, (*OTHERS, "early_exit"))
+    return [{"over": over, "gain": gain} for over, gain in found.items()]
+
+
+def _times_as_fast(
+    rows: dict[str, dict[str, Any]], contender: str, others: Sequence[str]
+) -> dict[str, float]:
+    """By whom it is measured against, as far as they take part."""
+    ms = rows[contender]["ms_per_image"]
+    return {over: rows[over]["ms_per_image"] / ms for over in others if over in rows}
+
+
+def _routing(rows: dict[str, dict[str, Any]], batch: int) -> dict[str, float]:
+    """What routing costs where it decides nothing."""
+    ms = {name: row["ms_per_image"] for name, row in rows.items()}
+    last = [name for name in ms if name.startswith("forced_exit_")][-1]
+    extra = ms["forced_exit_1"] - ms["stage_1"]
+    return {
+        "last_over_unrouted": ms[last] / ms["unrouted"],
+        "first_over_stage": ms["forced_exit_1"] / ms["stage_1"],
+        "first_extra_us": 1e3 * extra * batch,
+    }

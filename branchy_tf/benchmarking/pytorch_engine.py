@@ -1,0 +1,109 @@
+"""The same network with the same exits in PyTorch, eager."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from branchy_tf.benchmarking.pytorch_layers import Network
+
+
+def load(programs: dict[str, dict[str, Any]], threads: int) -> PyTorchEngine:
+    """See `PyTorchEngine`; this process has Keras on PyTorch, without TensorFlow."""
+    import keras
+
+    from branchy_tf import stages
+
+    torch.set_num_threads(threads)
+    networks = {}
+    for contender, program in programs.items():
+        model = keras.models.load_model(program["path"], compile=False)
+        parts = [Network(stage.model) for stage in stages.split(model)]
+        networks[contender] = EarlyExit(parts, **program["gates"])
+    return PyTorchEngine(networks)
+
+
+class PyTorchEngine:
+    """Contenders are early-exit networks, one `EarlyExit` each."""
+
+    def __init__(self, networks: dict[str, EarlyExit]) -> None:
+        self._networks = networks
+
+    def prepare(self, contender: str, batches: list[np.ndarray]) -> Callable[[int], Any]:
+        """See `worker.Engine`."""
+        network = self._networks[contender]
+        return lambda i: network(batches[i])
+
+    def answer(self, contender: str, images: np.ndarray) -> tuple[Any, Any]:
+        """See `worker.Engine`."""
+        probabilities, exits, _ = self._networks[contender](images)
+        return probabilities.argmax(axis=-1), exits
+
+
+class EarlyExit:
+    """Routes rows through stages as our exports do, in plain PyTorch.
+
+    Args:
+        stages: N of them; each from tensors to [logits, *carried].
+        thresholds: N-1 numbers.
+        criterion: name of the score.
+        temperatures: N numbers.
+    """
+
+    def __init__(
+        self,
+        stages: list[torch.nn.Module],
+        thresholds: list[float],
+        criterion: str,
+        temperatures: list[float],
+    ) -> None:
+        self._stages = stages
+        self._thresholds = thresholds
+        self._score = _SCORES[criterion]
+        self._temperatures = temperatures
+
+    @torch.inference_mode()
+    def __call__(self, images: np.ndarray) -> tuple:
+        """uint8 [B, H, W, C] to probabilities [B, C], exits [B] and scores [B]."""
+        # Read as channels last, which is what they are and what is fastest.
+        live = [torch.from_numpy(images).movedim(-1, 1).float()]
+        rows = torch.arange(len(images))
+        answers: tuple | None = None
+        for k, stage in enumerate(self._stages):
+            logits, *live = stage(live)
+            log = torch.log_softmax(logits / self._temperatures[k], -1)
+            scores = self._score(log)
+            found = (log.exp(), torch.full_like(rows, k), scores)
+            if answers is None:
+                answers = found
+            else:
+                for whole, part in zip(answers, found, strict=True):
+                    whole[rows] = part
+            if k < len(self._thresholds):
+                stays = ~(scores < self._thresholds[k])
+                if not stays.any():
+                    break
+                if not stays.all():
+                    live, rows = [tensor[stays] for tensor in live], rows[stays]
+        assert answers is not None
+        return tuple(tensor.numpy() for tensor in answers)
+
+
+def _entropy(log: torch.Tensor) -> torch.Tensor:
+    return -(log.exp() * log).sum(-1)
+
+
+def _max_prob(log: torch.Tensor) -> torch.Tensor:
+    return 1 - log.amax(-1).exp()
+
+
+def _margin(log: torch.Tensor) -> torch.Tensor:
+    best, second = log.topk(2).values.exp().unbind(-1)
+    return 1 - (best - second)
+
+
+# Those of `confidence.CRITERIA`, whose keras.ops would cost more than the sums.
+_SCORES = {"entropy": _entropy, "max_prob": _max_prob, "margin": _margin}

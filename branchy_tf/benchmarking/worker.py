@@ -1,0 +1,114 @@
+"""A process of the comparison: holds one program and does what it is asked.
+
+Requests and answers are lines of JSON, on stdin and stdout:
+
+| request | answer |
+| --- | --- |
+| {"do": "answer", "contender", "rows"} | {"labels": [rows], "exits": [rows] or null} |
+| {"do": "time", "contender", "batch"} | {"seconds": of one pass} |
+| {"do": "memory"} | {"imports_mb", "peak_mb"} |
+| {"do": "load"} | {} once the program is loaded, or {"error"} |
+
+The number of threads is the process's, for good: TensorFlow keeps the pool of threads
+that its first session has asked for, whatever later ones ask.
+
+A pass goes through some batches of real images. Early exit takes long for some and
+short for others, so the median of single batches would say nothing of their mean.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from branchy_tf.benchmarking.memory import resident_most, resident_now
+
+
+class Engine(Protocol):
+    """What runs the contenders of one process."""
+
+    def prepare(self, contender: str, batches: list[np.ndarray]) -> Callable[[int], Any]:
+        """A function that runs batch i; only what it does is timed."""
+
+    def answer(self, contender: str, images: np.ndarray) -> tuple[Any, Any]:
+        """Labels [B] and exits [B], 0-based; exits are None without routing."""
+
+
+class _Worker:
+    def __init__(self, spec: dict[str, Any]) -> None:
+        module = importlib.import_module(
+            f"branchy_tf.benchmarking.{spec['engine']}_engine"
+        )
+        self._imports_mb = resident_now() / 2**20
+        self._images = np.load(spec["images"])
+        self._engine: Engine = module.load(spec["programs"], spec["threads"])
+        self._prepared: dict[str, Callable[[int], Any]] = {}
+        self._batches: list[np.ndarray] = []
+        self._batch = 0
+
+    def answer(self, contender: str, rows: int) -> dict[str, Any]:
+        labels, exits = self._engine.answer(contender, self._images[:rows])
+        return {
+            "labels": np.asarray(labels).tolist(),
+            "exits": None if exits is None else np.asarray(exits).tolist(),
+        }
+
+    def time(self, contender: str, batch: int) -> dict[str, float]:
+        if batch != self._batch:
+            self._batches, self._batch = split(self._images, batch), batch
+            self._prepared = {}
+        # Kept while others have their turn: to prepare a late stage runs all before it.
+        if contender not in self._prepared:
+            self._prepared[contender] = self._engine.prepare(contender, self._batches)
+        run = self._prepared[contender]
+        run(0)  # untimed: brings back what the others have pushed out of the caches
+        start = time.perf_counter()
+        for i in range(len(self._batches)):
+            run(i)
+        return {"seconds": time.perf_counter() - start}
+
+    def memory(self) -> dict[str, float]:
+        return {"imports_mb": self._imports_mb, "peak_mb": resident_most() / 2**20}
+
+
+def split(images: np.ndarray, batch: int) -> list[np.ndarray]:
+    """The batches of one pass; the same for every contender."""
+    rows = rows_of_pass(len(images), batch)
+    return [images[start : start + batch] for start in range(0, rows, batch)]
+
+
+def rows_of_pass(images: int, batch: int) -> int:
+    """How many of so many images a pass goes through, in full batches."""
+    return batch * min(images // batch, max(4, min(64, 512 // batch)))
+
+
+def main() -> None:
+    # Whatever libraries print goes to stderr; stdout is for answers.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    with open(sys.argv[1], encoding="utf-8") as file:
+        spec = json.load(file)
+    worker: _Worker | None = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        task = request.pop("do")
+        try:
+            if task == "load":
+                worker, reply = _Worker(spec), {}
+            else:
+                assert worker is not None
+                reply = getattr(worker, task)(**request)
+        except Exception as error:
+            reply = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(reply), file=answers)
+
+
+if __name__ == "__main__":
+    main()

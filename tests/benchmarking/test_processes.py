@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import pytest
+import small
+from tensorflow.core.framework.types_pb2 import DT_BFLOAT16
+from tensorflow.core.protobuf import saved_model_pb2
+
+from branchy_tf.benchmarking import contenders
+from branchy_tf.benchmarking.processes import Process
+from branchy_tf.errors import BranchyError
+from branchy_tf.predictor import EarlyExitPredictor
+
+IMAGES = small.dataset().train.images
+
+
+def test_what_cannot_be_loaded_is_said_in_one_line(tmp_path):
+    np.save(tmp_path / "images.npy", IMAGES)
+    images = str(tmp_path / "images.npy")
+    spec = {"engine": "no", "programs": {}, "images": images, "threads": 1}
+    process = Process("peer", spec, tmp_path)
+    try:
+        with pytest.raises(BranchyError, match=r"^peer failed: ModuleNotFoundError: .+"):
+            process.wait()
+    finally:
+        process.close()
+
+
+def test_a_process_that_ends_is_noticed(tmp_path):
+    process = Process("peer", {"engine": "no"}, tmp_path)
+    process._process.kill()
+    try:
+        with pytest.raises(BranchyError, match="The process of peer has ended"):
+            process.ask("memory")
+    finally:
+        process.close()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("contenders")
+    programs, left_out = contenders.write(
+        small.model(), IMAGES, [1.0], "entropy", [1.0, 2.0], folder, ["onnxruntime"]
+    )
+    assert left_out == {}
+    return programs, folder
+
+
+@pytest.fixture(scope="module")
+def started(written):
+    programs, folder = written
+    with contenders.started(programs, 1, folder) as (processes, left_out):
+        assert left_out == {}
+        yield processes
+
+
+def test_contenders_answer_as_the_predictor_does(started):
+    predictor = EarlyExitPredictor(small.model(), [1.0], temperatures=[1.0, 2.0])
+    probabilities, _ = predictor.all_exits(IMAGES)
+    labels = probabilities.argmax(axis=-1)
+    routed = predictor.predict(IMAGES)
+    assert 0 < routed.exits.mean() < 1
+    expected = {
+        "early_exit": (routed.labels, routed.exits),
+        "half_exit_1": (
+            np.where(np.arange(30) % 2, labels[:, 1], labels[:, 0]),
+            np.arange(30) % 2,
+        ),
+        "forced_exit_1": (labels[:, 0], np.zeros(30)),
+        "forced_exit_2": (labels[:, 1], np.ones(30)),
+        "keras_export": (labels[:, 1], None),
+        "frozen": (labels[:, 1], None),
+        "onnxruntime": (labels[:, 1], None),
+        "stage_1": (labels[:, 0], None),
+        "stage_2": (labels[:, 1], None),
+        "unrouted": (labels[:, 0], None),
+    }
+    assert set(started) == set(expected)
+    for name, (their_labels, exits) in expected.items():
+        found = started[name].ask("answer", contender=name, rows=30)
+        assert found["labels"] == their_labels.tolist(), name
+        assert found["exits"] == (None if exits is None else exits.tolist()), name
+
+
+def test_passes_are_timed_and_memory_is_told(started):
+    for name in ("early_exit", "stage_2", "onnxruntime"):
+        for batch in (8, 3):
+            answer = started[name].ask("time", contender=name, batch=batch)
+            assert 0 < answer["seconds"] < 10
+        memory = started[name].ask("memory")
+        assert 10 < memory["imports_mb"] <= memory["peak_mb"] < 10_000
+    with pytest.raises(BranchyError, match="early_exit failed: KeyError"):
+        started["early_exit"].ask("time", contender="no", batch=8)
+
+
+def test_a_peer_that_is_not_installed_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setitem(contenders.PEERS, "pytorch", ("no_such_package",))
+    programs, left_out = contenders.write(
+        small.model(), IMAGES, [1.0], "entropy", None, tmp_path, ["pytorch"]
+    )
+    assert left_out == {
+        "pytorch": "no_such_package not installed: pip install branchy_tf[peers]"
+    }
+    assert "pytorch" not in programs
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/task").is_dir(), reason="needs /proc")
+def test_the_number_of_threads_is_that_of_the_process(written):
+    """Once TensorFlow has threads it keeps them, whatever a later session asks for."""
+    programs, folder = written
+    alone = {"early_exit": programs["early_exit"]}
+    counts = {}
+    for threads in (1, 5):
+        with contenders.started(alone, threads, folder) as (processes, _):
+            process = processes["early_exit"]
+            process.ask("answer", contender="early_exit", rows=8)
+            tasks = pathlib.Path(f"/proc/{process._process.pid}/task")
+            counts[threads] = len(list(tasks.iterdir()))
+    assert counts[5] >= counts[1] + 4
+
+
+def test_bfloat16_is_a_contender_or_says_why_not(tmp_path, monkeypatch):
+    def write(folder):
+        folder.mkdir()
+        return contenders.write(
+            small.model(), IMAGES, [1.0], "entropy", None, folder, [], bfloat16=True
+        )
+
+    def refuse(model):
+        raise BranchyError("not this layer")
+
+    programs, left_out = write(tmp_path / "one")
+    assert left_out == {}
+    alone = {contenders.BFLOAT16: programs[contenders.BFLOAT16]}
+    with contenders.started(alone, 1, tmp_path / "one") as (processes, _):
+        process = processes[contenders.BFLOAT16]
+        found = process.ask("answer", contender=contenders.BFLOAT16, rows=30)
+    routed = EarlyExitPredictor(small.model(), [1.0]).predict(IMAGES)
+    assert np.mean(found["labels"] == routed.labels) > 0.8
+    content = (tmp_path / "one" / contenders.BFLOAT16 / "saved_model.pb").read_bytes()
+    written = saved_model_pb2.SavedModel.FromString(content)
+    functions = written.meta_graphs[0].graph_def.library.function
+    constants = [node for f in functions for node in f.node_def if node.op == "Const"]
+    assert DT_BFLOAT16 in {node.attr["dtype"].type for node in constants}
+    monkeypatch.setattr(contenders, "in_bfloat16", refuse)
+    programs, left_out = write(tmp_path / "two")
+    assert left_out == {contenders.BFLOAT16: "not this layer"}
+    assert contenders.BFLOAT16 not in programs

@@ -1,0 +1,114 @@
+"""The network in PyTorch is the network in Keras."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from branchy_tf import exits, stages, zoo
+from branchy_tf.predictor import EarlyExitPredictor
+
+torch = pytest.importorskip(
+    "torch", reason="PyTorch is not installed: pip install .[peers]"
+)
+
+from branchy_tf.benchmarking.pytorch_engine import EarlyExit  # noqa: E402
+from branchy_tf.benchmarking.pytorch_layers import Network, translate  # noqa: E402
+
+MODELS = [
+    ("branchy_alexnet", {}),
+    ("branchy_lenet", {}),
+    ("branchy_resnet", {"depth": 8, "exits": "light"}),
+    ("branchy_resnet", {"depth": 8, "exits": "paper"}),
+    ("branchy_vgg", {"input_shape": (35, 33, 3)}),
+]
+
+
+def built(name, arguments):
+    """With batch norm statistics as training leaves them, not 0 and 1."""
+    keras.utils.set_random_seed(1)
+    model = zoo.build(name, **arguments)
+    random = np.random.default_rng(1)
+    for layer in model.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.moving_mean.assign(random.normal(0, 0.1, layer.moving_mean.shape))
+            layer.moving_variance.assign(
+                random.uniform(0.5, 2, layer.moving_variance.shape)
+            )
+            layer.beta.assign(random.normal(0, 0.1, layer.beta.shape))
+    images = random.integers(0, 256, (16, *model.input_shape[1:]), dtype=np.uint8)
+    return model, images
+
+
+@pytest.mark.parametrize(("name", "arguments"), MODELS)
+@pytest.mark.parametrize("criterion", ["entropy", "max_prob", "margin"])
+def test_rows_leave_where_the_predictor_says(name, arguments, criterion):
+    model, images = built(name, arguments)
+    count = len(exits.exit_names(model))
+    temperatures = [1.0 + 0.5 * k for k in range(count)]
+    _, scores = EarlyExitPredictor(
+        model, [0.0] * (count - 1), criterion, temperatures
+    ).all_exits(images)
+    # Between two scores, far from both.
+    limits = []
+    for gate in range(count - 1):
+        ordered = np.sort(scores[:, gate])
+        widest = 3 + np.diff(ordered[3:12]).argmax()
+        limits.append(float(ordered[widest : widest + 2].mean()))
+    expected = EarlyExitPredictor(model, limits, criterion, temperatures).predict(images)
+    assert len(set(expected.exits)) > 1
+    network = EarlyExit(
+        [Network(stage.model) for stage in stages.split(model)],
+        limits,
+        criterion,
+        temperatures,
+    )
+    probabilities, left, found = network(images)
+    np.testing.assert_array_equal(left, expected.exits)
+    np.testing.assert_allclose(probabilities, expected.probabilities, atol=1e-4)
+    np.testing.assert_allclose(found, expected.scores, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.Conv2D(2, 3, strides=2, padding="same", activation="relu"),
+        layers.Conv2D(2, (2, 5), padding="same"),
+        layers.Conv2D(2, 4, strides=(2, 1)),
+        layers.MaxPooling2D(3, 2, padding="same"),
+        layers.MaxPooling2D(2),
+        layers.ZeroPadding2D(((1, 2), (3, 4))),
+        layers.Flatten(),
+        layers.GlobalAveragePooling2D(),
+        layers.BatchNormalization(),
+    ],
+    ids=lambda layer: layer.name,
+)
+def test_layers_do_the_same(layer):
+    keras.utils.set_random_seed(2)
+    pixels = keras.Input((7, 6, 3))
+    model = keras.Model(pixels, layer(pixels))
+    images = np.random.default_rng(2).normal(size=(2, 7, 6, 3)).astype(np.float32)
+
+    (found,) = Network(model)([torch.from_numpy(images).movedim(-1, 1)])
+    found = found.detach().numpy()
+    if found.ndim == 4:
+        found = np.moveaxis(found, 1, -1)
+    np.testing.assert_allclose(found, model(images), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (layers.LayerNormalization(name="odd"), "odd is a LayerNormalization; known: "),
+        (layers.Conv2D(2, 1, activation="gelu", name="odd"), "odd has the activation g"),
+        (layers.Conv2D(2, 2, dilation_rate=2, name="odd"), "odd is grouped or dilated"),
+        (layers.ReLU(max_value=6, name="odd"), "odd is no plain ReLU"),
+    ],
+)
+def test_what_has_no_counterpart_is_said(layer, expected):
+    layer(np.zeros((1, 4, 4, 2), np.float32))
+    with pytest.raises(NotImplementedError, match=expected):
+        translate(layer)

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pathlib
+import shutil
+
+import commands
+import pytest
+
+from branchy_tf import files
+
+ZOO = pathlib.Path(__file__).resolve().parents[2] / "zoo"
+
+
+def pages() -> dict[pathlib.Path, bytes]:
+    return {path: path.read_bytes() for path in ZOO.rglob("*") if path.is_file()}
+
+
+def test_pages_written_anew_are_as_they_were():
+    before = pages()
+    done = commands.run("zoo.publish", f"--zoo_dir={ZOO}")
+    assert done.status == 0, done.stderr
+    assert pages() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--zoo_dir=nowhere"], "There is no folder nowhere. Run this in a checkout"),
+        (
+            ["--run_dir=run"],
+            "--tag must be a name of letters, digits and _. Received None",
+        ),
+        (["--run_dir=run", "--tag=../x"], "--tag must be a name of letters"),
+        (
+            ["--run_dir=nowhere", "--tag=x"],
+            "thresholds.json is missing. Train, calibrate",
+        ),
+    ],
+)
+def test_refuses_in_one_line(tmp_path, flags, expected):
+    (tmp_path / "zoo").mkdir()
+    assert expected in commands.run("zoo.publish", *flags, cwd=tmp_path).error
+    assert list(tmp_path.rglob("*")) == [tmp_path / "zoo"]
+
+
+def test_a_run_without_an_evaluation_is_refused(run_dir, tmp_path):
+    (tmp_path / "zoo").mkdir()
+    flags = (f"--run_dir={run_dir}", "--tag=mine")
+    error = commands.run("zoo.publish", *flags, cwd=tmp_path).error
+    assert "evaluation.json is missing" in error
+
+
+def test_a_run_that_knows_no_baseline_is_refused(run_dir, tmp_path):
+    (tmp_path / "zoo").mkdir()
+    run = tmp_path / "run"
+    shutil.copytree(run_dir, run)
+    files.write_json(run / "evaluation.json", {"baseline_accuracy": None})
+    error = commands.run(
+        "zoo.publish", f"--run_dir={run}", "--tag=mine", cwd=tmp_path
+    ).error
+    assert "knows no trained baseline" in error

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import time
+
+import keras
+import pytest
+import small
+import tensorflow as tf
+
+from branchy_tf import training
+from branchy_tf.training import batches, phases
+from zoo.studies import training_timers
+
+
+@pytest.fixture(autouse=True)
+def _no_tracing():
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+SETTINGS = training.Settings(batch_size=10, augmentation="shift")
+
+
+def test_some_steps_are_as_many_as_asked_for():
+    dataset = training_timers.some_steps(small.dataset(), 4, 10)
+    phase = phases.branches_phase(small.model(), SETTINGS)
+    # And one that is not timed.
+    assert len(training_timers.make_batches(phase, dataset, SETTINGS)) == 5
+    assert len(dataset.validation) == 10
+
+
+def test_a_step_takes_as_long_as_it_takes(monkeypatch):
+    train_step = keras.Model.train_step
+    naps = iter([0.5, 0.05, 0.05])
+
+    def slow(self, data):
+        time.sleep(next(naps))
+        return train_step(self, data)
+
+    monkeypatch.setattr(keras.Model, "train_step", slow)
+    model = small.model()
+    phase = phases.baseline_phase(model, SETTINGS)
+    dataset = training_timers.some_steps(small.dataset(), 2, 10)
+    before = model.get_weights()
+    seconds = training_timers.StepTimer(phase, dataset, SETTINGS)()
+    # The first, in which a graph is built, does not count.
+    assert seconds >= 0.05
+    assert next(naps, None) is None
+    assert any((a != b).any() for a, b in zip(before, model.get_weights(), strict=True))
+
+
+def test_making_a_batch_takes_as_long_as_it_takes(monkeypatch):
+    augment = batches.augment
+
+    def slow(*arguments):
+        time.sleep(0.05)
+        return augment(*arguments)
+
+    monkeypatch.setattr(batches, "augment", slow)
+    phase = phases.branches_phase(small.model(), SETTINGS)
+    timer = training_timers.BatchTimer(phase, small.dataset(), SETTINGS)
+    # Each call makes them anew.
+    assert min(timer(), timer()) >= 0.05
+
+
+def test_figures_by_hand():
+    assert training_timers.figures((0.2, 0.25, 0.5), 50) == {
+        "ms_per_step": 250, "low": 200, "high": 500, "images_per_second": 200,
+    }  # fmt: skip
+
+
+def test_joint_over_baseline_by_hand():
+    times = [
+        ("baseline", "float32", "off", 10),
+        ("joint", "float32", "off", 12),
+        ("baseline", "float32", "on", 5),
+        ("joint", "float32", "on", 6.5),
+        # The baseline could not be compiled in this precision.
+        ("joint", "mixed_bfloat16", "on", 1),
+    ]
+    keys = ("phase", "precision", "jit", "ms_per_step")
+    steps = [dict(zip(keys, row, strict=True)) for row in times]
+    off, on = training_timers.joint_over_baseline(steps, macs_ratio=1.1)
+    assert (off["jit"], off["ratio"], off["within"]) == ("off", 1.2, True)
+    assert (on["jit"], on["ratio"], on["within"]) == ("on", 1.3, False)
+    assert off["allowed"] == pytest.approx(1.265)

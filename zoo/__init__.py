@@ -1,0 +1,1 @@
+"""What the zoo is made with: run from a checkout, not part of the package."""

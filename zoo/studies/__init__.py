@@ -1,0 +1,1 @@
+"""Studies of early exit, one command each; see README.md."""

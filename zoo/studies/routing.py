@@ -1,0 +1,93 @@
+"""Shows where the microseconds of routing go.
+
+Example:
+
+  python -m zoo.studies.routing --model=branchy_resnet --weights=cifar10 \
+    --dataset=cifar10 --data_dir=FOLDER --run_dir=runs/routing
+
+Exports the network cut after its first, second and last exit, its first two stages alone
+and the whole without routing; times them in turn in one process with one thread, in the
+engine of TF Serving, and counts the operations that a call runs. Scored: stage 1 with the
+checks of a request, softmax and score. All leave, all stay, half stay: with a gate behind
+it. Prints a table for each batch size. With --run_dir it writes routing.csv there, and
+the tables into routing.md where the folder has that page with its two markers.
+"""
+
+import pathlib
+import tempfile
+from typing import Any
+
+import tensorflow as tf
+from absl import flags, logging
+from tabulate import tabulate
+
+from branchy_tf import command_line, files
+from branchy_tf.benchmarking.machine import machine
+from branchy_tf.confidence import CRITERIA
+from zoo import cards
+from zoo.studies import routing_steps
+
+FLAGS = flags.FLAGS
+
+command_line.define_model_choice()
+command_line.define_data(required=False)
+command_line.define_seed(default=None)
+flags.DEFINE_enum("criterion", "entropy", list(CRITERIA), "Score of the gates.")
+flags.DEFINE_list("batch_sizes", ["1", "32"], "Batch sizes to time.")
+flags.DEFINE_float(
+    "seconds", 20.0, "How long to measure each batch size.", lower_bound=0.1
+)
+
+
+def main() -> None:
+    # Of the process, which keeps what its first user of TensorFlow has asked for.
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    batch_sizes = command_line.whole_numbers("batch_sizes")
+    choice = command_line.chosen_model()
+    dataset = command_line.chosen_dataset(choice.run, choice.model)
+    with tempfile.TemporaryDirectory() as exports:
+        rows = routing_steps.time_steps(
+            choice.model,
+            dataset.test.images,
+            FLAGS.criterion,
+            batch_sizes,
+            FLAGS.seconds,
+            pathlib.Path(exports),
+            progress=lambda what: logging.info("Routing: %s ...", what),
+        )
+    text = _text(choice.model.name, rows)
+    print(text)
+    if choice.output is None:
+        return
+    folder = choice.output.path
+    files.write_csv(folder / "routing.csv", rows)
+    logging.info("Wrote %s.", folder / "routing.csv")
+    page = folder / "routing.md"
+    if cards.write_figures(page, text):
+        logging.info("Wrote the tables into %s.", page)
+
+
+def _text(name: str, rows: list[dict[str, Any]]) -> str:
+    """A table for each batch size, in Markdown."""
+    parts = []
+    for batch in dict.fromkeys(row["batch"] for row in rows):
+        table = [
+            [row["step"], f"{row['us']:,.0f}", _added(row), row["operations"]]
+            for row in rows
+            if row["batch"] == batch
+        ]
+        head = [f"{name}, batch {batch}", "us a call", "us more than", "operations"]
+        parts.append(tabulate(table, head, tablefmt="github", disable_numparse=True))
+    found = machine()
+    parts.append(
+        f"{found['processor']}, one thread; TensorFlow {found['tensorflow']}; medians."
+    )
+    return "\n\n".join(parts)
+
+
+def _added(row: dict[str, Any]) -> str:
+    return f"{row['added_us']:+,.0f}: {row['over']}" if row["over"] else ""
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,50 @@
+"""The trainings of a study, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from branchy_tf import files
+from branchy_tf.plots.style import BLACK, BLUE, ORANGE, plt, save
+
+
+def plot(path: files.Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Draws each exit's accuracy in every training of a study, by variant.
+
+    Args:
+        path: .png to write.
+        rows: dicts with group, variant, exit_1 and exit_2 (shares), gain.
+    """
+    groups = list(dict.fromkeys(row["group"] for row in rows))
+    counts = [len({r["variant"] for r in rows if r["group"] == g}) for g in groups]
+    figure, panels = plt.subplots(
+        len(groups),
+        2,
+        figsize=(10, 1.2 + 0.42 * sum(counts)),
+        layout="constrained",
+        squeeze=False,
+        height_ratios=counts,
+    )
+    for (left, right), group in zip(panels, groups, strict=True):
+        here = [row for row in rows if row["group"] == group]
+        names = list(dict.fromkeys(row["variant"] for row in here))
+        heights = np.array([len(names) - 1 - names.index(r["variant"]) for r in here])
+        for column, marker, color, shift in (
+            ("exit_1", "o", ORANGE, 0.12),
+            ("exit_2", "^", BLUE, -0.12),
+        ):
+            values = [100 * row[column] for row in here]
+            left.plot(values, heights + shift, marker, color=color, label=column)
+        right.plot([row["gain"] for row in here], heights, "s", color=BLACK)
+        for axes in (left, right):
+            axes.set_yticks(range(len(names)), reversed(names))
+            axes.set_ylim(-0.5, len(names) - 0.5)
+        right.set_yticklabels([])
+        left.set_title(group, loc="left")
+    panels[-1][0].set_xlabel("accuracy on validation rows (%)")
+    panels[-1][1].set_xlabel("gain in multiply-adds at no loss of accuracy")
+    panels[0][0].legend(loc="best")
+    save(figure, path)

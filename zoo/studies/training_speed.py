@@ -1,0 +1,181 @@
+"""Times the steps of a training, and what feeds them.
+
+Example:
+
+  python -m zoo.studies.training_speed --model=branchy_resnet --model_args=depth=20 \
+    --dataset=cifar10 --batch_size=128 --augmentation=flip_shift
+
+The baseline alone and all exits jointly, in each precision, with a compiled step
+and without, all in turn; and the making of batches alone. Prints a table: the
+median and the middle half of the times, as `train` would have them on this machine
+and Keras backend. Joint training should take at most 1.15 times as much longer as
+its multiply-adds say. Writes training_speed.json to --run_dir, if one is given.
+"""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from absl import flags, logging
+from tabulate import tabulate
+
+from branchy_tf import command_line, costs, data, files, training, zoo
+from branchy_tf.benchmarking import timing
+from branchy_tf.benchmarking.machine import machine
+from branchy_tf.errors import BranchyError, first_line
+from branchy_tf.training import phases
+from branchy_tf.training.optimizers import OPTIMIZERS
+from branchy_tf.training.precision import PRECISIONS
+from zoo.studies import training_timers
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("model", None, "A model of the zoo, e.g. branchy_lenet.")
+flags.DEFINE_string(
+    "model_args", "", "Arguments of its builder, e.g. depth=20,classes=100."
+)
+flags.DEFINE_string("run_dir", None, "Folder to write to.")
+flags.DEFINE_integer("batch_size", 64, "Rows in a training step.")
+flags.DEFINE_enum("optimizer", "adam", OPTIMIZERS, "sgd: Nesterov momentum 0.9.")
+flags.DEFINE_enum("augmentation", "none", data.AUGMENTATIONS, "As for train.")
+flags.DEFINE_multi_enum(
+    "precision", ["float32", "mixed_bfloat16"], PRECISIONS, "Repeat it for several."
+)
+flags.DEFINE_multi_enum(
+    "jit",
+    ["off", "on"],
+    ["auto", "off", "on"],
+    "Whether steps are compiled; auto: as train has it. Repeat it for several.",
+)
+flags.DEFINE_bool(
+    "deterministic", True, "As train is. TensorFlow compiles no step that is."
+)
+flags.DEFINE_integer("steps", 10, "How many are timed in a row.", lower_bound=1)
+flags.DEFINE_float(
+    "seconds", 60.0, "How long to measure; at least five times each.", lower_bound=0
+)
+command_line.define_data(required=True)
+command_line.define_seed(default=1)
+
+_JIT = {"auto": None, "off": False, "on": True}
+_PIPELINE = "batches"
+
+
+def main() -> None:
+    for name in ("model", "dataset"):
+        if not FLAGS[name].value:
+            raise BranchyError(f"--{name} is missing. See --help.")
+    settings = training.Settings(
+        batch_size=FLAGS.batch_size,
+        optimizer=FLAGS.optimizer,
+        augmentation=FLAGS.augmentation,
+        seed=FLAGS.seed,
+    )
+    if FLAGS.deterministic:
+        training.make_deterministic(FLAGS.seed)
+    loaded = data.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.validation_size, FLAGS.seed)
+    model = _build(loaded, FLAGS.precision[0])
+    settings.check(model, loaded)
+    dataset = training_timers.some_steps(loaded, FLAGS.steps, FLAGS.batch_size)
+    steps = _step_timers(dataset, settings)
+    pipeline = training_timers.BatchTimer(
+        phases.branches_phase(model, settings), dataset, settings
+    )
+    timers: dict[str, Callable[[], float]] = {_PIPELINE: pipeline}
+    timers |= {" ".join(name): timer for name, timer in steps.items()}
+    logging.info("Timing %d contenders in turn.", len(timers))
+    times = timing.interleave(timers, FLAGS.seconds, warm_up=0)
+    result = {
+        "machine": machine(),
+        "backend": keras.backend.backend(),
+        "model": model.name,
+        "dataset": dataset.name,
+        "batch_size": FLAGS.batch_size,
+        "augmentation": FLAGS.augmentation,
+        "optimizer": FLAGS.optimizer,
+        "deterministic": FLAGS.deterministic,
+        "macs": costs.cumulative_macs(model)[-1],
+        "full_macs": costs.full_macs(model),
+        "batches": training_timers.figures(times.pop(_PIPELINE), FLAGS.batch_size),
+        "steps": [
+            dict(zip(("phase", "precision", "jit"), name, strict=True))
+            | training_timers.figures(times[" ".join(name)], FLAGS.batch_size)
+            | {"waiting": steps[name].waiting}
+            for name in steps
+        ],
+    }
+    result["joint_over_baseline"] = training_timers.joint_over_baseline(
+        result["steps"], result["macs"] / result["full_macs"]
+    )
+    _print(result)
+    if FLAGS.run_dir is not None:
+        path = pathlib.Path(FLAGS.run_dir) / "training_speed.json"
+        files.write_json(path, result)
+        logging.info("Wrote %s.", path)
+
+
+def _build(dataset: data.Dataset, precision: str) -> keras.Model:
+    keras.config.set_dtype_policy(precision)
+    arguments = {"input_shape": dataset.image_shape, "classes": dataset.classes}
+    arguments |= command_line.parse_arguments(FLAGS.model_args)
+    return zoo.build(FLAGS.model, **arguments)
+
+
+def _step_timers(
+    dataset: data.Dataset, settings: training.Settings
+) -> dict[tuple[str, str, str], training_timers.StepTimer]:
+    """Timers by (phase, precision, jit) of what the backend can do, ready to go."""
+    timers = {}
+    for precision in FLAGS.precision:
+        for jit in FLAGS.jit:
+            model = _build(dataset, precision)
+            for make in (phases.baseline_phase, phases.branches_phase):
+                phase = make(model, settings)
+                name = (phase.name, precision, jit)
+                logging.info("Building %s, %s, jit %s.", *name)
+                try:
+                    timer = training_timers.StepTimer(phase, dataset, settings, _JIT[jit])
+                    timer()
+                except Exception as error:
+                    # Whatever the backend's compiler raises, of no common type.
+                    if jit != "on":
+                        raise
+                    logging.info("Left out: %s", first_line(error))
+                    continue
+                timers[name] = timer
+    return timers
+
+
+def _print(result: dict[str, Any]) -> None:
+    rows = [
+        [
+            row.get("phase", "batches alone"),
+            row.get("precision", ""),
+            row.get("jit", ""),
+            f"{row['ms_per_step']:.2f} ({row['low']:.2f} to {row['high']:.2f})",
+            f"{row['images_per_second']:,.0f}",
+            f"{row['waiting']:.1%}" if "waiting" in row else "",
+        ]
+        for row in [*result["steps"], result["batches"]]
+    ]
+    head = ["", "precision", "jit", "ms a step", "images/s", "waits for batches"]
+    print(tabulate(rows, head, disable_numparse=True))
+    print()
+    for row in result["joint_over_baseline"]:
+        print(
+            f"Joint over baseline, {row['precision']}, jit {row['jit']}: "
+            f"{row['ratio']:.2f}, {'within' if row['within'] else 'ABOVE'} "
+            f"{row['allowed']:.2f} = {training_timers.ALLOWED} x the ratio of "
+            "multiply-adds."
+        )
+    fastest = max(row["images_per_second"] for row in result["steps"])
+    times = result["batches"]["images_per_second"] / fastest
+    print(
+        f"Batches are made {times:.1f} times as fast as the fastest step uses them"
+        f"{'.' if times > 1 else ': they are the bottleneck.'}"
+    )
+
+
+if __name__ == "__main__":
+    command_line.run(main)
