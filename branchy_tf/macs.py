@@ -58,7 +58,8 @@ def node_macs(node) -> int:
     if isinstance(layer, _CONVOLUTIONS):
         return _positions(layer, written) * _size(layer.kernel)
     if isinstance(layer, keras.layers.Dense):
-        return _product(written[1:-1], layer) * _size(layer._kernel)
+        # Not the kernel's size: int4 packs two numbers into one.
+        return _product(written[1:-1], layer) * read[-1] * layer.units
     if isinstance(layer, keras.layers.EinsumDense):
         # Each output value sums over the kernel's axes that are not its own.
         return _einsum_macs(layer, read)
