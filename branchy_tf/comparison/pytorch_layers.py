@@ -50,7 +50,8 @@ def translate(layer: Any) -> nn.Module:
         raise NotImplementedError(
             f"{layer.name} is a {kind}; known: {', '.join(sorted(_TRANSLATIONS))}"
         )
-    if not graphs.computes_as_its_class(layer):
+    # keras.ops.add, which `+` is, has the name of the layer and does the same.
+    if isinstance(layer, keras.Layer) and not graphs.computes_as_its_class(layer):
         raise NotImplementedError(
             f"{layer.name} is quantised, or computes something else than Keras's {kind}"
         )

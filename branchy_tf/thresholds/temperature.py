@@ -43,15 +43,16 @@ def fit_temperature(logits: Any, labels: Any) -> float:
             f"{logits.shape} and {labels.shape}."
         )
 
+    largest = logits.max(axis=1)
+    own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    # Masked out (-inf), a label is impossible at every temperature.
+    possible = np.isfinite(own) & np.isfinite(largest)
+    if not possible.any():
+        return 1.0
     # Once, where scipy's logsumexp would at each temperature; it takes ten times as
     # long, and more memory, with thousands of classes.
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    own = np.take_along_axis(shifted, labels[:, None], axis=1)[:, 0]
-    # Masked out (-inf), a label is impossible at every temperature.
-    possible = np.isfinite(own)
-    shifted, own = shifted[possible], own[possible]
-    if not len(own):
-        return 1.0
+    shifted = logits[possible] - largest[possible, None]
+    own = own[possible] - largest[possible]
 
     def surprise(log_temperature: float) -> float:
         temperature = math.exp(log_temperature)
