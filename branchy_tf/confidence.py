@@ -19,6 +19,9 @@ from keras import ops
 
 from branchy_tf.errors import BranchyError
 
+# Below the logarithm of every probability that float32 can hold.
+_LOWEST = -1e30
+
 
 def entropy(log_probabilities: Any) -> Any:
     """Entropy of the prediction in nats: 0 when sure, ln(classes) when lost.
@@ -27,10 +30,9 @@ def entropy(log_probabilities: Any) -> Any:
         e = -sum_c p_c ln p_c; BranchyNet (Teerapittayanon et al., 2016),
         section III, with the minus sign that its text leaves out.
     """
-    terms = ops.exp(log_probabilities) * log_probabilities
-    # 0 ln 0 = 0. Not `p > 0`, which would also drop the NaN of a damaged row.
-    masked = ops.equal(log_probabilities, -float("inf"))
-    return -ops.sum(ops.where(masked, 0.0, terms), axis=-1)
+    # 0 ln 0 = 0, where ln 0 must be finite. NaN stays NaN through its probability.
+    finite = ops.maximum(log_probabilities, _LOWEST)
+    return -ops.sum(ops.exp(log_probabilities) * finite, axis=-1)
 
 
 def max_prob(log_probabilities: Any) -> Any:

@@ -94,7 +94,7 @@ class EarlyExit:
 
 
 def _entropy(log: torch.Tensor) -> torch.Tensor:
-    return -(log.exp() * log).masked_fill(log == -torch.inf, 0).sum(-1)
+    return -(log.exp() * log.clamp(min=-1e30)).sum(-1)
 
 
 def _max_prob(log: torch.Tensor) -> torch.Tensor:
