@@ -53,7 +53,8 @@ def add_exits(
 
     Raises:
         BranchyError: the model has no graph or several outputs, is channels
-            first, or ends in an activation other than softmax; a layer does not
+            first, or ends in an activation other than softmax, or gives
+            probabilities from inside another layer; a layer does not
             exist, is the output, comes out of order or carries no gradient; a
             head does not give logits; two layers would have the same name.
 
