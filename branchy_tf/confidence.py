@@ -4,6 +4,10 @@ A criterion is one function from log-probabilities [..., classes] to scores
 [...], written with `keras.ops`, so the same code scores a batch in training,
 in calibration and inside the exported graph. To add one, write the function
 and name it in `CRITERIA`.
+
+A class with a logit of -inf is masked out: its probability is 0 and the row is
+scored over the other classes. A row with a NaN or +inf logit, or with -inf alone,
+is no prediction: it scores NaN, which is below no threshold.
 """
 
 from __future__ import annotations
@@ -15,6 +19,9 @@ from keras import ops
 
 from branchy_tf.errors import BranchyError
 
+# Below the logarithm of every probability that float32 can hold.
+_LOWEST = -1e30
+
 
 def entropy(log_probabilities: Any) -> Any:
     """Entropy of the prediction in nats: 0 when sure, ln(classes) when lost.
@@ -23,7 +30,9 @@ def entropy(log_probabilities: Any) -> Any:
         e = -sum_c p_c ln p_c; BranchyNet (Teerapittayanon et al., 2016),
         section III, with the minus sign that its text leaves out.
     """
-    return -ops.sum(ops.exp(log_probabilities) * log_probabilities, axis=-1)
+    # 0 ln 0 = 0, where ln 0 must be finite. NaN stays NaN through its probability.
+    finite = ops.maximum(log_probabilities, _LOWEST)
+    return -ops.sum(ops.exp(log_probabilities) * finite, axis=-1)
 
 
 def max_prob(log_probabilities: Any) -> Any:
@@ -32,7 +41,12 @@ def max_prob(log_probabilities: Any) -> Any:
 
 
 def margin(log_probabilities: Any) -> Any:
-    """1 - (largest - second largest probability): 0 when sure, 1 at a tie."""
+    """1 - (largest - second largest probability): 0 when sure, 1 at a tie.
+
+    With a single class, the second largest is 0.
+    """
+    if log_probabilities.shape[-1] == 1:
+        return max_prob(log_probabilities)
     best, second = ops.split(
         ops.exp(ops.top_k(log_probabilities, 2, sorted=True)[0]), 2, axis=-1
     )
@@ -70,12 +84,13 @@ def probabilities_and_scores(
         temperature: of the softmax; the logits are divided by it.
 
     Returns:
-        `(probabilities, scores)`, float32 [..., classes] and [...]. A row with
-        a NaN logit scores NaN, which is below no threshold.
+        `(probabilities, scores)`, float32 [..., classes] and [...]. A row that is
+        no prediction (a NaN or +inf logit, or -inf alone) has NaN in both.
     """
     logits = ops.cast(logits, "float32")
     if temperature != 1.0:
-        logits = logits / temperature
+        # Shifted first: a large logit over a small temperature would overflow.
+        logits = (logits - ops.max(logits, axis=-1, keepdims=True)) / temperature
     log_probabilities = ops.log_softmax(logits, axis=-1)
     scores = CRITERIA[check_criterion(criterion)](log_probabilities)
     return ops.exp(log_probabilities), scores

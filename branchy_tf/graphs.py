@@ -30,12 +30,55 @@ _SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
 
 def check_functional(model: keras.Model) -> None:
     """Raises `BranchyError` unless `model` is a functional Keras model."""
-    if not isinstance(model, keras.Model) or not hasattr(model, "output_names"):
+    if isinstance(model, keras.Model) and hasattr(model, "output_names"):
+        return
+    expected = "Expected a functional keras.Model, received"
+    if is_keras_2(model):
         raise BranchyError(
-            f"Expected a functional keras.Model, received {type(model).__name__}. "
-            "A subclassed model has no graph to read; build it as "
-            "keras.Model(inputs, outputs)."
+            f"{expected} {model.name!r}, a tf_keras (Keras 2) model. Build it with "
+            "Keras 3 (`import keras`) and take its weights over: "
+            "new.set_weights(old.get_weights())."
         )
+    if isinstance(model, keras.Model):
+        raise BranchyError(
+            f"{expected} {type(model).__name__}. A subclassed model has no graph to "
+            "read; build it as keras.Model(inputs, outputs)."
+        )
+    raise BranchyError(
+        f"{expected} {type(model).__name__}. Build one as keras.Model(inputs, outputs)."
+    )
+
+
+def is_keras_2(layer: object) -> bool:
+    """Whether `layer` is a layer or model of Keras 2, which Keras 3 cannot call."""
+    # tf_keras, and the copy inside TensorFlow before it was taken out.
+    packages = ("tf_keras.", "tensorflow.python.keras.")
+    return any(f"{kind.__module__}.".startswith(packages) for kind in type(layer).__mro__)
+
+
+def computes_as_its_class(layer: Any) -> bool:
+    """Whether `layer` computes what Keras documents for its class and attributes.
+
+    Not so: a subclass, a layer whose `call` was replaced, and a quantised layer,
+    whose kernel has a scale. LoRA makes no difference: `kernel` includes it.
+    """
+    kind = type(layer)
+    return (
+        getattr(keras.layers, kind.__name__, None) is kind
+        and "call" not in vars(layer)
+        and layer.quantization_mode is None
+    )
+
+
+def copy_weights(source: keras.Layer, target: keras.Layer) -> None:
+    """Gives `target`, made from the configuration of `source`, its weights."""
+    target.set_weights(source.get_weights())
+    # Dense.build loses the scale of LoRA that its configuration names.
+    for ours, theirs in zip(
+        target._flatten_layers(), source._flatten_layers(), strict=True
+    ):
+        if getattr(theirs, "lora_enabled", False):
+            ours.lora_alpha = theirs.lora_alpha
 
 
 def check_name(name: object) -> None:
@@ -211,7 +254,8 @@ def node_macs(node) -> int:
     if isinstance(layer, _CONVOLUTIONS):
         return _positions(layer, written) * _size(layer.kernel)
     if isinstance(layer, keras.layers.Dense):
-        return _product(written[1:-1], layer) * _size(layer._kernel)
+        # Not the kernel's size: int4 packs two numbers into one.
+        return _product(written[1:-1], layer) * read[-1] * layer.units
     if isinstance(layer, keras.layers.EinsumDense):
         # Each output value sums over the kernel's axes that are not its own.
         return _einsum_macs(layer, read)

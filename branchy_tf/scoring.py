@@ -51,15 +51,18 @@ def every_exit(predictor: EarlyExitPredictor, split: Split) -> np.ndarray:
     """Logits float32 [n, N, classes] of every exit, with a progress bar.
 
     Raises:
-        BranchyError: a NaN among them; the message names exit and row.
+        BranchyError: a row of them is no prediction (a NaN or +inf among them, or
+            -inf alone); the message names exit and row.
     """
     with tqdm(total=len(split), unit=" images", desc="every exit") as bar:
         logits = predictor.logits(split.images, progress=bar.update)
-    rows, columns, _ = np.nonzero(np.isnan(logits))
+    rows, columns = np.nonzero(~np.isfinite(logits.max(axis=-1)))
     if len(rows):
+        exit_, row = columns[0], rows[0]
+        found = "NaN" if np.isnan(logits[row, exit_]).any() else "infinite logits"
         raise BranchyError(
-            f"{exits.exit_name(columns[0] + 1)} gives NaN for {len(set(rows))} of "
-            f"{len(logits):,} rows, first for row {rows[0]}; expected numbers. The "
+            f"{exits.exit_name(exit_ + 1)} gives {found} for {len(set(rows))} of "
+            f"{len(logits):,} rows, first for row {row}; expected numbers. The "
             "weights or the data are damaged; train again."
         )
     return logits

@@ -109,8 +109,8 @@ def test_what_is_no_functional_model(given):
     with pytest.raises(BranchyError) as caught:
         graphs.check_functional(given)
     assert str(caught.value) == (
-        f"Expected a functional keras.Model, received {type(given).__name__}. A "
-        "subclassed model has no graph to read; build it as keras.Model(inputs, outputs)."
+        f"Expected a functional keras.Model, received {type(given).__name__}. "
+        "Build one as keras.Model(inputs, outputs)."
     )
 
 

@@ -98,6 +98,28 @@ def test_nan_is_refused_with_exit_and_row():
         scoring.every_exit(predictor, split)
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([0, np.inf, 0], "infinite logits"),
+        ([-np.inf] * 3, "infinite logits"),
+        ([np.nan, np.inf, 0], "NaN"),
+        ([0, -np.inf, 0], None),
+    ],
+)
+def test_what_is_no_prediction_is_named_and_a_masked_class_is_none(given, expected):
+    logits = np.zeros((4, 2, 3), np.float32)
+    logits[2, 1] = given
+    predictor = types.SimpleNamespace(logits=lambda images, progress: logits)
+    split = data.Split(np.zeros((4, 1)), np.zeros(4, int))
+    if expected is None:
+        assert scoring.every_exit(predictor, split) is logits
+        assert np.isfinite(scoring.answers(logits, split.labels).scores).all()
+        return
+    with pytest.raises(BranchyError, match=rf"exit_2 gives {expected} for 1 of 4 .* 2;"):
+        scoring.every_exit(predictor, split)
+
+
 def test_plain_accuracy():
     model = exits.baseline(small.model())
     split = small.dataset().test

@@ -74,7 +74,8 @@ class EarlyExit:
         answers: tuple | None = None
         for k, stage in enumerate(self._stages):
             logits, *live = stage(live)
-            log = torch.log_softmax(logits / self._temperatures[k], -1)
+            shifted = logits - logits.amax(-1, keepdim=True)
+            log = torch.log_softmax(shifted / self._temperatures[k], -1)
             scores = self._score(log)
             found = (log.exp(), torch.full_like(rows, k), scores)
             if answers is None:
@@ -93,7 +94,7 @@ class EarlyExit:
 
 
 def _entropy(log: torch.Tensor) -> torch.Tensor:
-    return -(log.exp() * log).sum(-1)
+    return -(log.exp() * log.clamp(min=-1e30)).sum(-1)
 
 
 def _max_prob(log: torch.Tensor) -> torch.Tensor:
@@ -101,6 +102,8 @@ def _max_prob(log: torch.Tensor) -> torch.Tensor:
 
 
 def _margin(log: torch.Tensor) -> torch.Tensor:
+    if log.shape[-1] == 1:
+        return _max_prob(log)
     best, second = log.topk(2).values.exp().unbind(-1)
     return 1 - (best - second)
 

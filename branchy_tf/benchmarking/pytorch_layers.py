@@ -50,12 +50,19 @@ def translate(layer: Any) -> nn.Module:
         raise NotImplementedError(
             f"{layer.name} is a {kind}; known: {', '.join(sorted(_TRANSLATIONS))}"
         )
+    # keras.ops.add, which `+` is, has the name of the layer and does the same.
+    if isinstance(layer, keras.Layer) and not graphs.computes_as_its_class(layer):
+        raise NotImplementedError(
+            f"{layer.name} is quantised, or computes something else than Keras's {kind}"
+        )
     module = _TRANSLATIONS[kind](layer)
-    activation = getattr(layer, "activation", None)
-    name = getattr(activation, "__name__", "linear")
-    if name not in ("linear", "relu"):
+    activation = getattr(layer, "activation", keras.activations.linear)
+    if activation is keras.activations.relu:
+        return nn.Sequential(module, nn.ReLU())
+    if activation is not keras.activations.linear:
+        name = getattr(activation, "__name__", activation)
         raise NotImplementedError(f"{layer.name} has the activation {name}")
-    return nn.Sequential(module, nn.ReLU()) if name == "relu" else module
+    return module
 
 
 def _tensor(variable: Any) -> torch.Tensor:

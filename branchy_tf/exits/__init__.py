@@ -2,6 +2,7 @@
 
 from branchy_tf.exits.adding import add_exits
 from branchy_tf.exits.heads import Head, conv_head, linear_head, logits_head, pool_head
+from branchy_tf.exits.logits import check_logits
 from branchy_tf.exits.names import (
     baseline,
     exit_names,
@@ -15,6 +16,7 @@ __all__ = [
     "Head",
     "add_exits",
     "baseline",
+    "check_logits",
     "conv_head",
     "exit_name",
     "exit_names",

@@ -13,7 +13,17 @@ from keras import layers
 from branchy_tf import graphs
 from branchy_tf.errors import BranchyError
 from branchy_tf.exits.heads import Head, takes_features
+from branchy_tf.exits.logits import (
+    activation_of,
+    check_logits,
+    is_softmax_of,
+    last_change,
+    looks_bounded,
+)
 from branchy_tf.results import exit_name
+
+# A softmax in a layer of its own.
+_ALONE = (layers.Activation, layers.Softmax)
 
 
 def add_exits(
@@ -43,7 +53,8 @@ def add_exits(
 
     Raises:
         BranchyError: the model has no graph or several outputs, is channels
-            first, or ends in an activation other than softmax; a layer does not
+            first, or ends in an activation other than softmax, or gives
+            probabilities from inside another layer; a layer does not
             exist, is the output, comes out of order or carries no gradient; a
             head does not give logits; two layers would have the same name.
 
@@ -111,10 +122,17 @@ def _without_softmax(model: keras.Model):
     # The last exit of what the model was made from; the new one takes its place.
     while isinstance(graphs.producer(output).operation, layers.Identity):
         output = graphs.producer(output).input_tensors[0]
-    node = _last_change(output)
+    node = last_change(output)
     layer = node.operation
-    activation = _activation(layer)
+    activation = activation_of(layer)
     if activation is keras.activations.linear:
+        bounded = looks_bounded(output)
+        if bounded:
+            raise BranchyError(
+                f"Model {model.name!r} gives {bounded}; expected logits, or a softmax "
+                "that stands at its end. Build it without what makes probabilities of "
+                "its logits."
+            )
         return output
     if activation is not keras.activations.softmax:
         raise BranchyError(
@@ -126,52 +144,36 @@ def _without_softmax(model: keras.Model):
             f"Model {model.name!r} reshapes what its softmax {layer.name!r} gives. "
             "Expected logits, or a softmax that gives (batch, classes)."
         )
-    # A subclass may compute something else, and a quantised kernel has a scale.
-    if type(layer) is layers.Dense and layer.quantization_mode is None:
-        return _linear_twin(layer)(node.input_tensors[0])
-    alone = (layers.Activation, layers.Softmax)
-    if isinstance(layer, layers.Layer) and not isinstance(layer, alone):
+    # An activity regulariser is meant for probabilities; it would get the logits.
+    plain = not isinstance(layer, layers.Layer) or (
+        graphs.computes_as_its_class(layer) and layer.activity_regularizer is None
+    )
+    if plain and isinstance(layer, layers.Dense):
+        logits = _linear_twin(layer)(node.input_tensors[0])
+    elif plain and (type(layer) in _ALONE or not isinstance(layer, layers.Layer)):
+        logits = node.input_tensors[0]
+    else:
         raise BranchyError(
             f"Model {model.name!r} ends in layer {layer.name!r}, a "
             f"{type(layer).__name__} with softmax inside. Expected a plain Dense, or "
             "softmax in a layer of its own."
         )
-    return node.input_tensors[0]
-
-
-def _last_change(tensor: Any) -> Any:
-    """The node that `tensor` has its values from, behind what only passes them on.
-
-    So a softmax is seen behind the Activation that gives float32 in mixed precision.
-    """
-    node = graphs.producer(tensor)
-    passing = (layers.Identity, layers.Dropout, layers.Flatten, layers.Reshape)
-    while isinstance(node.operation, passing) or (
-        isinstance(node.operation, layers.Activation)
-        and node.operation.activation is keras.activations.linear
-    ):
-        node = graphs.producer(node.input_tensors[0])
-    return node
-
-
-def _activation(operation: Any) -> Any:
-    """The activation that `operation` ends in, one of `keras.activations`."""
-    # A subclassed model does not show how it ends.
-    ends = getattr(operation, "outputs", [])
-    if isinstance(operation, keras.Model) and len(ends) == 1:
-        return _activation(graphs.producer(ends[0]).operation)
-    if hasattr(operation, "activation"):
-        return operation.activation
-    # Layers (ReLU) and operations (keras.ops.relu) that are an activation.
-    kind = type(operation).__name__.lower()
-    known = {name.replace("_", ""): name for name in dir(keras.activations)}
-    return getattr(keras.activations, known.get(kind, "linear"))
+    if not is_softmax_of(output, logits):
+        raise BranchyError(
+            f"Model {model.name!r} ends in the softmax {layer.name!r}, which is not that "
+            "of its logits alone (another axis, or a mask). Expected one over the "
+            "classes."
+        )
+    return logits
 
 
 def _linear_twin(layer: layers.Dense) -> layers.Dense:
     """The same dense layer, name and variables, without its activation."""
     twin = layers.Dense.from_config(layer.get_config() | {"activation": "linear"})
     twin._kernel, twin.bias = layer._kernel, layer.bias
+    if layer.lora_enabled:
+        twin.lora_kernel_a, twin.lora_kernel_b = layer.lora_kernel_a, layer.lora_kernel_b
+        twin.lora_enabled = True
     twin.built = True
     return twin
 
@@ -202,6 +204,11 @@ def _place(model: keras.Model, outputs: dict[str, Any], name: str, logits):
 
 
 def _no_such_layer(model: keras.Model, names: set[str], name: str) -> str:
+    if isinstance(name, layers.Layer):
+        return (
+            f"Exits are placed by the names of layers. Received a {type(name).__name__} "
+            f"itself; pass its name, {name.name!r}."
+        )
     if any(layer.name == name for layer in model.layers):
         return (
             f"Layer {name!r} comes after the logits of {model.name!r} or is its input. "
@@ -251,17 +258,12 @@ def _logits(head: Head, features, classes: int, exit_: str, layer: str):
             f"The head at {layer!r} does not read its features, so no gradient reaches "
             "them."
         )
-    activation = _activation(_last_change(logits).operation)
-    if activation in (keras.activations.softmax, keras.activations.sigmoid):
-        raise BranchyError(
-            f"The head at {layer!r} ends in {activation.__name__}; expected logits. "
-            "Leave the activation out: training and routing apply softmax themselves."
-        )
     if not keras.backend.is_float_dtype(logits.dtype):
         raise BranchyError(
             f"The head at {layer!r} gives {logits.dtype} values, through which no "
             "gradient flows. Expected logits of a floating dtype."
         )
+    check_logits({f"The head at {layer!r}": logits})
     named = graphs.producer(logits).operation.name == exit_
     if named and logits.dtype != "float32":
         raise BranchyError(

@@ -12,8 +12,10 @@ import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from keras import layers
 
+from branchy_tf import graphs
 from branchy_tf.errors import BranchyError
 
 Head = Callable[[Any, int, str], Any]
@@ -163,7 +165,7 @@ def logits_head(features, classes: int, name: str):
 def takes_features(head: Any) -> bool:
     """Whether `head` can be called as (features, classes, name)."""
     # A layer can be called with anything, and would complain in its own words.
-    if not callable(head) or isinstance(head, layers.Layer):
+    if not callable(head) or isinstance(head, layers.Layer) or graphs.is_keras_2(head):
         return False
     try:
         inspect.signature(head).bind("features", "classes", "name")
@@ -191,10 +193,12 @@ def _for_rank(kinds: dict[int, Any], features, head: str, name: str) -> Any:
 
 def _numbers(name: str, given: Any, length: int | None) -> list[int]:
     """A list of `length` positive whole numbers from one or from several."""
-    single = isinstance(given, numbers.Integral)
-    several = list(given) if isinstance(given, Sequence) else []
-    values = [given] * (length or 1) if single else several
-    good = all(isinstance(n, numbers.Integral) and int(n) > 0 for n in values)
+    several = isinstance(given, Sequence | np.ndarray) and np.ndim(given) == 1
+    values = list(given) if several else [given] * (length or 1)
+    good = all(
+        isinstance(n, numbers.Integral) and not isinstance(n, bool) and int(n) > 0
+        for n in values
+    )
     if not values or not good or length not in (None, len(values)):
         wanted = "positive whole numbers" + (
             "" if length is None else f", {length} of them"

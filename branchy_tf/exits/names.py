@@ -9,6 +9,7 @@ and cut into stages without a table on the side.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import keras
 
@@ -40,7 +41,7 @@ def exit_tensors(model: keras.Model) -> dict:
     tensors = {
         key: tensor
         for key, tensor in outputs.items()
-        if _NAME.match(key) and tensor._keras_history.operation.name == key
+        if isinstance(key, str) and _NAME.match(key) and _maker(tensor) == key
     }
     numbers = {int(key.removeprefix("exit_")): key for key in tensors}
     if not outputs or len(tensors) < len(outputs) or max(numbers) > len(numbers):
@@ -67,8 +68,17 @@ def exit_tensors(model: keras.Model) -> dict:
 def _described(model: keras.Model) -> str:
     if not isinstance(model.output, dict):
         return f"made by the layers {', '.join(model.output_names)}, not in a dict"
-    makers = {key: t._keras_history.operation.name for key, t in model.output.items()}
-    return ", ".join(f"{key} made by layer {name}" for key, name in makers.items())
+    return ", ".join(
+        f"{key} made by layer {_maker(tensor) or 'none alone'}"
+        for key, tensor in model.output.items()
+    )
+
+
+def _maker(tensor: Any) -> str:
+    """The name of the layer that makes an output; empty for a structure of several."""
+    # Not is_keras_tensor: that complains of what is no tensor.
+    history = getattr(tensor, "_keras_history", None)
+    return history.operation.name if history else ""
 
 
 def exit_names(model: keras.Model) -> list[str]:

@@ -83,7 +83,7 @@ def _when_needed(layer: keras.Layer, made: dict[int, Any]) -> Callable[..., Any]
         fresh = made[id(layer)] = _copied(layer, made)
         outputs = fresh(*args, **kwargs)
         if fresh is not layer and not isinstance(fresh, keras.Model):
-            fresh.set_weights(layer.get_weights())
+            graphs.copy_weights(layer, fresh)
         return outputs
 
     return call

@@ -103,7 +103,7 @@ def _check_answers(
 def _keras_answers(
     model: keras.Model, inputs: dict[str, np.ndarray], module: EarlyExitModule
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Probabilities [B, N, C], scores [B, N], and the largest size of a logit."""
+    """Probabilities [B, N, C], scores [B, N], and the largest size of a finite logit."""
     tensors = [
         cast_input(tf.constant(inputs[name]), dtype)
         for name, dtype in zip(module.input_names, module.model_dtypes, strict=True)
@@ -122,7 +122,12 @@ def _keras_answers(
         np.stack([np.asarray(part[i]) for part in each], axis=1) for i in range(2)
     )
     logits /= np.array(module.temperatures, np.float32)[:, None]
-    return probabilities, scores, float(np.abs(logits).max())
+    # A class that is masked out has -inf.
+    return (
+        probabilities,
+        scores,
+        float(np.abs(logits[np.isfinite(logits)]).max(initial=0)),
+    )
 
 
 def _check_routing(

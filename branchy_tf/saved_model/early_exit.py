@@ -58,7 +58,9 @@ class EarlyExitModule(tf.Module):
         temperatures: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        self.exit_names = exits.exit_names(model)
+        tensors = exits.exit_tensors(model)
+        exits.check_logits(tensors)
+        self.exit_names = list(tensors)
         self.classes = exits.num_classes(model)
         self.criterion = check_criterion(criterion)
         self.temperatures = check_temperatures(temperatures, len(self.exit_names))

@@ -63,6 +63,8 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
 def _can_take(layer: Any, norm: layers.BatchNormalization, made: Any) -> bool:
     return (
         type(layer) in _LAST_AXIS + _LAST_TWO
+        and graphs.computes_as_its_class(layer)
+        and graphs.computes_as_its_class(norm)
         and layer.activation is keras.activations.linear
         and getattr(layer, "data_format", "channels_last") == "channels_last"
         and norm.axis in (-1, len(made.shape) - 1)
@@ -84,6 +86,8 @@ def _folded(layer: Any, norm: layers.BatchNormalization, features: Any) -> Any:
         kernel *= factor
 
     config = layer.get_config() | {"use_bias": True, "name": norm.name}
+    # `kernel` has LoRA's part in it already.
+    config |= {"lora_rank": None, "lora_alpha": None} if "lora_rank" in config else {}
     fresh = type(layer).from_config(config)
     fresh.build(features.shape)
     fresh.set_weights([kernel, bias])

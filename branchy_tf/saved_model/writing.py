@@ -19,7 +19,7 @@ import tensorflow as tf
 from absl import logging
 
 import branchy_tf
-from branchy_tf import costs, files
+from branchy_tf import costs, files, graphs
 from branchy_tf.errors import BranchyError, first_line
 from branchy_tf.files import next_version
 from branchy_tf.saved_model import agreement, freezing, warmup
@@ -96,6 +96,7 @@ def export(
             f"letter or digit. Received {model_name!r}."
         )
     check_precision(precision)
+    graphs.check_functional(model)
     frozen = freezing.should_freeze(model, freeze)
     settings = (thresholds, criterion, frozen, input_dtype, temperatures)
     module = EarlyExitModule(model, *settings)

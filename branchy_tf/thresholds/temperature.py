@@ -22,7 +22,9 @@ def fit_temperature(logits: Any, labels: Any) -> float:
         labels: [n] class indices.
 
     Returns:
-        A number from 0.05 to 20; above 1 for an exit that was too sure.
+        A number from 0.05 to 20; above 1 for an exit that was too sure. Rows to
+        which the exit gives no finite logit of their label do not count; 1 if there
+        are no others.
 
     Raises:
         BranchyError: no rows, or shapes that do not fit together.
@@ -41,10 +43,16 @@ def fit_temperature(logits: Any, labels: Any) -> float:
             f"{logits.shape} and {labels.shape}."
         )
 
+    largest = logits.max(axis=1)
+    own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    # Masked out (-inf), a label is impossible at every temperature.
+    possible = np.isfinite(own) & np.isfinite(largest)
+    if not possible.any():
+        return 1.0
     # Once, where scipy's logsumexp would at each temperature; it takes ten times as
     # long, and more memory, with thousands of classes.
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    own = np.take_along_axis(shifted, labels[:, None], axis=1)[:, 0]
+    shifted = logits[possible] - largest[possible, None]
+    own = own[possible] - largest[possible]
 
     def surprise(log_temperature: float) -> float:
         temperature = math.exp(log_temperature)
@@ -68,7 +76,10 @@ def check_temperatures(temperatures: Any, num_exits: int) -> tuple[float, ...]:
         values = tuple(float(t) for t in temperatures)
     except (TypeError, ValueError):
         values = ()
-    if len(values) != num_exits or not all(0 < t < math.inf for t in values):
+    # In float32, a smaller one would be 0.
+    limits = np.finfo(np.float32)
+    fit = all(limits.tiny <= t <= limits.max for t in values)
+    if len(values) != num_exits or not fit:
         raise BranchyError(
             f"`temperatures` must be {num_exits} positive numbers, one for each exit. "
             f"Received {_shown(temperatures)}."

@@ -58,9 +58,12 @@ class DistilledModel(keras.Model):
         *early, last = self._names
         teacher = ops.stop_gradient(y_pred[last]) / self._temperature
         wanted = ops.log_softmax(teacher)
+        masked = ops.equal(wanted, -float("inf"))
         scale = self._gamma * self._temperature**2
         for name in early:
             given = ops.log_softmax(y_pred[name] / self._temperature)
-            divergence = ops.sum(ops.exp(wanted) * (wanted - given), axis=-1)
+            # A class that the teacher masks out (-inf) asks for nothing.
+            apart = ops.where(masked, 0.0, wanted - ops.where(masked, 0.0, given))
+            divergence = ops.sum(ops.exp(wanted) * apart, axis=-1)
             loss = loss + scale * self._weights[name] * ops.mean(divergence)
         return loss

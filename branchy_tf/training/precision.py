@@ -6,6 +6,8 @@ from typing import Any
 
 import keras
 
+from branchy_tf import graphs
+
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
@@ -21,7 +23,7 @@ def in_float32(model: keras.Model) -> keras.Model:
     if plain == config:
         return model
     fresh = type(model).from_config(plain)
-    fresh.set_weights(model.get_weights())
+    graphs.copy_weights(model, fresh)
     return fresh
 
 

@@ -103,7 +103,9 @@ class Settings:
             )
 
     def _check_exits(self, model: keras.Model) -> None:
-        names = exits.exit_names(model)
+        tensors = exits.exit_tensors(model)
+        exits.check_logits(tensors)
+        names = list(tensors)
         weights = losses.check_loss_weights(names, self.loss_weights)
         if len(names) < 2 and self.mode != "joint":
             raise BranchyError(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from branchy_tf import exits, stages, zoo
+from branchy_tf import confidence, exits, stages, zoo
 from branchy_tf.predictor import EarlyExitPredictor
 
 torch = pytest.importorskip(
@@ -112,3 +112,71 @@ def test_what_has_no_counterpart_is_said(layer, expected):
     layer(np.zeros((1, 4, 4, 2), np.float32))
     with pytest.raises(NotImplementedError, match=expected):
         translate(layer)
+
+
+def relu(x):
+    """Not Keras's, though it is called so."""
+    return keras.ops.clip(x, 0, 6)
+
+
+def quantised():
+    layer = layers.Dense(2, name="odd")
+    layer.build((None, 4, 4, 2))
+    layer.quantize("int8")
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (
+            type("Dense", (layers.Dense,), {})(2, name="odd"),
+            "something else than Keras's",
+        ),
+        (quantised(), "odd is quantised, or"),
+        (layers.Dense(2, activation=relu, name="odd"), "odd has the activation relu"),
+    ],
+    ids=["subclass", "quantised", "activation"],
+)
+def test_what_only_looks_like_a_counterpart_is_said(layer, expected):
+    layer(np.zeros((1, 4, 4, 2), np.float32))
+    with pytest.raises(NotImplementedError, match=expected):
+        translate(layer)
+
+
+@pytest.mark.parametrize("layer", [layers.Conv2D(4, 3), layers.Dense(4)])
+def test_lora_is_part_of_the_kernel(layer):
+    pixels = keras.Input((7, 6, 3))
+    model = keras.Model(pixels, layer(pixels))
+    layer.enable_lora(2, lora_alpha=6)
+    layer.lora_kernel_b.assign(
+        np.random.default_rng(8).normal(size=layer.lora_kernel_b.shape)
+    )
+    if isinstance(layer, layers.Dense):
+        pixels = keras.Input((3,))
+        model = keras.Model(pixels, layer(pixels))
+    images = np.random.default_rng(2).normal(size=(2, *model.input_shape[1:]))
+    images = images.astype(np.float32)
+    (found,) = Network(model)([torch.from_numpy(images).movedim(-1, 1)])
+    found = np.moveaxis(found.detach().numpy(), 1, -1)
+    np.testing.assert_allclose(found, model(images), atol=1e-4)
+
+
+@pytest.mark.parametrize("criterion", list(confidence.CRITERIA))
+@pytest.mark.parametrize("temperature", [1.0, 0.05, 1e-30])
+def test_scores_are_those_of_every_other_engine(criterion, temperature):
+    inf = np.inf
+    logits = np.float32(
+        [[1, 2, 3], [1, -inf, 2], [-inf, -inf, 1], [3e38, -3e38, 0], [-inf] * 3,
+         [inf, 0, 1], [np.nan, 0, 1]]
+    )  # fmt: skip
+    for given in (logits, logits[:, :1]):
+        network = EarlyExit(
+            [lambda tensors, given=given: [torch.from_numpy(given)]],
+            [],
+            criterion,
+            [temperature],
+        )
+        *_, found = network(np.zeros((len(given), 1, 1, 1), np.uint8))
+        _, expected = confidence.probabilities_and_scores(given, criterion, temperature)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

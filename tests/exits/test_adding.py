@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from branchy_tf import exits, stages, zoo
+from branchy_tf import exits, stages, training, zoo
 from branchy_tf.errors import BranchyError
 from branchy_tf.exits import add_exits, conv_head, linear_head, pool_head
+from branchy_tf.predictor import EarlyExitPredictor
+from branchy_tf.saved_model import export
 
 
 def trunk(top=None, name: str = "trunk") -> keras.Model:
@@ -338,6 +340,90 @@ def test_models_that_give_no_logits(top, expected):
     assert expected in complaint({"c1": linear_head}, trunk(top))
 
 
+def with_lora(layer, alpha: float):
+    """LoRA as fine-tuning leaves it: not zero, and with a scale of its own."""
+    layer.enable_lora(2, lora_alpha=alpha)
+    random = np.random.default_rng(8)
+    layer.lora_kernel_b.assign(random.normal(size=layer.lora_kernel_b.shape))
+
+
+def test_lora_stays_in_a_layer_whose_softmax_is_peeled(tmp_path):
+    model = trunk()
+    plain = np.asarray(model(images_for(model)))
+    with_lora(model.get_layer("predictions"), alpha=5.0)
+    images = images_for(model)
+    before = np.asarray(model(images))
+    assert np.abs(before - plain).max() > 0.01
+    branchy = add_exits(model, {"c1": linear_head})
+    assert_log_of(branchy(images)["exit_2"], before)
+    theirs = {id(v) for v in model.trainable_variables}
+    assert theirs <= {id(v) for v in branchy.trainable_variables}
+    branchy.save(tmp_path / "m.keras")
+    again = keras.models.load_model(tmp_path / "m.keras")
+    assert_log_of(again(images)["exit_2"], before)
+    # What is trained on afterwards is trained in both.
+    model.get_layer("predictions").lora_kernel_b.assign_add(np.ones((2, 4)))
+    assert_log_of(branchy(images)["exit_2"], model(images))
+
+
+@pytest.mark.parametrize("regularised", ["kernel_constraint", "kernel_regularizer"])
+def test_constraints_and_regularisers_go_with_the_kernel(regularised):
+    given = {"kernel_constraint": "max_norm", "kernel_regularizer": "l2"}[regularised]
+    top = layers.Dense(4, "softmax", name="predictions", **{regularised: given})
+    model = trunk(top)
+    branchy = add_exits(model, {"c1": linear_head})
+    assert_log_of(branchy(images_for(model))["exit_2"], model(images_for(model)))
+    kernel = branchy.get_layer("predictions").kernel
+    assert (kernel.constraint or kernel.regularizer) is not None
+    np.testing.assert_allclose(sum(branchy.losses), sum(model.losses))
+
+
+def over_the_rows(x):
+    return layers.Softmax(axis=0, name="out")(layers.Dense(4)(x))
+
+
+def masked(x):
+    x = layers.Dense(4)(x)
+    return layers.Softmax(name="out")(x, mask=ops.greater(x, 0))
+
+
+class Tempered(layers.Softmax):
+    def call(self, inputs):
+        return super().call(inputs / 3)
+
+
+def replaced(x):
+    layer = layers.Dense(4, "softmax", name="out")
+    layer.build(x.shape)
+    layer.call = lambda inputs: ops.softmax(ops.matmul(inputs, layer.kernel) / 3)
+    return layer(x)
+
+
+@pytest.mark.parametrize(
+    ("top", "expected"),
+    [
+        (over_the_rows, "ends in the softmax 'out', which is not that of its logits"),
+        (masked, "ends in the softmax 'out', which is not that of its logits alone"),
+        (Tempered(name="out"), "gives probabilities (rows of the same sum, none"),
+        (
+            type("Softmax", (Tempered,), {})(name="out"),
+            "ends in layer 'out', a Softmax with softmax inside.",
+        ),
+        (replaced, "ends in layer 'out', a Dense with softmax inside."),
+        (
+            layers.Dense(4, "softmax", activity_regularizer="l2", name="out"),
+            "ends in layer 'out', a Dense with softmax inside.",
+        ),
+        (
+            layers.SpectralNormalization(layers.Dense(4, "softmax"), name="out"),
+            "ends in layer 'out', a SpectralNormalization with softmax inside.",
+        ),
+    ],
+)
+def test_a_softmax_that_is_more_is_not_peeled(top, expected):
+    assert expected in complaint({"c1": linear_head}, trunk(top))
+
+
 def test_a_quantised_layer_is_not_peeled():
     model = trunk()
     model.quantize("int8")
@@ -383,6 +469,34 @@ def test_a_model_with_several_outputs():
     )
 
 
+def test_a_model_of_keras_2():
+    tf_keras = pytest.importorskip("tf_keras", reason="tf_keras is not installed")
+    values = tf_keras.Input((4,))
+    x = tf_keras.layers.Dense(3, name="d1")(values)
+    functional = tf_keras.Model(values, tf_keras.layers.Dense(2)(x), name="old")
+    sequential = tf_keras.Sequential([tf_keras.layers.Dense(2)], name="old")
+    for model in (functional, sequential):
+        for ask in (
+            lambda m: add_exits(m, {"d1": linear_head}),
+            lambda m: exits.propose_exits(m, 1),
+            exits.baseline,
+            exits.exit_names,
+            stages.split,
+            lambda m: EarlyExitPredictor(m, [0.5]),
+            lambda m: export(m, "/nowhere", "old", [0.5]),
+            lambda m: training.Settings(epochs=1)._check_exits(m),
+        ):
+            with pytest.raises(BranchyError) as caught:
+                ask(model)
+            assert str(caught.value) == (
+                "Expected a functional keras.Model, received 'old', a tf_keras (Keras "
+                "2) model. Build it with Keras 3 (`import keras`) and take its weights "
+                "over: new.set_weights(old.get_weights())."
+            )
+    found = complaint({"c1": tf_keras.layers.Dense(4)})
+    assert found.startswith("The head at 'c1' must be a callable (features,")
+
+
 def test_models_without_a_graph():
     class Mine(keras.Model):
         def call(self, x):
@@ -402,6 +516,12 @@ def test_models_without_a_graph():
         ("c3", "Model 'trunk' has no layer 'c3'. Nearest: c2, c1. See model.summary()."),
         ("zzz", "Model 'trunk' has no layer 'zzz'. See model.summary()."),
         (0, "Model 'trunk' has no layer 0. See model.summary()."),
+        (None, "Model 'trunk' has no layer None. See model.summary()."),
+        (
+            layers.Dense(3, name="c1"),
+            "Exits are placed by the names of layers. Received a Dense itself; pass its "
+            "name, 'c1'.",
+        ),
         (
             "predictions",
             "Layer 'predictions' makes the output of 'trunk', which is the last exit "
@@ -478,7 +598,7 @@ def test_exits_out_of_order():
     assert complaint(tree) == expected
 
 
-@pytest.mark.parametrize("heads", [{}, None, ["c1"], linear_head])
+@pytest.mark.parametrize("heads", [{}, None, "c1", ["c1"], 1, linear_head])
 def test_heads_that_are_no_mapping(heads):
     assert complaint(heads).startswith(
         "`heads` must be {layer name: head} with one entry at least. Received "

@@ -68,3 +68,19 @@ def test_outputs_in_a_list_are_refused():
     outputs = [layers.Dense(2, name=f"exit_{n}")(x) for n in (1, 2)]
     with pytest.raises(BranchyError, match="not in a dict"):
         exits.exit_names(keras.Model(x, outputs))
+
+
+@pytest.mark.parametrize("key", [1, "exit_1"])
+def test_keys_that_are_no_names_and_outputs_that_are_several(key):
+    x = keras.Input((3,))
+    one = layers.Dense(2, name="exit_1")(x)
+    model = keras.Model(x, {key: [one, one] if key == "exit_1" else one})
+    with pytest.raises(BranchyError, match=r"exit_1 \.\.\. exit_N"):
+        exits.exit_names(model)
+
+
+@pytest.mark.parametrize("given", [None, "model.keras", 3])
+def test_what_is_no_model(given):
+    for ask in (exits.exit_names, exits.baseline, exits.num_classes):
+        with pytest.raises(BranchyError, match=r"Expected a functional keras\.Model, "):
+            ask(given)

@@ -65,7 +65,7 @@ def test_numbers_of_numpy():
     assert propose_exits(chain(8), np.int64(1)) == ["relu_4"]
 
 
-@pytest.mark.parametrize("n", [0, 8, -1, 1.5, "3", True])
+@pytest.mark.parametrize("n", [0, 8, -1, 1.5, "3", True, None, [1], np.float32(2)])
 def test_impossible_numbers(n):
     with pytest.raises(BranchyError) as caught:
         propose_exits(chain(8), n)

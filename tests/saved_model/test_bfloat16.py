@@ -69,6 +69,18 @@ def test_odd_models_are_close(builder):
     check_close(model, short, inputs)
 
 
+def test_lora_keeps_its_scale():
+    values = keras.Input((5,))
+    adapted = layers.Dense(4, activation="relu", name="adapted")
+    x = adapted(values)
+    outputs = {name: layers.Dense(3, name=name)(x) for name in ("exit_1", "exit_2")}
+    model = keras.Model(values, outputs)
+    adapted.enable_lora(2, lora_alpha=9)
+    adapted.lora_kernel_b.assign(np.random.default_rng(8).normal(size=(2, 4)))
+    rows = np.random.default_rng(1).normal(size=(6, 5)).astype("float32")
+    check_close(model, in_bfloat16(model), [rows])
+
+
 class Strange(layers.Layer):
     """Does not say what it was made with."""
 

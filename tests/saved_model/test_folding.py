@@ -56,6 +56,31 @@ def test_what_comes_before_takes_the_batch_norm_in(shape, layer, norm):
     check_same(model, folded)
 
 
+@pytest.mark.parametrize(
+    ("shape", "layer"),
+    [
+        ((6, 6, 3), lambda: layers.Conv2D(4, 3, use_bias=False)),
+        ((6, 3), lambda: layers.Conv1D(4, 3)),
+        ((4, 4, 4, 2), lambda: layers.Conv3D(3, 2)),
+        ((3, 5), lambda: layers.Dense(4)),
+    ],
+)
+def test_lora_is_folded_with_the_kernel(shape, layer):
+    inputs = keras.Input(shape)
+    adapted = layer()
+    x = layers.BatchNormalization(name="norm")(adapted(inputs))
+    model = settled(keras.Model(inputs, layers.ReLU()(x)))
+    adapted.enable_lora(2, lora_alpha=6)
+    adapted.lora_kernel_b.assign(
+        np.random.default_rng(8).normal(size=adapted.lora_kernel_b.shape)
+    )
+    folded = fold_batch_norm(model)
+    assert not norms_of(folded)
+    assert not folded.get_layer("norm").lora_enabled
+    assert len(folded.weights) == 2
+    check_same(model, folded)
+
+
 def test_all_of_a_network_is_folded_and_the_network_itself_unchanged():
     model = settled(zoo.build("branchy_resnet", depth=8, exits="light"))
     before = model.get_weights()
@@ -90,6 +115,25 @@ def by_the_batch(x):
     return layers.BatchNormalization()(layers.Conv2D(3, 3)(x), training=True)
 
 
+class Doubling(layers.Conv2D):
+    def call(self, inputs):
+        return 2 * super().call(inputs)
+
+
+def after_a_subclass(x):
+    return layers.BatchNormalization()(Doubling(3, 3)(x))
+
+
+def after_a_replaced_call(x):
+    layer = layers.Conv2D(3, 3)
+    layer.call = lambda inputs, call=layer.call: 2 * call(inputs)
+    return layers.BatchNormalization()(layer(x))
+
+
+def after_a_wrapper(x):
+    return layers.BatchNormalization()(layers.SpectralNormalization(layers.Dense(3))(x))
+
+
 def before_all_else(x):
     return layers.Conv2D(3, 3)(layers.BatchNormalization()(x))
 
@@ -106,6 +150,9 @@ def after_a_sum(x):
         after_an_activation,
         over_rows,
         by_the_batch,
+        after_a_subclass,
+        after_a_replaced_call,
+        after_a_wrapper,
         before_all_else,
         after_a_sum,
     ],

@@ -14,6 +14,7 @@ import numpy as np
 import odd_models
 import pytest
 import tensorflow as tf
+from keras import layers
 from tensorflow.core.protobuf import saved_model_pb2
 
 import branchy_tf
@@ -198,6 +199,28 @@ def test_several_inputs_keep_their_names(tmp_path):
     session = SessionModel(version)
     assert set(session.signatures["serving_default"].inputs) == {"image", "extra"}
     assert len(session.run("all_exits", {"image": image, "extra": extra})["scores"]) == 6
+
+
+def test_a_masked_class_does_not_blind_the_check(tmp_path, monkeypatch):
+    values = keras.Input((5,))
+    mask = np.float32([0, 0, -np.inf])
+    model = keras.Model(
+        values,
+        {
+            name: layers.Identity(name=name)(layers.Dense(3)(values) + mask)
+            for name in ("exit_1", "exit_2")
+        },
+    )
+    saved_model.export(model, tmp_path, "m", [0.1])
+    right = checking._keras_answers
+
+    def slightly_off(*arguments):
+        probabilities, scores, largest = right(*arguments)
+        return probabilities, scores + 0.01, largest
+
+    monkeypatch.setattr(checking, "_keras_answers", slightly_off)
+    with pytest.raises(BranchyError, match=r"scores of all_exits differ by 0\.01"):
+        saved_model.export(model, tmp_path, "m", [0.1])
 
 
 def test_a_failed_check_leaves_nothing_and_says_why(lenet, tmp_path, monkeypatch):

@@ -35,6 +35,27 @@ def test_large_logits_do_not_overflow():
     assert far == pytest.approx(near, rel=1e-6)
 
 
+@pytest.mark.filterwarnings("error")
+def test_rows_without_a_finite_logit_of_their_label_do_not_count():
+    logits = np.random.default_rng(1).normal(scale=3, size=(400, 5))
+    labels = drawn_labels(logits)
+    expected = thresholds.fit_temperature(logits, labels)
+    # Classes that are masked out and improbable change little; the rest nothing.
+    odd = np.tile(logits[:1], (5, 1))
+    odd[0, 0], odd[1, 3], odd[2], odd[3, 1], odd[4, 2] = (
+        -np.inf,
+        np.nan,
+        -np.inf,
+        np.inf,
+        0,
+    )
+    more = np.concatenate([logits, odd[:4]]), np.append(labels, [0, 0, 0, 1])
+    assert thresholds.fit_temperature(*more) == pytest.approx(expected, rel=1e-6)
+    masked = np.concatenate([logits, np.full((400, 1), -np.inf)], axis=1)
+    assert thresholds.fit_temperature(masked, labels) == pytest.approx(expected)
+    assert thresholds.fit_temperature(odd[:1], [0]) == 1.0
+
+
 def test_refuses_rows_that_do_not_fit():
     with pytest.raises(BranchyError, match="one row at least"):
         thresholds.fit_temperature(np.zeros((0, 3)), np.zeros(0, int))
@@ -43,7 +64,8 @@ def test_refuses_rows_that_do_not_fit():
 
 
 @pytest.mark.parametrize(
-    "given", [[1.0], [1, -1], [1, 0], [1, np.nan], [1, np.inf], "12", 3]
+    "given",
+    [[1.0], [1, -1], [1, 0], [1, np.nan], [1, np.inf], [1, 1e-40], [1, 1e39], "12", 3],
 )
 def test_refuses_temperatures(given):
     if given == "12":

@@ -134,3 +134,27 @@ def test_numbers_out_of_range(gamma, temperature, shown):
 def test_numbers_in_range():
     for gamma, temperature in [(1, 1), (1e-3, 100), (0.5, 0.1)]:
         distillation.check(gamma, temperature)
+
+
+def test_classes_that_are_masked_out_ask_for_nothing():
+    values = keras.Input((4,))
+    mask = np.float32([0, 0, 0, -np.inf])
+    outputs = {
+        name: layers.Identity(name=name)(layers.Dense(4)(values) + mask)
+        for name in ("exit_1", "exit_2")
+    }
+    plain = keras.Model(values, outputs)
+    rows = np.random.default_rng(1).normal(size=(6, 4)).astype("float32")
+    labels = np.arange(6) % 3
+    model = distilled(plain, [1.0, 1.0], 0.5, 2.0)
+    logits = [np.asarray(z)[:, :3] for z in plain(rows).values()]
+    found = model.evaluate(
+        rows, dict.fromkeys(outputs, labels), batch_size=6, return_dict=True, verbose=0
+    )
+    expected = by_hand(logits, labels, [1.0, 1.0], 0.5, 2.0)
+    assert found["loss"] == pytest.approx(expected, rel=1e-4)
+    before = [np.array(v) for v in plain.weights]
+    model.fit(rows, dict.fromkeys(outputs, labels), batch_size=6, verbose=0)
+    assert all(np.isfinite(v).all() for v in plain.weights)
+    for old, new in zip(before, plain.weights, strict=True):
+        assert (old != np.array(new)).any()

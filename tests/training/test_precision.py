@@ -103,3 +103,17 @@ def test_a_run_in_mixed_precision_leaves_float32(mixed, mode, tmp_path):
     kept = keras.models.load_model(tmp_path / "model.keras")
     for ours, theirs in zip(kept.weights, model.weights, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_lora_keeps_its_scale(mixed):
+    model = build()
+    for name, alpha in (("c1", 6.0), ("dense", 5.0)):
+        (layer,) = [one for one in model.layers if one.name.startswith(name)]
+        layer.enable_lora(2, lora_alpha=alpha)
+        layer.lora_kernel_b.assign(RNG.normal(size=layer.lora_kernel_b.shape))
+    plain = precision.in_float32(model)
+    for layer in model.layers:
+        if getattr(layer, "lora_enabled", False):
+            ours = keras.ops.convert_to_numpy(plain.get_layer(layer.name).kernel)
+            theirs = keras.ops.convert_to_numpy(layer.kernel).astype("float32")
+            np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=1e-2)
