@@ -77,7 +77,7 @@ def test_a_damaged_section_is_named(tmp_path):
     (damaged,) = folder.glob("validation*.json")
     (folder / "validation_dot.png").unlink()
     for _ in range(2):
-        with pytest.raises(BranchyError, match="Remove|cannot be read as JSON"):
+        with pytest.raises(BranchyError, match=r"Remove|cannot be read as JSON"):
             report.write("test", section(folder, "test"))
         damaged.write_bytes(b"\xff")
     assert (tmp_path / "report.html").read_bytes() == before
