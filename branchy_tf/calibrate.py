@@ -40,7 +40,7 @@ from branchy_tf.training.run_folder import load_keras_file
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("run_dir", None, "Folder of a training; read and written.")
+command_line.define_path("run_dir", None, "Folder of a training; read and written.")
 flags.DEFINE_enum(
     "criterion",
     "entropy",

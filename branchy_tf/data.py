@@ -17,7 +17,7 @@ import keras
 import numpy as np
 from absl import logging
 
-from branchy_tf import exits
+from branchy_tf import exits, files
 from branchy_tf.errors import BranchyError, first_line
 
 # Number of classes of the data sets known by name.
@@ -117,14 +117,14 @@ def load(
             )
         return _mnist_5k()
     if name in _KERAS_DATASETS:
-        path = pathlib.Path(data_dir or ".").expanduser() / f"{name}.npz"
+        path = files.path(data_dir or ".") / f"{name}.npz"
         if data_dir is not None and path.is_file():
             arrays, source = _read_npz(path), str(path)
         else:
             arrays, source = _download(name, data_dir), name
         classes = _KERAS_DATASETS[name]
     elif name.endswith(".npz"):
-        path = pathlib.Path(name).expanduser()
+        path = files.path(name)
         arrays, source = _read_npz(path), str(path)
         classes = None
     else:

@@ -36,7 +36,7 @@ command_line.define_model_choice()
 command_line.define_data(required=False)
 command_line.define_thresholds()
 command_line.define_seed(default=None)
-flags.DEFINE_string(
+command_line.define_path(
     "baseline",
     None,
     "The network trained without branches, a .keras file, to compare with. Default: the "

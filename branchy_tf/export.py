@@ -26,7 +26,7 @@ command_line.define_model_choice()
 command_line.define_data(required=False)
 command_line.define_thresholds()
 command_line.define_seed(default=None)
-flags.DEFINE_string("export_dir", None, "Folder of all exported models.")
+command_line.define_path("export_dir", None, "Folder of all exported models.")
 flags.DEFINE_string("model_name", None, "What clients ask for. Default: the model's.")
 flags.DEFINE_enum("freeze", "auto", FREEZE, "Weights as constants (faster) or variables.")
 flags.DEFINE_string(

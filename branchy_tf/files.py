@@ -1,4 +1,4 @@
-"""Writing files so that a reader, or a kill, never meets half of one."""
+"""Which paths are taken, and writing so that no reader, or kill, meets half a file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import json
 import math
 import os
 import pathlib
+import re
 import tempfile
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +19,94 @@ import numpy as np
 from branchy_tf.errors import BranchyError
 
 Path = str | os.PathLike
+
+# With one slash too: a URL that went through a path function.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+_LONGEST_NAME = 255
+
+
+def is_url(path: Path) -> bool:
+    """Whether it names something that is not on this machine, like gs://bucket/net."""
+    return bool(_URL.match(os.fspath(path)))
+
+
+def path(given: Path) -> pathlib.Path:
+    """A path on this machine, with ~ for the home folder.
+
+    Every path that a user gives comes through here. Brackets, spaces and trailing
+    dots are characters like others.
+
+    Raises:
+        BranchyError: a URL, a Windows drive, or a name that no file here can have,
+            or that TensorFlow, which takes UTF-8 alone, could not open.
+
+    Example:
+
+    ```python
+    files.path("~/runs/lenet")      # PosixPath('/home/me/runs/lenet')
+    ```
+    """
+    text = os.fspath(given)
+    if not isinstance(text, str):
+        raise BranchyError(f"Expected a path as text, received {given!r}.")
+    shown = printable(text)
+    if is_url(text):
+        raise BranchyError(
+            f"{shown} is a URL; expected a path on this machine, because files are "
+            "written beside and renamed, which object stores cannot do. Copy from or "
+            "to it with its own tool, or mount it."
+        )
+    if _DRIVE.match(text) and os.name != "nt":
+        raise BranchyError(
+            f"{shown} is a Windows path; expected one of this machine, such as /mnt/c."
+        )
+    if shown != text:
+        raise BranchyError(
+            f"The path {shown} has bytes that are not UTF-8, or control characters; "
+            "TensorFlow cannot open it. Rename it."
+        )
+    if any(len(os.fsencode(name)) > _LONGEST_NAME for name in text.split("/")):
+        raise BranchyError(
+            f"The path {shown[:60]}... has a name of more than {_LONGEST_NAME} bytes. "
+            "Shorten it."
+        )
+    try:
+        return pathlib.Path(text).expanduser()
+    except RuntimeError:
+        raise BranchyError(
+            f"{shown}: there is no home folder for its ~. Write the path out."
+        ) from None
+
+
+def absolute(given: Path) -> pathlib.Path:
+    """`path`, from the root."""
+    return path(given).absolute()
+
+
+def folder(given: Path) -> pathlib.Path:
+    """`absolute`, for a folder that is there or can be made.
+
+    Raises:
+        BranchyError: as `path`, or a file stands in its place or above it.
+    """
+    found = absolute(given)
+    for place in (found, *found.parents):
+        if place.is_dir():
+            break
+        if place.exists():
+            raise BranchyError(
+                f"{place} is a file; expected a folder. Not a directory: {found}."
+            )
+    return found
+
+
+def printable(text: str) -> str:
+    r"""The text in one line of UTF-8; what cannot be shown becomes \x escapes."""
+    odd = {"Cc", "Cs"}  # control characters, and what stands for bytes that are no UTF-8
+    return "".join(
+        ascii(char)[1:-1] if unicodedata.category(char) in odd else char for char in text
+    )
 
 
 @contextlib.contextmanager
@@ -36,7 +126,10 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(
-        prefix=f".{path.stem}-", suffix="".join(path.suffixes), dir=path.parent
+        # Short, so that the longest of names leaves room for what tells them apart.
+        prefix=f".{path.stem[:40]}-",
+        suffix="".join(path.suffixes),
+        dir=path.parent,
     )
     os.close(handle)
     os.chmod(name, 0o666 & ~_umask())
@@ -46,11 +139,6 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
-
-
-def absolute(path: Path) -> pathlib.Path:
-    """The path from the root, with ~ for the home folder read as such."""
-    return pathlib.Path(path).expanduser().absolute()
 
 
 def _umask() -> int:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageOps
 
+from branchy_tf import files
 from branchy_tf.errors import BranchyError
 
 
@@ -37,7 +38,7 @@ def read(
     mode = "L" if channels == 1 else "RGB"
     arrays, notes = [], []
     for path in paths:
-        picture = _open(pathlib.Path(path))
+        picture = _open(files.path(path))
         size = (_side(width, picture.width), _side(height, picture.height))
         changes = []
         if picture.mode.startswith("I"):

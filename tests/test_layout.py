@@ -39,7 +39,7 @@ COMMANDS = {
 # From the top down; what stands on one line may import each other.
 LAYERS = [
     {"errors"},
-    {"files", "results", "inputs", "versions"},
+    {"files", "flagfiles", "startup", "results", "inputs", "versions"},
     {"images", "confidence", "thresholds", "graphs"},
     {"macs"},
     {"exits"},
@@ -55,6 +55,7 @@ LAYERS = [
     {"traffic"},
     {"command_line"},
     COMMANDS,
+    {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

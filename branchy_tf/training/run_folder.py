@@ -7,7 +7,7 @@ import zipfile
 
 import keras
 
-from branchy_tf import files
+from branchy_tf import files, flagfiles
 from branchy_tf.errors import BranchyError, first_line
 
 
@@ -19,7 +19,7 @@ class RunFolder:
     """
 
     def __init__(self, path: files.Path) -> None:
-        self.path = files.absolute(path)
+        self.path = files.folder(path)
         self.model = self.path / "model.keras"
         self.baseline = self.path / "baseline.keras"
         self.history = self.path / "history.csv"
@@ -72,7 +72,7 @@ class RunFolder:
             raise BranchyError(
                 f"{self.path} holds no train.flags. Pass the --run_dir of a training."
             )
-        return parse_flags(self.flags.read_text(encoding="utf-8"))
+        return parse_flags("\n".join(flagfiles.read(self.flags)))
 
 
 def load_keras_file(path: pathlib.Path) -> keras.Model:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
 import shutil
 
 import keras
@@ -97,7 +96,7 @@ def read_baseline(model: keras.Model, path: files.Path) -> tuple[keras.Model, bo
 
 
 def _load(path: files.Path) -> keras.Model:
-    path = pathlib.Path(path)
+    path = files.path(path)
     if not path.is_file():
         raise BranchyError(f"There is no file {path} to take weights from.")
     return load_keras_file(path)
