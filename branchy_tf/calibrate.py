@@ -161,6 +161,7 @@ def _request(num_exits: int | None) -> calibration.Request:
 
 
 def main() -> None:
+    graphs.check_backend()
     if not FLAGS.run_dir:
         raise BranchyError("--run_dir is missing: the folder of a training.")
     # What is wrong without a look at the model is said before it is loaded.

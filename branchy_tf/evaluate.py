@@ -21,6 +21,7 @@ from branchy_tf import (
     data,
     exits,
     files,
+    graphs,
     model_cards,
     report,
     scoring,
@@ -48,6 +49,7 @@ _MOST_NAMED = 20
 
 
 def main() -> None:
+    graphs.check_backend()
     choice = command_line.chosen_model()
     model, run, output = choice.model, choice.run, choice.output
     gates = command_line.chosen_gates(choice)

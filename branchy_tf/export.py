@@ -15,7 +15,7 @@ them get another label or leave at another exit.
 
 from absl import flags, logging
 
-from branchy_tf import command_line, saved_model
+from branchy_tf import command_line, graphs, saved_model
 from branchy_tf.errors import BranchyError
 from branchy_tf.saved_model.bfloat16 import BFLOAT16, PRECISIONS
 from branchy_tf.saved_model.freezing import FREEZE
@@ -53,6 +53,7 @@ flags.DEFINE_float(
 def main() -> None:
     if not FLAGS.export_dir:
         raise BranchyError("--export_dir is missing: where to write versions.")
+    graphs.check_backend()
     choice = command_line.chosen_model()
     model = choice.model
     gates = command_line.chosen_gates(choice)

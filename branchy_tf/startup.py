@@ -10,6 +10,7 @@ import pathlib
 import sys
 import tempfile
 from collections.abc import Iterator
+from types import TracebackType
 from typing import IO, Any
 
 # TensorFlow's notes on CPU and drivers are no news to a user; what goes wrong comes
@@ -70,12 +71,30 @@ _hush = _Hush()
 def begin() -> None:
     """Holds stderr back until `ready`; a process that ends before shows it all."""
     atexit.register(_hush.end, show=True)
+    sys.excepthook = _import_failed
     _hush.begin()
 
 
 def ready() -> None:
     """The imports went well: what they had to say is dropped."""
+    sys.excepthook = sys.__excepthook__
     _hush.end(show=False)
+
+
+def _import_failed(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    # The user chose it, in KERAS_BACKEND or keras.json; the rest would be our mistake.
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing not in ("jax", "torch", "openvino"):
+        sys.__excepthook__(kind, error, trace)
+        return
+    _hush.end(show=False)
+    print(
+        f"error: Keras is set to the backend {missing} (KERAS_BACKEND or keras.json), "
+        "which is not installed. Install it, or set KERAS_BACKEND=tensorflow.",
+        file=sys.stderr,
+    )
 
 
 @contextlib.contextmanager

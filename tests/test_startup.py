@@ -122,3 +122,12 @@ def test_the_console_script_names_the_command_as_typed():
     )
     assert "\n  branchy_tf serve --model_base_path" in done.stdout
     assert "python -m" not in done.stdout
+
+
+def test_a_missing_keras_backend_is_one_line(tmp_path):
+    (tmp_path / "keras.py").write_text("raise ModuleNotFoundError('no', name='jax')\n")
+    paths = os.pathsep.join([str(tmp_path), str(PACKAGE.parent)])
+    done = start("branchy_tf.train", PYTHONPATH=paths)
+    assert done.stderr.startswith(b"error: Keras is set to the backend jax")
+    assert done.stderr.count(b"\n") == 1
+    assert done.returncode == 1
