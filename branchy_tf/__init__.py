@@ -13,6 +13,7 @@ serving client starts without TensorFlow.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     from branchy_tf.predictor import EarlyExitPredictor as EarlyExitPredictor
 
 __version__ = "0.1.0"
+
+if sys.argv[:1] == ["-m"]:
+    # Python is looking for the command of `python -m branchy_tf.X`: before its imports.
+    from branchy_tf import startup
+
+    startup.begin()
 
 _SUBMODULES = (
     "confidence",

@@ -40,7 +40,7 @@ from branchy_tf.training.run_folder import load_keras_file
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("run_dir", None, "Folder of a training; read and written.")
+command_line.define_path("run_dir", None, "Folder of a training; read and written.")
 flags.DEFINE_enum(
     "criterion",
     "entropy",
@@ -161,6 +161,7 @@ def _request(num_exits: int | None) -> calibration.Request:
 
 
 def main() -> None:
+    graphs.check_backend()
     if not FLAGS.run_dir:
         raise BranchyError("--run_dir is missing: the folder of a training.")
     # What is wrong without a look at the model is said before it is loaded.

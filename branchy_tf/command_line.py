@@ -10,14 +10,9 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-# Before TensorFlow is imported: its notes on CPU and drivers are no news to a
-# user; what goes wrong comes as an exception all the same.
-QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "GRPC_VERBOSITY": "NONE"}
-QUIET = {name: value for name, value in QUIET.items() if name not in os.environ}
-os.environ |= QUIET
-
 from absl import app, flags, logging
 
+from branchy_tf import files, flagfiles, startup
 from branchy_tf.errors import BranchyError, ServerError, one_line
 
 FLAGS = flags.FLAGS
@@ -33,8 +28,8 @@ def run(main: Callable[[], None]) -> None:
     def guarded(arguments: list[str]) -> int:
         if len(arguments) > 1:
             return _fail(
-                f"Unexpected argument {arguments[1]!r}. Flags are written "
-                "--name=value; --help lists them."
+                f"Unexpected argument {files.printable(arguments[1])!r}. Flags are "
+                "written --name=value; --help lists them."
             )
         try:
             main()
@@ -48,6 +43,9 @@ def run(main: Callable[[], None]) -> None:
             return _fail("Interrupted.", status=130)
         return 0
 
+    startup.ready()
+    for stream in (sys.stdout, sys.stderr):
+        startup.never_fail(stream)
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
     logging.get_absl_handler().setFormatter(_Plain())
@@ -76,25 +74,57 @@ def _from_folders(*sources: str) -> Callable[[std_logging.LogRecord], bool]:
 
 class _Plain(logging.PythonFormatter):
     def format(self, record) -> str:
-        return record.getMessage()
+        return startup.as_typed(record.getMessage())
 
 
 def _parse(arguments: list[str]) -> list[str]:
     if {"--help", "-help", "--helpshort", "-h", "-?"} & set(arguments[1:]):
         # absl's own way out has status 1, and leaves out the flags defined here.
-        print(sys.modules["__main__"].__doc__)
+        source = getattr(sys.modules["__main__"], "__file__", None) or __file__
+        print(startup.as_typed(startup.docstring(source)))
         print(FLAGS.main_module_help(), FLAGS.module_help(__name__), sep="\n")
         sys.exit(0)
     try:
-        return FLAGS(arguments)
+        return FLAGS(flagfiles.expand(arguments))
+    except BranchyError as error:
+        sys.exit(_fail(str(error)))
     except flags.Error as error:
         # absl ends unknown flags with its own advice on a line of its own.
         sys.exit(_fail(" ".join(str(error).split()) + " See --help."))
 
 
 def _fail(message: str, status: int = 1) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(startup.as_typed(f"error: {message}"), file=sys.stderr)
     return status
+
+
+def define_path(name: str, default: str | None, text: str, url: bool = False) -> None:
+    """A flag that takes a path; what cannot be one is refused before any work.
+
+    Args:
+        name: of the flag.
+        default: its default.
+        text: its help.
+        url: whether what takes it may read URLs.
+    """
+    flags.DEFINE_string(name, default, text)
+    check_path(name, url)
+
+
+def check_path(name: str, url: bool = False) -> None:
+    """The same check for a flag that is defined, or for each entry of a list."""
+
+    def check(value: Any) -> bool:
+        for given in value if isinstance(value, list) else [value]:
+            if given is None or (url and files.is_url(given)):
+                continue
+            try:
+                (files.folder if name.endswith("_dir") else files.path)(given)
+            except BranchyError as error:
+                raise flags.ValidationError(str(error)) from None
+        return True
+
+    flags.register_validator(name, check)
 
 
 def define_seed(default: int | None) -> None:
@@ -111,13 +141,13 @@ def define_seed(default: int | None) -> None:
 def define_data(required: bool) -> None:
     """--dataset, --data_dir and --validation_size."""
     otherwise = "" if required else " Default: the run's."
-    flags.DEFINE_string(
+    define_path(
         "dataset",
         None,
         "mnist, fashion_mnist, cifar10, cifar100, mnist_5k, or the path of an .npz "
         "with x_train, y_train, x_test, y_test." + otherwise,
     )
-    flags.DEFINE_string(
+    define_path(
         "data_dir",
         None,
         "Folder with <dataset>.npz; without the file, keras.datasets downloads it."
@@ -133,10 +163,10 @@ def define_data(required: bool) -> None:
 
 def define_model_choice() -> None:
     """--run_dir, or --model, --model_args and --weights."""
-    flags.DEFINE_string("run_dir", None, "Folder of a training.")
+    define_path("run_dir", None, "Folder of a training.")
     flags.DEFINE_string("model", None, "Instead of --run_dir: a model of the zoo ...")
     flags.DEFINE_string("model_args", "", "... with these arguments of its builder ...")
-    flags.DEFINE_string("weights", None, "... and these weights: a tag, or a file.")
+    define_path("weights", None, "... and these weights: a tag, or a file.")
 
 
 def define_thresholds() -> None:
@@ -187,7 +217,8 @@ def chosen_model() -> Choice:
     Raises:
         BranchyError: no choice, or it cannot be loaded.
     """
-    from branchy_tf import training, zoo
+    with startup.hushed():
+        from branchy_tf import training, zoo
 
     folder = training.RunFolder(FLAGS.run_dir) if FLAGS.run_dir else None
     if FLAGS.model:
@@ -217,7 +248,8 @@ def chosen_dataset(run: Any, model: Any = None) -> Any:
     Raises:
         BranchyError: neither names one, it cannot be loaded, or does not fit.
     """
-    from branchy_tf import data
+    with startup.hushed():
+        from branchy_tf import data
 
     recorded = {} if run is None else run.read_flags()
 

@@ -119,14 +119,14 @@ def load(
             )
         return _mnist_5k()
     if name in _KERAS_DATASETS:
-        path = pathlib.Path(data_dir or ".").expanduser() / f"{name}.npz"
+        path = files.path(data_dir or ".") / f"{name}.npz"
         if data_dir is not None and path.is_file():
             arrays, source = _read_npz(path), str(path)
         else:
             arrays, source = _download(name, data_dir), name
         classes = _KERAS_DATASETS[name]
     elif name.endswith(".npz"):
-        path = pathlib.Path(name).expanduser()
+        path = files.path(name)
         arrays, source = _read_npz(path), str(path)
         classes = None
     else:

@@ -25,7 +25,7 @@ from branchy_tf.serving import EarlyExitClient
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("output_dir", "branchy_demo", "Folder for all that is written.")
+command_line.define_path("output_dir", "branchy_demo", "Folder for all that is written.")
 flags.DEFINE_integer("epochs", 16, "Epochs of joint training.", lower_bound=1)
 flags.DEFINE_integer("baseline_epochs", 8, "Epochs of the baseline.", lower_bound=1)
 

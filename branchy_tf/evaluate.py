@@ -21,6 +21,7 @@ from branchy_tf import (
     data,
     exits,
     files,
+    graphs,
     report,
     scoring,
     thresholds,
@@ -35,7 +36,7 @@ command_line.define_model_choice()
 command_line.define_data(required=False)
 command_line.define_thresholds()
 command_line.define_seed(default=None)
-flags.DEFINE_string(
+command_line.define_path(
     "baseline",
     None,
     "The network trained without branches, a .keras file, to compare with. Default: the "
@@ -47,6 +48,7 @@ _MOST_NAMED = 20
 
 
 def main() -> None:
+    graphs.check_backend()
     choice = command_line.chosen_model()
     model, run, output = choice.model, choice.run, choice.output
     gates = command_line.chosen_gates(choice)

@@ -15,7 +15,7 @@ them get another label or leave at another exit.
 
 from absl import flags, logging
 
-from branchy_tf import command_line, saved_model
+from branchy_tf import command_line, graphs, saved_model
 from branchy_tf.errors import BranchyError
 from branchy_tf.saved_model.bfloat16 import BFLOAT16, PRECISIONS
 from branchy_tf.saved_model.freezing import FREEZE
@@ -26,7 +26,7 @@ command_line.define_model_choice()
 command_line.define_data(required=False)
 command_line.define_thresholds()
 command_line.define_seed(default=None)
-flags.DEFINE_string("export_dir", None, "Folder of all exported models.")
+command_line.define_path("export_dir", None, "Folder of all exported models.")
 flags.DEFINE_string("model_name", None, "What clients ask for. Default: the model's.")
 flags.DEFINE_enum("freeze", "auto", FREEZE, "Weights as constants (faster) or variables.")
 flags.DEFINE_string(
@@ -53,6 +53,7 @@ flags.DEFINE_float(
 def main() -> None:
     if not FLAGS.export_dir:
         raise BranchyError("--export_dir is missing: where to write versions.")
+    graphs.check_backend()
     choice = command_line.chosen_model()
     model = choice.model
     gates = command_line.chosen_gates(choice)

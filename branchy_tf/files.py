@@ -1,7 +1,8 @@
-"""Files: written so that nobody ever meets half of one, read so that errors are told.
+"""Files: which paths are taken, how they are written, how they are read.
 
-Writers write beside and rename. Readers are other libraries, and each of them may
-raise anything for a damaged file: `reading` is the border where that ends.
+Writers write beside and rename, so that nobody ever meets half a file. Readers are other
+libraries, and each may raise anything for a damaged file: `reading` turns that into one
+line.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import json
 import math
 import os
 import pathlib
+import re
 import tempfile
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +24,94 @@ import numpy as np
 from branchy_tf.errors import BranchyError, first_line
 
 Path = str | os.PathLike
+
+# With one slash too: a URL that went through a path function.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+_LONGEST_NAME = 255
+
+
+def is_url(path: Path) -> bool:
+    """Whether it names something that is not on this machine, like gs://bucket/net."""
+    return bool(_URL.match(os.fspath(path)))
+
+
+def path(given: Path) -> pathlib.Path:
+    """A path on this machine, with ~ for the home folder.
+
+    Every path that a user gives comes through here. Brackets, spaces and trailing
+    dots are characters like others.
+
+    Raises:
+        BranchyError: a URL, a Windows drive, or a name that no file here can have,
+            or that TensorFlow, which takes UTF-8 alone, could not open.
+
+    Example:
+
+    ```python
+    files.path("~/runs/lenet")      # PosixPath('/home/me/runs/lenet')
+    ```
+    """
+    text = os.fspath(given)
+    if not isinstance(text, str):
+        raise BranchyError(f"Expected a path as text, received {given!r}.")
+    shown = printable(text)
+    if is_url(text):
+        raise BranchyError(
+            f"{shown} is a URL; expected a path on this machine, because files are "
+            "written beside and renamed, which object stores cannot do. Copy from or "
+            "to it with its own tool, or mount it."
+        )
+    if _DRIVE.match(text) and os.name != "nt":
+        raise BranchyError(
+            f"{shown} is a Windows path; expected one of this machine, such as /mnt/c."
+        )
+    if shown != text:
+        raise BranchyError(
+            f"The path {shown} has bytes that are not UTF-8, or control characters; "
+            "TensorFlow cannot open it. Rename it."
+        )
+    if any(len(os.fsencode(name)) > _LONGEST_NAME for name in text.split("/")):
+        raise BranchyError(
+            f"The path {shown[:60]}... has a name of more than {_LONGEST_NAME} bytes. "
+            "Shorten it."
+        )
+    try:
+        return pathlib.Path(text).expanduser()
+    except RuntimeError:
+        raise BranchyError(
+            f"{shown}: there is no home folder for its ~. Write the path out."
+        ) from None
+
+
+def absolute(given: Path) -> pathlib.Path:
+    """`path`, from the root."""
+    return path(given).absolute()
+
+
+def folder(given: Path) -> pathlib.Path:
+    """`absolute`, for a folder that is there or can be made.
+
+    Raises:
+        BranchyError: as `path`, or a file stands in its place or above it.
+    """
+    found = absolute(given)
+    for place in (found, *found.parents):
+        if place.is_dir():
+            break
+        if place.exists():
+            raise BranchyError(
+                f"{place} is a file; expected a folder. Not a directory: {found}."
+            )
+    return found
+
+
+def printable(text: str) -> str:
+    r"""The text in one line of UTF-8; what cannot be shown becomes \x escapes."""
+    odd = {"Cc", "Cs"}  # control characters, and what stands for bytes that are no UTF-8
+    return "".join(
+        ascii(char)[1:-1] if unicodedata.category(char) in odd else char for char in text
+    )
 
 
 @contextlib.contextmanager
@@ -40,7 +131,10 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(
-        prefix=f".{path.stem}-", suffix="".join(path.suffixes), dir=path.parent
+        # Short, so that the longest of names leaves room for what tells them apart.
+        prefix=f".{path.stem[:40]}-",
+        suffix="".join(path.suffixes),
+        dir=path.parent,
     )
     os.close(handle)
     os.chmod(name, 0o666 & ~_umask())
@@ -86,11 +180,6 @@ def reading(path: Path, expected: str, mend: str = "") -> Iterator[None]:
             reason = first_line(error).removesuffix(".")
             text = f"{path} cannot be read as {expected}: {reason}. {mend}".rstrip()
         raise BranchyError(text) from error
-
-
-def absolute(path: Path) -> pathlib.Path:
-    """The path from the root, with ~ for the home folder read as such."""
-    return pathlib.Path(path).expanduser().absolute()
 
 
 def _umask() -> int:

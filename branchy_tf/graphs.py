@@ -99,6 +99,16 @@ def layers_within(model: keras.Model) -> list[keras.layers.Layer]:
     return found
 
 
+def check_backend() -> None:
+    """Raises `BranchyError` unless Keras runs on TensorFlow, as routing and export do."""
+    backend = keras.backend.backend()
+    if backend != "tensorflow":
+        raise BranchyError(
+            f"Keras runs on {backend}; routing and exporting need it on TensorFlow. Set "
+            "KERAS_BACKEND=tensorflow; what another backend trained loads there."
+        )
+
+
 def check_image_data_format() -> None:
     """Raises `BranchyError` if Keras is set to channels first."""
     if keras.config.image_data_format() != "channels_last":

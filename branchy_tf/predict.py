@@ -27,11 +27,11 @@ flags.DEFINE_string(
     "label", None, "Ask the version that has this label; default: the newest."
 )
 flags.DEFINE_bool("tls", False, "Connect with TLS. Any of the --tls_ flags does too.")
-flags.DEFINE_string(
+command_line.define_path(
     "tls_ca", None, "PEM file of the authorities to trust; default: the public ones."
 )
-flags.DEFINE_string("tls_certificate", None, "PEM file of a certificate to show.")
-flags.DEFINE_string("tls_key", None, "PEM file of that certificate's key.")
+command_line.define_path("tls_certificate", None, "PEM file of a certificate to show.")
+command_line.define_path("tls_key", None, "PEM file of that certificate's key.")
 flags.DEFINE_string(
     "tls_server_name", None, "Name in the server's certificate; default: the host's."
 )
@@ -42,6 +42,7 @@ flags.DEFINE_list(
     "and made grey or RGB; what is transparent becomes white, and of an animation the "
     "first frame is taken. MNIST's digits are white on black.",
 )
+command_line.check_path("images")
 flags.DEFINE_integer(
     "num_images",
     16,

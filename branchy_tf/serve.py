@@ -17,17 +17,23 @@ import threading
 
 from absl import flags, logging
 
-from branchy_tf import command_line
+from branchy_tf import command_line, startup
 from branchy_tf.serving import backends
 from branchy_tf.serving.options import ServerOptions
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("model_base_path", None, "Folder with the model's versions.")
+command_line.define_path(
+    "model_base_path",
+    None,
+    "Folder with the model's versions; for TF Serving also a URL that it reads itself, "
+    "such as s3:// or gs://.",
+    url=True,
+)
 flags.DEFINE_string(
     "model_name", None, "What clients ask for. Default: the folder's name."
 )
-flags.DEFINE_string(
+command_line.define_path(
     "model_config_file",
     None,
     "Instead of both: a text ModelServerConfig, for several models, version policies "
@@ -58,16 +64,16 @@ flags.DEFINE_integer(
     lower_bound=0,
     upper_bound=65535,
 )
-flags.DEFINE_string(
+command_line.define_path(
     "monitoring_config_file", None, "A text MonitoringConfig: whether to export metrics."
 )
 flags.DEFINE_bool(
     "enable_batching", False, "Whether rows of several requests run as one batch."
 )
-flags.DEFINE_string(
+command_line.define_path(
     "batching_parameters_file", None, "Text BatchingParameters, for --enable_batching."
 )
-flags.DEFINE_string("ssl_config_file", None, "A text SSLConfig: gRPC goes over TLS.")
+command_line.define_path("ssl_config_file", None, "A text SSLConfig: gRPC goes over TLS.")
 flags.DEFINE_integer(
     "tensorflow_intra_op_parallelism",
     0,
@@ -107,7 +113,8 @@ flags.DEFINE_string(
 
 def _serve_embedded(options: ServerOptions) -> None:
     # TensorFlow comes with it, so only now.
-    from branchy_tf.serving.embedded import EmbeddedServer
+    with startup.hushed():
+        from branchy_tf.serving.embedded import EmbeddedServer
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -143,7 +150,7 @@ def main() -> None:
     if backend == backends.TF_SERVING:
         logging.warning("It listens on every interface, and asks nobody who they are.")
     # It takes this process's place, and so its signals; it may say what it has to.
-    loud = {k: v for k, v in os.environ.items() if k not in command_line.QUIET}
+    loud = {k: v for k, v in os.environ.items() if k not in startup.QUIET}
     os.execvpe(command[0], command, loud)
 
 

@@ -26,20 +26,20 @@ flags.DEFINE_string("model", None, "A model of the zoo, e.g. branchy_lenet.")
 flags.DEFINE_string(
     "model_args", "", "Arguments of its builder, e.g. depth=20,classes=100."
 )
-flags.DEFINE_string("weights", None, "Start from these: a tag, or a .keras file.")
-flags.DEFINE_string(
+command_line.define_path("weights", None, "Start from these: a tag, or a .keras file.")
+command_line.define_path(
     "initial_weights",
     None,
     "Start from the equally named layers of this .keras file, e.g. another model's "
     "baseline.keras; the others start anew.",
 )
-flags.DEFINE_string(
+command_line.define_path(
     "baseline",
     None,
     "Instead of training a baseline: the baseline.keras of another run, or its "
     "model.keras, for the trunk that its exits have shaped.",
 )
-flags.DEFINE_string("run_dir", None, "Folder to write to.")
+command_line.define_path("run_dir", None, "Folder to write to.")
 flags.DEFINE_enum(
     "mode",
     "joint",

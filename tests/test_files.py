@@ -197,3 +197,52 @@ def test_versions_are_folders_named_by_a_number(tmp_path):
 def test_no_folder_has_no_versions(tmp_path):
     assert files.version_folders(tmp_path / "none") == {}
     assert files.next_version(tmp_path / "none") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ("gs://bucket/net", "is a URL"),
+        ("s3:/bucket/net", "is a URL"),
+        ("file:///tmp/net", "is a URL"),
+        (r"C:\runs\net", "is a Windows path"),
+        ("C:/runs/net", "is a Windows path"),
+        ("d\udce4ta.npz", r"d\\udce4ta.npz has bytes that are not UTF-8"),
+        ("a\0b", r"a\\x00b has bytes"),
+        ("a\nb", r"a\\nb has bytes"),
+        ("runs/" + "n" * 256, "more than 255 bytes"),
+        ("~no_such_user_here/runs", "no home folder"),
+        (b"runs", "as text"),
+    ],
+)
+def test_rejects_paths_that_nothing_here_can_have(given, complaint):
+    for function in (files.path, files.absolute, files.folder):
+        with pytest.raises(BranchyError, match=complaint) as caught:
+            function(given)
+        assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["[run] *?", "ends with a dot.", "ends with a space ", "ähnlich", "a\u202fb", "a:b",
+     "n" * 255, "../up"],
+)  # fmt: skip
+def test_takes_unusual_names(tmp_path, name):
+    assert files.path(tmp_path / name) == tmp_path / name
+    files.write_text(tmp_path / name, "text")
+    assert (tmp_path / name).read_text() == "text"
+    (tmp_path / name).unlink()
+
+
+def test_tilde_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert files.absolute("~/runs") == tmp_path / "runs"
+
+
+def test_a_folder_may_not_lie_on_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert files.folder(tmp_path / "link" / "new") == tmp_path / "link" / "new"
+    for given in ("file", "file/run", "link/file/run/deeper"):
+        with pytest.raises(BranchyError, match="file is a file; expected a folder"):
+            files.folder(tmp_path / given)

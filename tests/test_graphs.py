@@ -128,3 +128,11 @@ def test_a_fingerprint_tells_weights_and_nothing_else(tmp_path):
     kernel = model.get_layer("a").kernel
     kernel.assign(np.nextafter(np.asarray(kernel), np.float32(np.inf)))
     assert prints != {graphs.fingerprint(model)}
+
+
+def test_another_backend_is_refused(monkeypatch, lenet):
+    from branchy_tf.predictor import EarlyExitPredictor
+
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(BranchyError, match="Keras runs on jax; routing and exporting"):
+        EarlyExitPredictor(lenet, [0.1])

@@ -32,7 +32,7 @@ COMMANDS = {
 # From the top down; what stands on one line may import each other.
 LAYERS = [
     {"errors"},
-    {"files", "results", "inputs"},
+    {"files", "flagfiles", "startup", "results", "inputs"},
     {"confidence", "thresholds", "graphs", "keras_files"},
     {"exits"},
     {"zoo", "data"},
@@ -47,6 +47,7 @@ LAYERS = [
     {"tuning", "benchmarking"},
     {"command_line"},
     COMMANDS,
+    {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from branchy_tf import exits
+from branchy_tf import exits, graphs
 from branchy_tf.confidence import check_criterion
 from branchy_tf.errors import BranchyError
 from branchy_tf.saved_model import freezing, routing
@@ -58,6 +58,7 @@ class EarlyExitModule(tf.Module):
         temperatures: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
+        graphs.check_backend()
         tensors = exits.exit_tensors(model)
         exits.check_logits(tensors)
         self.exit_names = list(tensors)

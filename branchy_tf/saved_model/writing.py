@@ -90,6 +90,7 @@ def export(
     export(model, "exports", "branchy_lenet", thresholds=[0.025])
     ```
     """
+    folder = files.folder(export_dir) / model_name
     if not _NAME.match(model_name):
         raise BranchyError(
             f"`model_name` must be letters, digits, '.', '_' and '-', and begin with a "
@@ -111,7 +112,6 @@ def export(
     for function in module.functions.values():
         # What cannot be traced is found before a file is touched.
         function.get_concrete_function()
-    folder = files.absolute(export_dir) / model_name
     beside = None
     try:
         folder.mkdir(parents=True, exist_ok=True)

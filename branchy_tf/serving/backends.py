@@ -128,7 +128,17 @@ def _name(options: ServerOptions) -> list[str]:
     if options.model_config_file:
         return []
     (model,) = options.models().model_config_list.config
-    return [f"--env=MODEL_NAME={model.name}"]
+    name = f"--env=MODEL_NAME={model.name}"
+    if not files.is_url(model.base_path):
+        return [name]
+    # The image appends the model's name to its base path.
+    base, _, last = model.base_path.rstrip("/").rpartition("/")
+    if last != model.name:
+        raise BranchyError(
+            f"--model_base_path={model.base_path}: the container serves a URL under its "
+            f"last name alone. Pass --model_name={last}, or a --model_config_file."
+        )
+    return [name, f"--env=MODEL_BASE_PATH={base}"]
 
 
 def _flags(options: ServerOptions, place: Callable[[files.Path], object]) -> list[str]:
@@ -164,6 +174,8 @@ def _mounts(options: ServerOptions) -> dict[pathlib.Path, str]:
     for model in models:
         # A config file names folders, and may be read again: they lie in the
         # container where they lie here.
+        if files.is_url(model.base_path):
+            continue  # the server reads it from there
         inside = model.base_path if options.model_config_file else f"/models/{model.name}"
         mounts[pathlib.Path(model.base_path)] = inside
     return mounts

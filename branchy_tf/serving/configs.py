@@ -103,7 +103,7 @@ def read(path: files.Path, kind: str) -> Any:
     configs.read("batching.config", "BatchingParameters").max_batch_size.value
     ```
     """
-    path = pathlib.Path(path).expanduser()
+    path = files.path(path)
     message = message_class(kind)()
     with files.reading(path, f"a {kind}", "Write it as a text proto."):
         text_format.Parse(path.read_text(encoding="utf-8"), message)
@@ -134,7 +134,8 @@ def check_models(config: Any) -> None:
                 f"Model {model.name} has model_platform {model.model_platform!r}; "
                 'expected model_platform: "tensorflow".'
             )
-        if not pathlib.PurePosixPath(model.base_path).is_absolute():
+        there = model.base_path
+        if not (files.is_url(there) or pathlib.PurePosixPath(there).is_absolute()):
             raise BranchyError(
                 f"Expected model {model.name} to have an absolute path; got base_path "
                 f"{model.base_path!r}."

@@ -69,7 +69,7 @@ def read(
         with files.reading(path, "an image", _EXPECTED), warnings.catch_warnings():
             # Pillow warns of what is refused here, or read all the same.
             warnings.simplefilter("ignore")
-            picture, changes = _open(pathlib.Path(path))
+            picture, changes = _open(files.path(path))
             picture = _fit(picture, mode, (width, height), changes)
         if changes:
             notes.append(f"{path}: {', '.join(changes)}.")

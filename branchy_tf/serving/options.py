@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 import socket
 from typing import Any
 
@@ -75,10 +74,12 @@ class ServerOptions:
         if self.model_config_file:
             return configs.read(self.model_config_file, "ModelServerConfig")
         config = configs.message_class("ModelServerConfig")()
-        folder = files.absolute(self.model_base_path or "")
+        base = self.model_base_path or ""
+        # TF Serving reads s3:// and gs:// itself.
+        folder = os.fspath(base if files.is_url(base) else files.absolute(base))
         config.model_config_list.config.add(
-            name=self.model_name or os.path.basename(folder),
-            base_path=str(folder),
+            name=self.model_name or os.path.basename(folder.rstrip("/")),
+            base_path=folder,
             model_platform="tensorflow",
         )
         return config
@@ -161,7 +162,19 @@ class ServerOptions:
 
 
 def _check_folder(model: Any) -> None:
-    folder = pathlib.Path(model.base_path)
+    if files.is_url(model.base_path):
+        return
+    folder = files.path(model.base_path)
+    if (folder / "saved_model.pb").is_file():
+        raise BranchyError(
+            f"{folder} is itself a version; expected the folder that holds a model's "
+            f"versions. Pass its parent: {folder.parent}."
+        )
+    if folder.exists() and not folder.is_dir():
+        raise BranchyError(
+            f"{folder} is a file; expected the folder that holds the versions of model "
+            f"{model.name}: <export_dir>/<model_name>."
+        )
     if not folder.is_dir():
         raise BranchyError(
             f"There is no folder {folder} for model {model.name}. Pass the folder that "

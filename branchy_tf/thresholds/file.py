@@ -62,7 +62,7 @@ class Calibration:
         Raises:
             BranchyError: no file, an incomplete one, or one of another model.
         """
-        path = pathlib.Path(path)
+        path = files.path(path)
         if not path.is_file():
             raise BranchyError(
                 f"There are no thresholds: {path} is missing. Run python -m "

@@ -6,7 +6,7 @@ import pathlib
 
 import keras
 
-from branchy_tf import files
+from branchy_tf import files, flagfiles
 from branchy_tf.errors import BranchyError
 from branchy_tf.keras_files import load_keras_file
 
@@ -19,7 +19,7 @@ class RunFolder:
     """
 
     def __init__(self, path: files.Path) -> None:
-        self.path = files.absolute(path)
+        self.path = files.folder(path)
         self.model = self.path / "model.keras"
         self.baseline = self.path / "baseline.keras"
         self.history = self.path / "history.csv"
@@ -73,10 +73,7 @@ class RunFolder:
             )
         mend = "Train into another --run_dir, or pass the flags themselves."
         with files.reading(self.flags, "the flags of a training", mend):
-            text = self.flags.read_text(encoding="utf-8")
-            if "\0" in text:
-                raise ValueError("it holds zero bytes")
-        return parse_flags(text)
+            return parse_flags("\n".join(flagfiles.read(self.flags)))
 
 
 def parse_flags(text: str) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 import shutil
 
 import keras
@@ -110,7 +109,7 @@ def read_baseline(model: keras.Model, path: files.Path) -> Baseline:
 
 
 def _load(path: files.Path) -> keras.Model:
-    path = pathlib.Path(path)
+    path = files.path(path)
     if not path.is_file():
         raise BranchyError(f"There is no file {path} to take weights from.")
     return load_keras_file(path)

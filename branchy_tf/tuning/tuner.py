@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import pathlib
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -78,7 +77,7 @@ class ThresholdTuner:
         # Guards the above; never held while a server is asked or a file written.
         self._lock = threading.Lock()
         self._writing = threading.Lock()
-        self._file = None if state_file is None else pathlib.Path(state_file)
+        self._file = None if state_file is None else files.path(state_file)
         if self._file is not None and self._file.exists():
             self._version = state.read(self._file, self._policy)
             logging.info("Goes on from %s: %s.", self._file, self._policy.status())

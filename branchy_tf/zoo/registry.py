@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import functools
 import inspect
 import numbers
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -24,9 +26,36 @@ _BUILDERS: dict[str, Builder] = {}
 
 
 def register(builder: Builder) -> Builder:
-    """Enters a builder under its function name."""
-    _BUILDERS[builder.__name__] = builder
-    return builder
+    """Enters a builder under its function name.
+
+    With a tag it builds in float32, whatever Keras is set to, if variables would be of
+    another dtype: rounded weights would not give the tag's answers, nor fit its
+    thresholds. Mixed precision keeps float32 variables, and is left as it is.
+    """
+
+    @functools.wraps(builder)
+    def built(*args: Any, **kwargs: Any) -> keras.Model:
+        given = inspect.signature(builder).bind(*args, **kwargs).arguments.get("weights")
+        if isinstance(given, str) and given in packaged.every(builder.__name__):
+            with _float32_variables():
+                return builder(*args, **kwargs)
+        return builder(*args, **kwargs)
+
+    _BUILDERS[builder.__name__] = built
+    return built
+
+
+@contextlib.contextmanager
+def _float32_variables() -> Iterator[None]:
+    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
+    keras.config.set_floatx("float32")
+    if policy.variable_dtype != "float32":
+        keras.config.set_dtype_policy("float32")
+    try:
+        yield
+    finally:
+        keras.config.set_floatx(floatx)
+        keras.config.set_dtype_policy(policy)
 
 
 def list_models() -> list[str]:
@@ -207,7 +236,7 @@ def load_weights(model: keras.Model, family: str, weights: str | None) -> keras.
         tags[weights].check()
         path = tags[weights].weights
     else:
-        path = pathlib.Path(weights)
+        path = files.path(weights)
     if not path.name.endswith((".keras", ".weights.h5")):
         raise BranchyError(
             f"Unknown weights {weights!r} for {family}. Expected "

@@ -109,3 +109,28 @@ def test_what_is_not_said_is_left_to_the_server(tmp_path):
 def test_refuses_what_tf_serving_has_not(tmp_path, backend, option, expected):
     with pytest.raises(BranchyError, match=expected):
         backends.command(backend, ServerOptions(tmp_path, **option))
+
+
+def test_tf_serving_gets_urls_as_they_are():
+    options = ServerOptions("s3://bucket/models/net", "other")
+    options.check()
+    assert "--model_base_path=s3://bucket/models/net" in backends.command(
+        TF_SERVING, options
+    )
+
+
+def test_the_container_gets_urls_without_a_mount(tmp_path):
+    command = backends.command(DOCKER, ServerOptions("gs://bucket/models/net"))
+    assert "--env=MODEL_NAME=net" in command
+    assert "--env=MODEL_BASE_PATH=gs://bucket/models" in command
+    assert not [part for part in command if part.startswith("--volume")]
+    with pytest.raises(BranchyError, match="Pass --model_name=net"):
+        backends.command(DOCKER, ServerOptions("gs://bucket/models/net", "other"))
+    config = tmp_path / "models.config"
+    config.write_text(MODELS.replace("/srv/a", "s3://bucket/a"))
+    volumes = [
+        part
+        for part in backends.command(DOCKER, ServerOptions(model_config_file=config))
+        if part.startswith("--volume")
+    ]
+    assert len(volumes) == 2  # the file, and the folder of b

@@ -103,3 +103,23 @@ def test_a_port_in_use_is_refused(folder, flag):
         ports = {"port": servers.free_port(), flag: port}
         with pytest.raises(BranchyError, match=f"port {port}: .*another --{flag}"):
             ServerOptions(folder, **ports).check()
+
+
+def test_a_version_is_no_base_path(folder):
+    (folder / "1" / "saved_model.pb").touch()
+    with pytest.raises(BranchyError, match="itself a version") as caught:
+        ServerOptions(folder / "1", "lenet", port=0).check()
+    assert str(caught.value).endswith(f"Pass its parent: {folder}.")
+
+
+def test_a_file_is_no_base_path(tmp_path):
+    (tmp_path / "net").touch()
+    with pytest.raises(BranchyError, match="net is a file; expected the folder"):
+        ServerOptions(tmp_path / "net", port=0).check()
+
+
+def test_the_embedded_server_reads_no_urls():
+    from branchy_tf.serving.embedded import EmbeddedServer
+
+    with pytest.raises(BranchyError, match="s3://bucket/net is a URL"):
+        EmbeddedServer("s3://bucket/net", port=0)

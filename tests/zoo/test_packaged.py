@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import keras
 import numpy as np
 import pytest
 
@@ -93,3 +94,22 @@ def test_every_packaged_file_is_whole_and_small():
             found.check()
             total += found.weights.stat().st_size + found.thresholds.stat().st_size
     assert total < 40e6
+
+
+@pytest.mark.parametrize("floatx", ["float64", "float16"])
+def test_a_tag_gives_its_answers_whatever_keras_is_set_to(floatx):
+    usual = graphs.fingerprint(zoo.build("branchy_lenet", weights="mnist"))
+    old = keras.config.floatx()
+    keras.config.set_floatx(floatx)
+    keras.config.set_dtype_policy(floatx)
+    try:
+        built = zoo.build("branchy_lenet", weights="mnist")
+        assert keras.config.floatx() == floatx
+        assert keras.config.dtype_policy().name == floatx
+        own = zoo.build("branchy_lenet")
+    finally:
+        keras.config.set_floatx(old)
+        keras.config.set_dtype_policy(old)
+    assert graphs.fingerprint(built) == usual
+    # Without a tag the setting is the user's.
+    assert own.weights[0].dtype == floatx

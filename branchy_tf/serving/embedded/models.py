@@ -11,6 +11,7 @@ from typing import Any
 
 from absl import logging
 
+from branchy_tf import files
 from branchy_tf.errors import BranchyError
 from branchy_tf.saved_model.session import SessionModel
 from branchy_tf.serving import configs
@@ -167,7 +168,7 @@ class Models:
             self._check_labels(wanted)
             served, old = {}, self._served
             for name, model in wanted.items():
-                path = pathlib.Path(model.base_path)
+                path = files.path(model.base_path)
                 known = old.get(name)
                 if known is not None and known.versions.base_path == path:
                     versions = known.versions

@@ -72,6 +72,8 @@ class EmbeddedServer:
 
     def _set_up(self, options: ServerOptions) -> None:
         options.check()
+        for model in options.models().model_config_list.config:
+            files.path(model.base_path)  # TF Serving alone reads URLs
         admission = _admission(options)
         threads = admission.places + SPARE_THREADS
         self._server = grpc.server(

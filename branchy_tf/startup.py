@@ -1,0 +1,137 @@
+"""How a command starts: quietly, and under the name it was typed with."""
+
+from __future__ import annotations
+
+import ast
+import atexit
+import contextlib
+import os
+import pathlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from types import TracebackType
+from typing import IO, Any
+
+# TensorFlow's notes on CPU and drivers are no news to a user; what goes wrong comes
+# as an exception all the same.
+QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "GRPC_VERBOSITY": "NONE"}
+QUIET = {name: value for name, value in QUIET.items() if name not in os.environ}
+
+# How commands are written in help texts, and how this process's user writes them.
+_WRITTEN = "python -m branchy_tf."
+_typed = _WRITTEN
+
+
+class _Hush:
+    """Holds back what is written to the file descriptor of stderr.
+
+    TensorFlow writes some lines before it reads TF_CPP_MIN_LOG_LEVEL, from C++, past
+    sys.stderr.
+    """
+
+    def __init__(self) -> None:
+        self._held: IO[bytes] | None = None
+        self._stderr = -1
+
+    def begin(self) -> None:
+        os.environ.update(QUIET)
+        # Who sets a log level wants to see it all.
+        if self._held is not None or "TF_CPP_MIN_LOG_LEVEL" not in QUIET:
+            return
+        with contextlib.suppress(OSError):  # no place for the file, or no stderr
+            held = tempfile.TemporaryFile()  # noqa: SIM115
+            try:
+                self._stderr = os.dup(2)
+            except OSError:
+                held.close()
+                return
+            _flush()
+            os.dup2(held.fileno(), 2)
+            self._held = held
+
+    def end(self, show: bool) -> None:
+        """Lets stderr through again; `show`: with what was held back."""
+        if self._held is None:
+            return
+        _flush()
+        os.dup2(self._stderr, 2)
+        os.close(self._stderr)
+        held, self._held = self._held, None
+        with held:
+            held.seek(0)
+            if show:
+                with contextlib.suppress(OSError):
+                    os.write(2, held.read())
+
+
+_hush = _Hush()
+
+
+def begin() -> None:
+    """Holds stderr back until `ready`; a process that ends before shows it all."""
+    atexit.register(_hush.end, show=True)
+    sys.excepthook = _import_failed
+    _hush.begin()
+
+
+def ready() -> None:
+    """The imports went well: what they had to say is dropped."""
+    sys.excepthook = sys.__excepthook__
+    _hush.end(show=False)
+
+
+def _import_failed(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    # The user chose it, in KERAS_BACKEND or keras.json; the rest would be our mistake.
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing not in ("jax", "torch", "openvino"):
+        sys.__excepthook__(kind, error, trace)
+        return
+    _hush.end(show=False)
+    print(
+        f"error: Keras is set to the backend {missing} (KERAS_BACKEND or keras.json), "
+        "which is not installed. Install it, or set KERAS_BACKEND=tensorflow.",
+        file=sys.stderr,
+    )
+
+
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """For an import of TensorFlow later on; on an exception, what it said is shown."""
+    _hush.begin()
+    try:
+        yield
+    except BaseException:
+        _hush.end(show=True)
+        raise
+    _hush.end(show=False)
+
+
+def typed_as(prefix: str) -> None:
+    """Sets what stands before a command's name, e.g. "branchy_tf "."""
+    global _typed
+    _typed = prefix
+
+
+def as_typed(text: str) -> str:
+    """A text whose commands are called as the user calls them."""
+    return text.replace(_WRITTEN, _typed)
+
+
+def docstring(path: str | os.PathLike) -> str:
+    """The docstring of a source file, which python -OO drops from the module."""
+    source = pathlib.Path(path).read_text(encoding="utf-8")
+    return ast.get_docstring(ast.parse(source)) or ""
+
+
+def never_fail(stream: Any) -> None:
+    """Makes what a console's encoding lacks an escape, not an exception."""
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")
+
+
+def _flush() -> None:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.flush()
