@@ -1,7 +1,9 @@
 """Sends malformed requests; each is answered rightly or refused with a clear status.
 
 Random bytes in every field, flipped and cut messages, wrong dtypes, shapes, lengths,
-names, versions and thresholds, over a channel that checks nothing. Exact command:
+names, versions and thresholds, small messages that stand for gigabytes, over a channel
+that checks nothing. The server's memory must not grow from one half to the next. Exact
+command:
 
   python tests/load/malformed.py --requests=10000
 """
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import math
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -21,6 +24,10 @@ import servers
 
 from branchy_tf.benchmarking import load
 from branchy_tf.errors import ServerError
+
+# MB that a server's memory may grow by, as pools do; one of the large requests takes
+# more than that.
+GROWTH = 60
 
 
 class Stranger:
@@ -91,19 +98,36 @@ def run(
     ):
         traffic = pair.traffic(client)
         load.closed_loop(traffic, callers, 10, requests=50)
-        before = lab.memory(server)
-        outcome = load.closed_loop(ask, callers, 20, requests=requests)
+        # The first half fills caches and the allocator's pools.
+        half = requests // 2
+        load.closed_loop(ask, callers, 20, requests=half)
+        before = lab.memory(server) if server.alive else math.nan
+        rest = load.closed_loop(
+            lambda number, timeout: ask(half + number, timeout),
+            callers,
+            20,
+            requests=requests - half,
+        )
         alive = server.alive
-        after = lab.memory(server) if alive else float("nan")
+        after = lab.memory(server) if alive else math.nan
         still = load.closed_loop(traffic, callers, 10, requests=50)
     answers = dict(sorted(ask.answers.items()))
     found = lab.Findings(
-        f"{len(outcome.samples)} malformed requests: {answers}, "
-        f"{len(ask.problems)} met wrongly; {before:.0f} MB before, {after:.0f} MB after.",
-        {"requests": len(outcome.samples), "answers": answers, "alive": alive},
+        f"{half + len(rest.samples)} malformed requests: {answers}, "
+        f"{len(ask.problems)} met wrongly; {before:.0f} MB after half of them, "
+        f"{after:.0f} MB after all.",
+        {
+            "requests": half + len(rest.samples),
+            "answers": answers,
+            "alive": alive,
+            "grown": after - before,
+        },
         list(ask.problems[:20]),
     )
     found.require(alive, "the server has died")
+    found.require(
+        not after - before > GROWTH, f"memory has grown by {after - before:.0f} MB"
+    )
     found.require(
         not still.wrong and not still.errors,
         f"afterwards {still.wrong} right requests were answered wrongly, and failed: "

@@ -11,15 +11,23 @@ import servers
 import tensorflow as tf
 from google.protobuf import message
 from tensorflow_serving.apis import (
+    classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
     predict_pb2,
+    regression_pb2,
 )
 
 from branchy_tf.serving import wire
 
 Random = np.random.Generator
+_SERVICE = "/tensorflow.serving.PredictionService/"
+_EXAMPLES = {
+    _SERVICE + "Classify": classification_pb2.ClassificationRequest,
+    _SERVICE + "Regress": regression_pb2.RegressionRequest,
+}
 _CLASSES = {
+    **_EXAMPLES,
     wire.PREDICT: predict_pb2.PredictRequest,
     wire.GET_MODEL_METADATA: get_model_metadata_pb2.GetModelMetadataRequest,
     wire.GET_MODEL_STATUS: get_model_status_pb2.GetModelStatusRequest,
@@ -28,6 +36,8 @@ _SIGNATURES = ("early_exit", "serving_default", "all_exits")
 # Small, or far beyond what anything holds: a server must see that before it takes
 # memory for it, and one that does not must not end this machine.
 _SIZES = (-(2**63), -28, -1, 0, 1, 2, 7, 2**33, 2**62)
+# Rows that one value stands for: what a server may answer, and 3 GB and more if it does.
+_FILLED = (2, 30, 600, 80_000, 400_000, 1_369_568, 2**36)
 # Where they are DataTypes, known ones and others.
 _WHOLE = (-(2**31), -1, 0, 1, 3, 4, 7, 14, 20, 21, 104, 2**31 - 1)
 _NUMBERS = (np.nan, -np.inf, np.inf, -1.0, -0.0, 0.0, 1e-45, 0.3, 3e38)
@@ -275,14 +285,79 @@ def _filter(request: Any, random: Random) -> Any:
 
 def _elsewhere(request: Any, random: Random) -> Mangled:
     """To the other methods, and to those that there are not."""
-    service = "/tensorflow.serving.PredictionService/"
-    ways = [wire.GET_MODEL_METADATA, wire.GET_MODEL_STATUS, service + "Classify"]
-    method = str(random.choice([*ways, service + "Nothing", "/nowhere/Predict"]))
+    ways = [wire.GET_MODEL_METADATA, wire.GET_MODEL_STATUS, *_EXAMPLES]
+    method = str(random.choice([*ways, _SERVICE + "Nothing", "/nowhere/Predict"]))
     content = random.bytes(int(random.integers(0, 200)))
     if random.random() < 0.7:
         spec = request.model_spec.SerializeToString()
         content = bytes([10, len(spec)]) + _flipped(request.model_spec, random)
     return Mangled("", content, method)
+
+
+def _filled(request: Any, random: Random) -> Any:
+    """A shape of many rows, and a value or a few for all of them."""
+    tensor = request.inputs[str(random.choice(list(request.inputs)))]
+    tensor.tensor_shape.dim[0].size = int(random.choice(_FILLED))
+    tensor.ClearField("tensor_content")
+    tensor.ClearField("float_val")
+    values = [1] * int(random.integers(0, 3))
+    (tensor.int_val if tensor.dtype == 4 else tensor.float_val).extend(values)
+    return request
+
+
+def _handles(request: Any, random: Random) -> Any:
+    """Types that are no numbers, with values of their own or without."""
+    tensor = request.inputs[str(random.choice(list(request.inputs)))]
+    tensor.dtype = int(random.choice([tf.resource, tf.variant]).as_datatype_enum)
+    if random.random() < 0.7:
+        tensor.ClearField("tensor_content")
+    if random.random() < 0.5:
+        tensor.resource_handle_val.add(device="/cpu:0", name=_text(random))
+        tensor.variant_val.add(type_name=_text(random), metadata=random.bytes(9))
+    return request
+
+
+def _odd_values(request: Any, random: Random) -> Any:
+    """Values that wrap, too many or too few: answered as the engine reads them."""
+    name = str(random.choice(list(request.inputs)))
+    tensor = request.inputs[name]
+    values = tf.make_ndarray(tensor).ravel()
+    tensor.ClearField("tensor_content")
+    tensor.ClearField("float_val")
+    if name == "images":
+        turns = random.integers(-3, 4, len(values))
+        written = (values.astype(np.int64) + 256 * turns).tolist()
+    else:
+        written = values.tolist()
+    way = int(random.integers(3))
+    if way == 0:
+        written += written[: int(random.integers(1, 900))]
+    elif way == 1:
+        written = written[: int(random.integers(0, len(written)))]
+    (tensor.int_val if name == "images" else tensor.float_val).extend(written)
+    tensor.tensor_shape.unknown_rank = bool(random.integers(2))
+    return request
+
+
+def _no_rows(request: Any, random: Random) -> Any:
+    """No rows, and content all the same."""
+    if request.model_spec.signature_name == "early_exit":
+        # Left out, they are those of one row, which a batching server would not merge.
+        limits = np.zeros((1, 1), np.float32)
+        request.inputs["thresholds"].CopyFrom(tf.make_tensor_proto(limits))
+    for tensor in request.inputs.values():
+        tensor.tensor_shape.dim[0].size = 0
+        tensor.tensor_content = random.bytes(int(random.integers(1, 900)))
+    return request
+
+
+def _examples(request: Any, random: Random) -> Mangled:
+    """Well-formed calls of methods that no signature fits."""
+    method = str(random.choice(list(_EXAMPLES)))
+    made = _EXAMPLES[method](model_spec=request.model_spec)
+    example = made.input.example_list.examples.add()
+    example.features.feature["images"].float_list.value.append(random.random())
+    return Mangled("", made.SerializeToString(), method)
 
 
 _KINDS: dict[str, Callable[[Any, Random], Any]] = {
@@ -303,4 +378,9 @@ _KINDS: dict[str, Callable[[Any, Random], Any]] = {
     "thresholds' shape": _threshold_shapes,
     "output filter": _filter,
     "other methods": _elsewhere,
+    "filled": _filled,
+    "handles": _handles,
+    "odd values": _odd_values,
+    "no rows": _no_rows,
+    "examples": _examples,
 }

@@ -58,7 +58,7 @@ def test_a_kill_fails_clearly_and_is_soon_over(pair, tmp_path):
 
 
 def test_malformed_requests_are_met_rightly(pair, tmp_path):
-    found = malformed.run(pair, tmp_path, requests=850)
+    found = malformed.run(pair, tmp_path, requests=40 * len(mangling._KINDS))
     assert_found(found)
     # The kinds are what they are meant to be: some right, most refused.
     assert found.figures["answers"]["OK"] > 100
@@ -134,7 +134,7 @@ def test_a_server_that_answers_wrongly_is_noticed(pair, tmp_path):
         lab.serving(base, tmp_path / "log") as server,
         malformed.stranger(server, pair) as ask,
     ):
-        outcome = load.closed_loop(ask, 1, 10, requests=17)
+        outcome = load.closed_loop(ask, 1, 10, requests=len(mangling._KINDS))
     assert outcome.wrong >= 3
     assert any("as it should be" in text for text in ask.problems)
 

@@ -11,7 +11,22 @@ import servers
 
 import branchy_tf
 from branchy_tf import thresholds
-from branchy_tf.serving import EarlyExitClient
+from branchy_tf.serving import EarlyExitClient, backends
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "embedded_only(why): skipped where --server_backend names another server",
+    )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    backend = item.config.getoption("server_backend")
+    marker = item.get_closest_marker("embedded_only")
+    if marker is not None and backend != backends.EMBEDDED:
+        (why,) = marker.args
+        pytest.skip(f"not for {backend}: {why}")
 
 
 @pytest.fixture(scope="session")

@@ -29,10 +29,8 @@ TF_SERVING = {
         {"model_name", "API", "runtime"},
     ),
     ":tensorflow:serving:model_warmup_latency": ("histogram", {"model_path", "status"}),
-    ":tensorflow:serving:batching_session:queuing_latency": (
-        "histogram",
-        {"thread_pool_name"},
-    ),
+    # Declared with thread_pool_name, which is always empty: nothing may select by it.
+    ":tensorflow:serving:batching_session:queuing_latency": ("histogram", set()),
     ":tensorflow:serving:batching_session:wrapped_run_count": ("counter", set()),
     ":tensorflow:cc:saved_model:load_attempt_count": (
         "counter",

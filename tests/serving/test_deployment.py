@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import ast
 import fnmatch
 import inspect
 import json
+import os
 import re
+import subprocess
+import textwrap
 
 import deployment
 import pytest
@@ -12,7 +16,7 @@ from deployment import CONFIG_FOLDER, KNOWN_FLAGS, SERVING
 
 from branchy_tf import saved_model
 from branchy_tf.saved_model import warmup
-from branchy_tf.serving import EarlyExitClient, configs
+from branchy_tf.serving import EarlyExitClient, Tls, configs
 
 WHERE = sorted(deployment.command_lines())
 # Whose ports and paths are ours; KServe's runtime has its own.
@@ -332,7 +336,12 @@ def test_nobody_connects_who_is_not_named():
         for peer in rule["from"]:
             (selector,) = peer.values()
             assert selector["matchLabels"]
-    for name, service in deployment.compose()["services"].items():
+    services = deployment.compose()["services"]
+    # It asks who they are, and is started only by those who want it.
+    front = services.pop("front")
+    assert front["ports"] == ["8443:8443"]
+    assert front["profiles"] == ["front"]
+    for name, service in services.items():
         assert all(port.startswith("127.0.0.1:") for port in service["ports"]), name
 
 
@@ -364,13 +373,128 @@ def test_a_rollout_loses_no_answer():
     assert grace >= int(seconds) + timeout
 
 
+# The front
+
+
+@pytest.fixture(scope="module")
+def front():
+    """`{kind: object}` of front/kubernetes.yaml."""
+    found = deployment.load("front/kubernetes.yaml")
+    objects = {each["kind"]: each for each in found}
+    assert len(objects) == len(found)
+    return objects
+
+
+def front_settings(name):
+    """The values of a directive in front/nginx.conf."""
+    text = (SERVING / "front/nginx.conf").read_text(encoding="utf-8")
+    return re.findall(rf"^ *{name} ([^;{{]+);$", text, flags=re.MULTILINE)
+
+
+def test_the_front_is_started_alike_everywhere(front):
+    service = deployment.compose()["services"]["front"]
+    (container,) = front["Deployment"]["spec"]["template"]["spec"]["containers"]
+    assert service["image"] == container["image"]
+    assert service["entrypoint"] == container["command"] == ["nginx"]
+    assert service["command"] == container["args"]
+    (volume,) = service["volumes"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert volume["target"] == mounts["front"]
+    assert service["command"][1] == f"{mounts['front']}/nginx.conf"
+    assert (SERVING / volume["source"] / "nginx.conf").is_file()
+    (custom,) = deployment.load("front/kustomization.yaml")
+    assert custom["resources"] == ["kubernetes.yaml"]
+    (generated,) = custom["configMapGenerator"]
+    assert generated["files"] == ["nginx.conf"]
+
+
+def test_the_front_finds_its_certificates(front):
+    pod = front["Deployment"]["spec"]["template"]["spec"]
+    (volume,) = (found for found in pod["volumes"] if found["name"] == "front")
+    config, certificates, tokens = volume["projected"]["sources"]
+    (custom,) = deployment.load("front/kustomization.yaml")
+    assert config["configMap"]["name"] == custom["configMapGenerator"][0]["name"]
+    paths = {item["path"] for item in certificates["secret"]["items"]}
+    assert paths == {
+        path
+        for name in ("ssl_certificate", "ssl_certificate_key", "ssl_client_certificate")
+        for path in front_settings(name)
+    }
+    (included,) = front_settings("include")
+    (item,) = tokens["secret"]["items"]
+    assert fnmatch.fnmatch(item["path"], included)
+    assert tokens["secret"]["optional"]
+
+
+def test_the_front_reaches_the_servers_and_nothing_else(front):
+    (server,) = front_settings("server")
+    name, port = server.split(":")
+    objects = deployment.kubernetes()
+    (served,) = objects["Service", name]["spec"]["ports"]
+    assert served["port"] == int(port)
+    aliases = deployment.compose()["services"]["serving"]["networks"]["default"]
+    assert aliases == {"aliases": [name]}
+    # What the servers' policy lets in, and what the front's lets out.
+    pod = front["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    (peer,) = objects["NetworkPolicy", "branchy-serving"]["spec"]["ingress"][0]["from"]
+    assert peer["podSelector"]["matchLabels"].items() <= pod.items()
+    to_servers, names = front["NetworkPolicy"]["spec"]["egress"]
+    (peer,) = to_servers["to"]
+    labels = deployment.deployment()["spec"]["template"]["metadata"]["labels"]
+    assert peer["podSelector"]["matchLabels"] == labels
+    assert to_servers["ports"] == [{"protocol": "TCP", "port": int(port)}]
+    assert {found["port"] for found in names["ports"]} == {53}
+
+
+def test_the_front_listens_on_one_port(front):
+    (listen,) = front_settings("listen")
+    port = int(listen.split()[0])
+    assert deployment.compose()["services"]["front"]["ports"] == [f"{port}:{port}"]
+    (container,) = front["Deployment"]["spec"]["template"]["spec"]["containers"]
+    (opened,) = container["ports"]
+    assert opened["containerPort"] == port
+    (served,) = front["Service"]["spec"]["ports"]
+    assert served["targetPort"] == opened["name"]
+    (rule,) = front["NetworkPolicy"]["spec"]["ingress"]
+    assert rule == {"ports": [{"protocol": "TCP", "port": port}]}
+    selectors = [
+        front["Deployment"]["spec"]["selector"]["matchLabels"],
+        front["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"],
+        front["Service"]["spec"]["selector"],
+    ]
+    labels = front["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert all(selector.items() <= labels.items() for selector in selectors)
+    assert all(selectors)
+
+
+def test_the_front_runs_without_rights(front):
+    pod = front["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    servers_pod = deployment.deployment()["spec"]["template"]["spec"]
+    assert pod["automountServiceAccountToken"] is False
+    for name, value in servers_pod["securityContext"].items():
+        assert pod["securityContext"][name] == value
+    assert container["securityContext"] == deployment.container()["securityContext"]
+    services = deployment.compose()["services"]
+    for name in ("user", "read_only", "tmpfs", "cap_drop", "security_opt", "restart"):
+        assert services["front"][name] == services["serving"][name]
+
+
+def test_the_front_finishes_what_it_has_begun(front):
+    pod = front["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    command, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert command == "sleep"
+    (longest,) = front_settings("grpc_read_timeout")
+    needed = int(seconds) + int(longest.removesuffix("s"))
+    assert pod["terminationGracePeriodSeconds"] >= needed
+
+
 # The README
 
 
 def test_the_readme_names_every_file(readme):
-    # The first column of its table of files.
-    named = re.findall(r"^\| `([\w./-]+\.\w+|Dockerfile)`", readme, flags=re.MULTILINE)
-    assert set(named) == set(deployment.files()) - {"README.md"}
+    assert set(table(readme, "file")) == set(deployment.files()) - {"README.md"}
 
 
 def test_the_readme_explains_every_flag(readme):
@@ -379,22 +503,60 @@ def test_the_readme_explains_every_flag(readme):
     assert used - explained == set()
     # The rest are of branchy_tf's own commands.
     others = set(re.findall(r"--(\w+_\w+)\b", readme)) - KNOWN_FLAGS
-    assert others == {"run_dir", "export_dir"}
+    assert others == {"run_dir", "export_dir", "max_rows", "max_message_bytes"}
 
 
-def test_the_readme_tells_what_the_export_holds(readme, exports):
-    version = exports / deployment.model().name / "1"
-    for name in ("branchy.json", warmup.FILE_NAME):
-        assert f"assets.extra/{name}" in readme
-        assert (version / "assets.extra" / name).is_file()
+def table(readme, head):
+    """`{first column: the rest}` of a table, without backticks, by its first head."""
+    (body,) = re.findall(
+        rf"^\| {head} \|.*\n\| --- .*\n((?:\|.*\n)+)", readme, flags=re.MULTILINE
+    )
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in body.splitlines()]
+    return {first.replace("`", ""): rest for first, *rest in rows}
+
+
+def test_the_readme_lists_the_exports_signatures(readme):
     signatures = saved_model.EarlyExitModule(small.model(), [0.1]).functions
-    for name in signatures:
-        assert f"`{name}`" in readme
+    assert set(table(readme, "signature")) == set(signatures)
+
+
+def test_files_of_an_export_that_the_readme_names_are_there(readme, exports):
+    version = exports / deployment.model().name / "1"
+    named = set(re.findall(r"`(assets\.extra/[\w.]+)`", readme))
+    assert len(named) == 2
+    for path in named:
+        assert (version / path).is_file()
     # How to find the image for an export.
     described = json.loads((version / "assets.extra/branchy.json").read_text())
-    assert "tensorflow" in described["versions"]
-    assert "versions.tensorflow" in readme
+    (field,) = set(re.findall(r"`versions\.(\w+)`", readme))
+    assert described["versions"][field].startswith("2.")
 
 
-def test_the_readme_says_what_was_not_run(readme):
-    assert "not been run" in readme
+def test_python_in_the_readme_is_valid(readme):
+    blocks = re.findall(r"^ *```python\n(.*?)^ *```$", readme, flags=re.M | re.S)
+    assert len(blocks) >= 4
+    for block in blocks:
+        tree = ast.parse(textwrap.dedent(block))
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            name = ast.unparse(call.func).removeprefix("client.")
+            target = {
+                "EarlyExitClient": EarlyExitClient,
+                "Tls": Tls,
+                "predict": EarlyExitClient.predict,
+            }.get(name)
+            assert target or name == "float", name
+            known = set(inspect.signature(target or float).parameters)
+            assert {keyword.arg for keyword in call.keywords} <= known, block
+
+
+def test_shell_in_the_readme_is_valid(readme):
+    blocks = re.findall(r"^ *```sh\n(.*?)^ *```$", readme, flags=re.M | re.S)
+    assert len(blocks) >= 6
+    for block in blocks:
+        text = textwrap.dedent(block)
+        subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+        for path in re.findall(r"(?:-k|-f) (\S+)", text):
+            inside = path.removeprefix("serving/")
+            assert (SERVING / inside).exists(), path
+        for script in re.findall(r"^\./(\S+)", text, flags=re.M):
+            assert os.access(SERVING / script, os.X_OK), script

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import pathlib
+import re
+import time
 from concurrent import futures
 
 import grpc
@@ -12,9 +15,11 @@ from tensorflow_serving.apis import (
     classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
+    inference_pb2,
     model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
+    regression_pb2,
 )
 
 from branchy_tf.errors import BranchyError
@@ -141,7 +146,7 @@ def test_a_wrong_filter_is_invalid(stub, digits, outputs):
         ({"version_label": "stable"}, "INVALID_ARGUMENT"),
         ({"signature_name": "predict"}, "FAILED_PRECONDITION"),
         # The loader's own; no request may run it.
-        ({"signature_name": "__saved_model_init_op"}, "FAILED_PRECONDITION"),
+        ({"signature_name": "__saved_model_init_op"}, "INVALID_ARGUMENT"),
     ],
 )
 def test_models_and_signatures_that_are_not_served(stub, digits, spec, code):
@@ -206,14 +211,6 @@ def test_inputs_that_do_not_fit_are_invalid(stub, served, inputs):
         {"tensor_content": bytes(783)},
         {"tensor_content": bytes(785)},
         {"tensor_content": bytes(2 * 784)},
-        {"sizes": [0, 28, 28, 1], "tensor_content": bytes(784)},
-        {"int_val": [0] * 785},
-        {"int_val": [300] * 784},
-        {"int_val": [-1] * 784},
-        {"sizes": [2**40, 28, 28, 1], "int_val": [1]},
-        # A gigabyte, in a hundred bytes.
-        {"sizes": [2**30 // 784, 28, 28, 1], "int_val": [1]},
-        {"sizes": [2**30 // 784, 28, 28, 1]},
         {"sizes": [2**40, 28, 28, 1], "tensor_content": bytes(784)},
         # Their product overflows to 0.
         {"sizes": [2**32, 2**32, 1, 1], "int_val": [1]},
@@ -224,8 +221,6 @@ def test_inputs_that_do_not_fit_are_invalid(stub, served, inputs):
         {"dtype": 9999, "tensor_content": bytes(784)},
         {"dtype": 104, "tensor_content": bytes(784)},
         {"dtype": tf.string.as_datatype_enum, "string_val": [b"a"] * 784},
-        {"dtype": tf.resource.as_datatype_enum},
-        {"dtype": tf.variant.as_datatype_enum},
     ],
 )
 def test_malformed_tensors_are_invalid(stub, served, fields):
@@ -234,19 +229,89 @@ def test_malformed_tensors_are_invalid(stub, served, fields):
     assert len(ask(stub, images=IMAGE)["exit"]) == 2
 
 
-def test_values_may_be_written_out_or_left_out(stub, digits):
-    def scores(proto):
-        return ask(stub, outputs=["score"], images=proto)["score"]
+@pytest.mark.embedded_only("TF Serving takes the memory, or aborts (serving/README.md)")
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        # From 60 MB to terabytes, in 70 bytes.
+        {"thresholds": {"dtype": 1, "sizes": [2**36, 1], "float_val": [0.5]}},
+        {"thresholds": {"dtype": 1, "sizes": [2**36, 1]}},
+        {"images": {"sizes": [2**40, 28, 28, 1], "int_val": [1]}},
+        {"images": {"sizes": [400_000, 28, 28, 1], "int_val": [1]}},
+        {"images": {"sizes": [1_369_568, 28, 28, 1], "int_val": [1]}},
+        {"images": {"sizes": [80_000, 28, 28, 1], "int_val": [1]}},
+        {"images": {"sizes": [400_000, 28, 28, 1]}},
+        # As many values as an image has stand for no more than that.
+        {"images": {"sizes": [400_000, 28, 28, 1], "int_val": [1] * 784}},
+        {"images": {"dtype": tf.resource.as_datatype_enum}},
+        {"images": {"dtype": tf.variant.as_datatype_enum}},
+    ],
+)
+def test_small_requests_that_would_cost_much_are_refused_at_once(stub, served, inputs):
+    images = tf.make_tensor_proto(IMAGE)
+    memory, start = peak_memory(served), time.monotonic()
+    sent = {"images": images} | {name: tensor(**f) for name, f in inputs.items()}
+    assert status(ask, stub, **sent) == "INVALID_ARGUMENT"
+    assert time.monotonic() - start < 2
+    assert peak_memory(served) - memory < 50e6
+    assert len(ask(stub, images=IMAGE)["exit"]) == 2
 
-    image = digits[:1]
-    written_out = tensor(int_val=image.ravel().tolist())
-    np.testing.assert_array_equal(
-        scores(written_out), scores(tf.make_tensor_proto(image))
-    )
-    grey = np.full_like(image, 7)
-    np.testing.assert_array_equal(
-        scores(tensor(int_val=[7])), scores(tf.make_tensor_proto(grey))
-    )
+
+def peak_memory(server):
+    """Bytes that a server on this machine has held at most."""
+    text = pathlib.Path(f"/proc/{server.process.pid}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", text)[1]) * 1024
+
+
+GREY = 7 * np.ones((1, 28, 28, 1), np.uint8)
+STEPS = np.minimum(np.arange(784), 255).astype(np.uint8).reshape(1, 28, 28, 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "array"),
+    [
+        ({"int_val": STEPS.ravel().tolist()}, STEPS),
+        # One value stands for all, and none for zeros.
+        ({"int_val": [7]}, GREY),
+        ({}, 0 * GREY),
+        # The last value stands for those that are missing.
+        ({"int_val": list(range(256))}, STEPS),
+        # Those too many are left out.
+        ({"int_val": [7] * 784 + [9]}, GREY),
+        ({"tensor_content": GREY.tobytes(), "int_val": [9]}, GREY),
+        # Numbers wrap.
+        ({"int_val": [256 + 7] * 784}, GREY),
+        ({"int_val": [7 - 256]}, GREY),
+        # The rank is known when there are sizes, and so is how many bytes no rows have.
+        ({"unknown_rank": True, "tensor_content": GREY.tobytes()}, GREY),
+        ({"sizes": [0, 28, 28, 1], "tensor_content": bytes(784)}, GREY[:0]),
+        ({"sizes": [0, 28, 28, 1], "int_val": [1, 2]}, GREY[:0]),
+        # Another type's field says nothing.
+        ({"float_val": [7.0]}, 0 * GREY),
+    ],
+)
+def test_odd_tensors_are_read_as_the_engine_reads_them(stub, fields, array):
+    odd = ask(stub, "all_exits", images=tensor(**fields))
+    plain = ask(stub, "all_exits", images=array)
+    for name in plain:
+        np.testing.assert_allclose(odd[name], plain[name], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("values", "limits"),
+    [
+        ([0.0, np.inf], [0, np.inf, np.inf, np.inf]),
+        ([np.inf], [np.inf] * 4),
+        ([], [0] * 4),
+        ([np.inf, 0.0, np.inf, 0.0, np.inf, np.inf], [np.inf, 0, np.inf, 0]),
+    ],
+)
+def test_thresholds_too_few_or_too_many_are_read_as_the_engine_reads_them(
+    stub, digits, values, limits
+):
+    sent = tensor(dtype=1, sizes=[4, 1], float_val=values)
+    answer = ask(stub, images=digits[:4], thresholds=sent)
+    assert answer["exit"].tolist() == [0 if limit else 1 for limit in limits]
 
 
 @pytest.mark.parametrize("signature", ["early_exit", "serving_default", "all_exits"])
@@ -269,7 +334,9 @@ def test_metadata_tells_the_signatures(stub, calibrated):
     assert response.model_spec.version.value == 1
     found = get_model_metadata_pb2.SignatureDefMap()
     assert response.metadata["signature_def"].Unpack(found)
-    assert set(found.signature_def) == {"early_exit", "serving_default", "all_exits"}
+    # TF Serving lists the loader's own too.
+    names = set(found.signature_def) - {"__saved_model_init_op"}
+    assert names == {"early_exit", "serving_default", "all_exits"}
     signature = found.signature_def["early_exit"]
     default = tf.make_ndarray(signature.defaults["thresholds"])
     np.testing.assert_allclose(default, [calibrated])
@@ -299,17 +366,38 @@ def test_status_tells_what_is_available(models):
     assert status(models.GetModelStatus, request) == "NOT_FOUND"
 
 
-def test_health_is_serving(channel, request):
-    if request.config.getoption("server_backend") != "embedded":
-        pytest.skip("TF Serving's health service is off")
+@pytest.mark.embedded_only("TF Serving's health service is off unless a flag says so")
+def test_health_is_serving(channel):
     health = health_pb2_grpc.HealthStub(channel)
     answer = health.Check(health_pb2.HealthCheckRequest(service=""))
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        ("Classify", classification_pb2.ClassificationRequest),
+        ("Regress", regression_pb2.RegressionRequest),
+    ],
+)
+@pytest.mark.parametrize("signature", ["", "early_exit", "all_exits", "predict"])
+def test_no_signature_takes_tf_examples(stub, method, kind, signature):
+    request = kind()
+    call = getattr(stub, method)
+    assert status(call, request) == "INVALID_ARGUMENT"  # no model_spec
+    request.model_spec.name = MODEL
+    request.model_spec.signature_name = signature
+    features = request.input.example_list.examples.add().features.feature
+    features["x"].float_list.value.append(1.0)
+    assert status(call, request) == "INVALID_ARGUMENT"
+    request.model_spec.name = "vgg"
+    assert status(call, request) == "NOT_FOUND"
+
+
+@pytest.mark.embedded_only("TF Serving has tasks for it, and ours has none")
 def test_other_methods_are_unimplemented(stub):
-    request = classification_pb2.ClassificationRequest()
-    assert status(stub.Classify, request) == "UNIMPLEMENTED"
+    request = inference_pb2.MultiInferenceRequest()
+    assert status(stub.MultiInference, request) == "UNIMPLEMENTED"
 
 
 def test_threads_get_their_own_answers(stub, predictor, digits, halving):

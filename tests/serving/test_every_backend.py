@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pathlib
+import re
+import subprocess
+import sys
 import urllib.request
 from concurrent import futures
 
@@ -79,3 +83,17 @@ def test_rows_labels_and_metrics(running, predictor, digits, halving):
         and 'status="OK"' in line
     ]
     assert counts == [17.0]
+
+
+def test_what_only_the_embedded_server_can_pass_is_skipped_for_others():
+    where = pathlib.Path(__file__).with_name("test_embedded_server.py")
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "pytest", where, "--server_backend=docker", "-q", "-rs",
+            "-k", "small_requests", "-p", "no:cacheprovider",
+        ],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "not for docker: TF Serving takes the memory, or aborts" in done.stdout
+    assert re.search(r"^\d+ skipped, \d+ deselected", done.stdout, flags=re.MULTILINE)

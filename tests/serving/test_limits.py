@@ -170,6 +170,12 @@ def test_messages_have_a_limit(folder):
     ):
         ask = stub(channel).Predict
         assert status(lambda: ask(request(rows=20))) == "RESOURCE_EXHAUSTED"
+        # What counts is what a message unfolds to.
+        squeezed = grpc.Compression.Gzip
+        assert status(lambda: ask(request(rows=20), compression=squeezed)) == (
+            "RESOURCE_EXHAUSTED"
+        )
+        assert len(ask(request(rows=2), compression=squeezed).outputs) == 3
         assert len(ask(request(rows=2)).outputs) == 3
 
 
@@ -279,8 +285,11 @@ def monitored(folder, tmp_path):
         grpc_max_threads=2,
     )
 
-    def read(path="/metrics"):
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as page:
+    def read(path="/metrics", headers=None):
+        wanted = urllib.request.Request(f"http://127.0.0.1:{port}{path}")
+        for name, value in (headers or {}).items():
+            wanted.add_header(name, value)
+        with urllib.request.urlopen(wanted, timeout=10) as page:
             return page.read().decode()
 
     with server:
@@ -328,10 +337,29 @@ def test_metrics_count_what_was_refused_for_lack_of_a_place(monitored, gate):
     assert f'{counts}"OK"}} 4.0' in lines
 
 
-def test_there_is_nothing_else_over_http(monitored):
+@pytest.mark.parametrize("path", ["/v1/models/s", "/", "/metrics/", "/favicon.ico"])
+def test_there_is_nothing_else_over_http(monitored, path):
     _, read = monitored
     with pytest.raises(urllib.error.HTTPError, match="404"):
-        read("/v1/models/s")
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        # Prometheus 2 and 3, a browser, and one that does not say.
+        "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5",
+        "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8,*/*;q=0.1",
+        "text/html",
+        "",
+    ],
+)
+def test_names_keep_their_colons_whoever_asks(monitored, accept):
+    server, read = monitored
+    with connect(server) as channel:
+        stub(channel).Predict(request())
+    lines = read(headers={"Accept": accept}).splitlines()
+    assert ':tensorflow:serving:request_count{model_name="s",status="OK"} 1.0' in lines
 
 
 def test_the_port_of_metrics_is_free_again(monitored):

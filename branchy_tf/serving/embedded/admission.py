@@ -15,7 +15,9 @@ from branchy_tf.serving.embedded.refusals import Refusal
 class Admission:
     """Lets so many requests run and so many wait; more are refused at once.
 
-    More would only wait until their clients have gone.
+    More would only wait until their clients have gone. grpc's own
+    `maximum_concurrent_rpcs` counts calls of every method, so that a server full of
+    predictions would refuse probes too, and nothing would count what it refuses.
 
     Args:
         running: requests at a time.

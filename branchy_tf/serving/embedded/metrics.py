@@ -108,6 +108,8 @@ class MetricsServer:
             timeout = 10  # of a client that says nothing
 
             def do_GET(self) -> None:
+                # prometheus_client's own server would answer every path, REST's too, and
+                # write OpenMetrics to Prometheus, without the colons of these names.
                 known = urllib.parse.urlsplit(self.path).path == path
                 body = (
                     exposition.generate_latest(metrics.registry)

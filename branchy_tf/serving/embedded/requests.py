@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from branchy_tf.errors import BranchyError
 from branchy_tf.serving import wire
 from branchy_tf.serving.embedded.refusals import invalid
 
-# One value may stand for a whole tensor. TF Serving fills any shape; here a message of
-# a hundred bytes must not cost the memory of two gigabytes.
-MOST_FILLED = 2**26
+# Bytes of a tensor whose message spells out fewer values than its shape has: the last
+# one is repeated, or zero. TF Serving fills any shape, so that 70 bytes can cost 16 GB.
+# Here a small message costs no more than the largest that gRPC takes by default.
+MOST_FILLED = 4 * 2**20
+# What an element takes in memory where its type does not say: a string's.
+_ELEMENT = 24
 
 
 def read_inputs(request: Any, signature: Any) -> dict[str, np.ndarray]:
@@ -47,31 +49,35 @@ def read_inputs(request: Any, signature: Any) -> dict[str, np.ndarray]:
 
 
 def _parse(proto: Any, name: str) -> np.ndarray:
+    """The tensor that TF Serving reads; large ones only where their values were sent."""
     sizes = [dim.size for dim in proto.tensor_shape.dim]
-    if proto.tensor_shape.unknown_rank or any(size < 0 for size in sizes):
-        raise invalid(f"tensor parsing error: {name}: the shape is not fully defined")
+    count = math.prod(sizes)
+    dtype = tf.as_dtype(proto.dtype)
+    # The fewest bytes that can spell a value.
+    filled = proto.ByteSize() < count
+    most = MOST_FILLED if filled else wire.MOST_BYTES
+    if count * (dtype.size or _ELEMENT) > most:
+        sent = f" for a message of {proto.ByteSize():,} bytes" if filled else ""
+        raise invalid(f"tensor parsing error: {name}: shape {sizes} is too large{sent}")
+    if _is_plain(proto, dtype, sizes):
+        # How clients write arrays: nothing is copied.
+        return np.frombuffer(proto.tensor_content, dtype.as_numpy_dtype).reshape(sizes)
     try:
-        dtype = wire.dtype_of(proto.dtype)
-    except BranchyError:
-        dtype = None  # such as strings, which lie in another field
-    size = tf.as_dtype(proto.dtype).size if dtype is None else dtype.itemsize
-    wanted = math.prod(sizes) * size
-    # A proto can name a shape far larger than the values it carries.
-    written = bool(proto.tensor_content) or proto.ByteSize() >= math.prod(sizes)
-    if len(sizes) > 254 or wanted > (wire.MOST_BYTES if written else MOST_FILLED):
-        raise invalid(f"tensor parsing error: {name}: shape {sizes} is too large")
-    if proto.tensor_content and len(proto.tensor_content) != wanted:
-        raise invalid(
-            f"tensor parsing error: {name}: {len(proto.tensor_content)} bytes for a "
-            f"tensor of {wanted}"
-        )
-    try:
-        if proto.tensor_content and dtype is not None:
-            # How clients write arrays: nothing is copied.
-            return np.frombuffer(proto.tensor_content, dtype).reshape(sizes)
-        return tf.make_ndarray(proto)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise invalid(f"tensor parsing error: {name}: {error}") from None
+        # What TF Serving calls, in C++: numbers wrap, values too many are left out.
+        return tf.io.parse_tensor(proto.SerializeToString(), dtype).numpy()
+    except (tf.errors.OpError, NotImplementedError) as error:
+        reason = str(error).partition("} ")[2] or str(error)
+        raise invalid(f"tensor parsing error: {name}: {reason[:300]}") from None
+
+
+def _is_plain(proto: Any, dtype: tf.DType, sizes: list[int]) -> bool:
+    """Whether the content is the array's memory, as it is."""
+    return (
+        min(sizes, default=1) > 0
+        and len(sizes) <= 32  # what every NumPy holds
+        and (dtype.is_integer or dtype.is_floating)
+        and len(proto.tensor_content) == math.prod(sizes) * dtype.size
+    )
 
 
 def read_outputs(request: Any, signature: Any) -> list[str]:

@@ -28,9 +28,16 @@ from branchy_tf.serving.embedded.requests import (
     write_output,
 )
 
+# What loading runs. It stands beside the signatures of every export, and TF Serving
+# finds it there.
+_LOADERS_OWN = "__saved_model_init_op"
+
 
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """Predict and GetModelMetadata; the rest is UNIMPLEMENTED.
+    """Predict and GetModelMetadata; the rest is refused.
+
+    Classify and Regress read tf.Examples, which no signature of an early-exit export
+    takes: INVALID_ARGUMENT, as in TF Serving. Other methods are UNIMPLEMENTED.
 
     Args:
         models: who answers.
@@ -65,6 +72,8 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         spec = request.model_spec
         with self._models.use(request) as (number, model):
             signature = spec.signature_name or "serving_default"
+            if signature == _LOADERS_OWN:
+                raise invalid(f"{signature} has no outputs to ask for.")
             if signature not in model.signatures:
                 raise unmet(f'Serving signature key "{signature}" not found.')
             definition = model.signatures[signature]
@@ -80,6 +89,24 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         for output in outputs:
             write_output(response.outputs[output], values[output])
         return response
+
+    @answering
+    def Classify(self, request: Any, _: grpc.ServicerContext) -> Any:
+        self._refuse_examples(request, "classification")
+
+    @answering
+    def Regress(self, request: Any, _: grpc.ServicerContext) -> Any:
+        self._refuse_examples(request, "regression")
+
+    def _refuse_examples(self, request: Any, task: str) -> None:
+        with self._models.use(request) as (_, model):
+            signature = request.model_spec.signature_name or "serving_default"
+            if signature not in model.signatures:
+                raise invalid(f"No signature was found with the name: {signature}")
+            raise invalid(
+                f"{signature} is no {task} signature: it takes "
+                f"{', '.join(sorted(model.signatures[signature].inputs))}. Ask Predict."
+            )
 
     @answering
     def GetModelMetadata(self, request: Any, _: grpc.ServicerContext) -> Any:
