@@ -39,6 +39,7 @@ COMMANDS = {
 # From the top down; what stands on one line may import each other.
 LAYERS = [
     {"errors"},
+    {"checks"},
     {"files", "results", "inputs", "versions"},
     {"images", "confidence", "thresholds", "graphs"},
     {"macs"},
