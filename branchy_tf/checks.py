@@ -32,7 +32,7 @@ def whole_number(
         name: of the argument, for the message.
         value: what was passed.
         at_least: the smallest that is allowed.
-        at_most: the largest.
+        at_most: the largest; default: what 64 bits hold.
 
     Raises:
         BranchyError: not a whole number, or out of range. 2.0 is none either.
@@ -47,7 +47,7 @@ def whole_number(
     if (
         number is None
         or (at_least is not None and number < at_least)
-        or (at_most is not None and number > at_most)
+        or number > (2**63 - 1 if at_most is None else at_most)
     ):
         limits = _limits(at_least=at_least, at_most=at_most)
         raise BranchyError(

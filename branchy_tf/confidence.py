@@ -13,7 +13,7 @@ from typing import Any
 
 from keras import ops
 
-from branchy_tf.errors import BranchyError
+from branchy_tf import checks
 
 
 def entropy(log_probabilities: Any) -> Any:
@@ -52,11 +52,7 @@ def check_criterion(criterion: str) -> str:
     Raises:
         BranchyError: it is not.
     """
-    if criterion not in list(CRITERIA):
-        raise BranchyError(
-            f"Unknown criterion {criterion!r}. Known: {', '.join(CRITERIA)}."
-        )
-    return criterion
+    return checks.one_of("criterion", criterion, CRITERIA)
 
 
 def probabilities_and_scores(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import pathlib
 import zipfile
 import zlib
@@ -17,7 +18,7 @@ import keras
 import numpy as np
 from absl import logging
 
-from branchy_tf import exits
+from branchy_tf import checks, exits, files
 from branchy_tf.errors import BranchyError, first_line
 
 # Number of classes of the data sets known by name.
@@ -84,7 +85,7 @@ class Dataset:
 
 def load(
     name: str,
-    data_dir: str | None = None,
+    data_dir: files.Path | None = None,
     validation_size: int | None = None,
     seed: int = 0,
 ) -> Dataset:
@@ -109,6 +110,10 @@ def load(
     data.load("mnist", "~/datasets").validation.images.shape   # (5000, 28, 28, 1)
     ```
     """
+    name = os.fspath(checks.path("name", name))
+    seed = checks.whole_number("seed", seed, at_least=0)
+    if data_dir is not None:
+        checks.path("data_dir", data_dir)
     if name == "mnist_5k":
         if validation_size is not None:
             raise BranchyError(
@@ -162,11 +167,13 @@ def load(
 def _cut(train: Split, size: int | None, seed: int) -> tuple[Split, Split]:
     if size is None:
         size = min(5000, len(train) // 10)
-    if not 0 < size < len(train):
+    try:
+        size = checks.whole_number("validation_size", size, 1, len(train) - 1)
+    except BranchyError:
         raise BranchyError(
             f"`validation_size` must be between 1 and {len(train) - 1}, one less than "
-            f"the rows of the training split. Received {size}."
-        )
+            f"the rows of the training split. Received {checks.shown(size)}."
+        ) from None
     rows = np.random.default_rng(seed).permutation(len(train))
     # In their old order: the files' rows are shuffled already, and neighbouring
     # reads are faster.
@@ -223,7 +230,7 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
         ) from None
 
 
-def _download(name: str, data_dir: str | None) -> dict[str, np.ndarray]:
+def _download(name: str, data_dir: files.Path | None) -> dict[str, np.ndarray]:
     if data_dir is not None:
         logging.info("No %s.npz in %s; asking keras.datasets.", name, data_dir)
     try:
@@ -341,11 +348,7 @@ def check_fits(model: keras.Model, dataset: Dataset) -> None:
 
 def check_augmentation(name: str) -> str:
     """Returns `name` if it is known; raises `BranchyError` otherwise."""
-    if name not in AUGMENTATIONS:
-        raise BranchyError(
-            f"Unknown augmentation {name!r}. Known: {', '.join(AUGMENTATIONS)}."
-        )
-    return name
+    return checks.one_of("augmentation", name, AUGMENTATIONS)
 
 
 def augment(name: str, images: np.ndarray, random: np.random.Generator) -> np.ndarray:

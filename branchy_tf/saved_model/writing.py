@@ -19,7 +19,7 @@ import tensorflow as tf
 from absl import logging
 
 import branchy_tf
-from branchy_tf import costs, files
+from branchy_tf import checks, costs, exits, files
 from branchy_tf.errors import BranchyError, first_line
 from branchy_tf.saved_model import agreement, freezing, warmup
 from branchy_tf.saved_model.agreement import Agreement
@@ -90,12 +90,17 @@ def export(
     export(model, "exports", "branchy_lenet", thresholds=[0.025])
     ```
     """
-    if not _NAME.match(model_name):
+    checks.path("export_dir", export_dir)
+    max_disagreement = checks.real_number(
+        "max_disagreement", max_disagreement, at_least=0, at_most=1
+    )
+    if not isinstance(model_name, str) or not _NAME.match(model_name):
         raise BranchyError(
             f"`model_name` must be letters, digits, '.', '_' and '-', and begin with a "
-            f"letter or digit. Received {model_name!r}."
+            f"letter or digit. Received {checks.shown(model_name)}."
         )
     check_precision(precision)
+    exits.exit_names(model)
     frozen = freezing.should_freeze(model, freeze)
     settings = (thresholds, criterion, frozen, input_dtype, temperatures)
     module = EarlyExitModule(model, *settings)

@@ -92,7 +92,7 @@ class ServerOptions:
                 value = addresses.check_host(value)
             elif value is not None and field.name == "model_name":
                 value = checks.text(field.name, value)
-            elif value:
+            elif value is not None and not (isinstance(value, str) and value == ""):
                 value = checks.path(field.name, value)
             # Frozen, so this is the way to convert a NumPy number.
             object.__setattr__(self, field.name, value)

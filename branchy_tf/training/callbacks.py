@@ -8,7 +8,7 @@ import shutil
 
 import keras
 
-from branchy_tf import files
+from branchy_tf import checks, files
 
 
 class AtomicBackup(keras.callbacks.BackupAndRestore):
@@ -90,7 +90,7 @@ class HistoryFile(keras.callbacks.Callback):
 
 def read_history(path: files.Path) -> list[dict[str, str]]:
     """The rows of a history.csv, in order; none if there is no file yet."""
-    if not pathlib.Path(path).exists():
+    if not pathlib.Path(checks.path("path", path)).is_file():
         return []
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))

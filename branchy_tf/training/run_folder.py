@@ -7,7 +7,7 @@ import zipfile
 
 import keras
 
-from branchy_tf import files
+from branchy_tf import checks, files
 from branchy_tf.errors import BranchyError, first_line
 
 
@@ -19,7 +19,7 @@ class RunFolder:
     """
 
     def __init__(self, path: files.Path) -> None:
-        self.path = files.absolute(path)
+        self.path = files.absolute(checks.path("path", path))
         self.model = self.path / "model.keras"
         self.baseline = self.path / "baseline.keras"
         self.history = self.path / "history.csv"
