@@ -17,7 +17,7 @@ from typing import Any
 
 from keras import ops
 
-from branchy_tf.errors import BranchyError
+from branchy_tf import checks
 
 # Below the logarithm of every probability that float32 can hold.
 _LOWEST = -1e30
@@ -66,11 +66,7 @@ def check_criterion(criterion: str) -> str:
     Raises:
         BranchyError: it is not.
     """
-    if criterion not in list(CRITERIA):
-        raise BranchyError(
-            f"Unknown criterion {criterion!r}. Known: {', '.join(CRITERIA)}."
-        )
-    return criterion
+    return checks.one_of("criterion", criterion, CRITERIA)
 
 
 def probabilities_and_scores(

@@ -19,7 +19,7 @@ import keras
 import numpy as np
 from absl import logging
 
-from branchy_tf import exits, files
+from branchy_tf import checks, exits, files
 from branchy_tf.errors import BranchyError, first_line, one_line
 
 # Number of classes of the data sets known by name.
@@ -86,7 +86,7 @@ class Dataset:
 
 def load(
     name: str,
-    data_dir: str | None = None,
+    data_dir: files.Path | None = None,
     validation_size: int | None = None,
     seed: int = 0,
 ) -> Dataset:
@@ -111,6 +111,10 @@ def load(
     data.load("mnist", "~/datasets").validation.images.shape   # (5000, 28, 28, 1)
     ```
     """
+    name = os.fspath(checks.path("name", name))
+    seed = checks.whole_number("seed", seed, at_least=0)
+    if data_dir is not None:
+        checks.path("data_dir", data_dir)
     if name == "mnist_5k":
         if validation_size is not None:
             raise BranchyError(
@@ -169,11 +173,13 @@ def _cut(train: Split, size: int | None, seed: int) -> tuple[Split, Split]:
             f"x_train holds {len(train)} image; expected at least 2, one of them for "
             "validation."
         )
-    if not 0 < size < len(train):
+    try:
+        size = checks.whole_number("validation_size", size, 1, len(train) - 1)
+    except BranchyError:
         raise BranchyError(
             f"`validation_size` must be between 1 and {len(train) - 1}, one less than "
-            f"the rows of the training split. Received {size}."
-        )
+            f"the rows of the training split. Received {checks.shown(size)}."
+        ) from None
     rows = np.random.default_rng(seed).permutation(len(train))
     # In their old order: the files' rows are shuffled already, and neighbouring
     # reads are faster.
@@ -276,7 +282,7 @@ def _claimed_bytes(file: IO[bytes]) -> int:
     return 0 if dtype.hasobject else math.prod(shape) * dtype.itemsize
 
 
-def _download(name: str, data_dir: str | None) -> dict[str, np.ndarray]:
+def _download(name: str, data_dir: files.Path | None) -> dict[str, np.ndarray]:
     if data_dir is not None:
         logging.info("No %s.npz in %s; asking keras.datasets.", name, data_dir)
     try:
@@ -405,11 +411,7 @@ def check_fits(model: keras.Model, dataset: Dataset) -> None:
 
 def check_augmentation(name: str) -> str:
     """Returns `name` if it is known; raises `BranchyError` otherwise."""
-    if name not in AUGMENTATIONS:
-        raise BranchyError(
-            f"Unknown augmentation {name!r}. Known: {', '.join(AUGMENTATIONS)}."
-        )
-    return name
+    return checks.one_of("augmentation", name, AUGMENTATIONS)
 
 
 def augment(name: str, images: np.ndarray, random: np.random.Generator) -> np.ndarray:

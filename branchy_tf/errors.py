@@ -9,6 +9,10 @@ class BranchyError(ValueError):
     be caught as a `ValueError`.
     """
 
+    def __init__(self, message: str) -> None:
+        # A name that was given, such as a file's, may hold the end of a line.
+        super().__init__(" ".join(message.splitlines()))
+
 
 class ServerError(RuntimeError):
     """A server did not answer, or refused.
@@ -18,7 +22,7 @@ class ServerError(RuntimeError):
     """
 
     def __init__(self, code: str, message: str) -> None:
-        super().__init__(f"{code}: {message}")
+        super().__init__(f"{code}: {' '.join(message.splitlines())}")
         self.code = code
 
 

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from branchy_tf import inputs
+from branchy_tf import checks, inputs
 from branchy_tf.results import Predictions
 from branchy_tf.saved_model.early_exit import EarlyExitModule
 from branchy_tf.thresholds import check
@@ -138,6 +138,7 @@ def _run(
     batch_size: int,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, np.ndarray]:
+    batch_size = checks.whole_number("batch_size", batch_size, at_least=1)
     parts = []
     # One batch at least: an empty one gives empty results of the right shape.
     for start in range(0, max(rows, 1), batch_size):

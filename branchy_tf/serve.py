@@ -18,7 +18,7 @@ import threading
 from absl import flags, logging
 
 from branchy_tf import command_line, startup
-from branchy_tf.serving import backends
+from branchy_tf.serving import addresses, backends
 from branchy_tf.serving.options import ServerOptions
 
 FLAGS = flags.FLAGS
@@ -102,7 +102,9 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_enum("backend", "auto", backends.BACKENDS, "What serves.")
 flags.DEFINE_string(
-    "host", "127.0.0.1", "Address that the embedded server and the container listen on."
+    "host",
+    "127.0.0.1",
+    "Address that the embedded server and the container listen on; IPv6 too, e.g. ::1.",
 )
 flags.DEFINE_string(
     "docker_image",
@@ -122,11 +124,10 @@ def _serve_embedded(options: ServerOptions) -> None:
     names = [model.name for model in options.models().model_config_list.config]
     with EmbeddedServer.of(options) as server:
         logging.info(
-            "Serving %s on %s:%d (embedded server: for development and tests, not for "
+            "Serving %s on %s (embedded server: for development and tests, not for "
             "production). Stop with Ctrl-C.",
             ", ".join(names) or "no model yet",
-            options.host,
-            server.port,
+            addresses.join(options.host, server.port),
         )
         stop.wait()
         logging.info("Stopping ...")

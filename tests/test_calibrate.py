@@ -82,7 +82,7 @@ def test_keeps_to_milliseconds(copy):
         (["--min_accuracy=0.9", "--max_macs=3e5"], "not both"),
         (["--knee", "--min_accuracy=0.9", "--max_macs=3e5"], "not all"),
         (["--risk=lost", "--max_macs=3e5"], "--risk=lost goes with"),
-        (["--max_macs=0"], "must be positive. Received 0"),
+        (["--max_macs=0"], "must be a number above 0. Received 0"),
         (["--max_latency_ms=1"], "--latency_batch_size go together"),
         (["--exit_rates=0.6,0.3"], "one share for each exit but the last"),
         (["--exit_rates=most"], "expected numbers"),

@@ -32,6 +32,7 @@ COMMANDS = {
 # From the top down; what stands on one line may import each other.
 LAYERS = [
     {"errors"},
+    {"checks"},
     {"files", "flagfiles", "startup", "results", "inputs"},
     {"confidence", "thresholds", "graphs", "keras_files"},
     {"exits"},

@@ -267,7 +267,7 @@ def test_killed_training_goes_on_where_it_was(folder, tmp_path):
         (["--mode=baseline_first", "--baseline=none.keras"], "There is no file "),
         (["--loss_weights=1,0.3,0.3"], "`loss_weights` must have one entry for each"),
         (["--loss_weights=1,x"], "--loss_weights=1,x: expected numbers"),
-        (["--epochs=0"], "`epochs` must be at least 1. Received 0."),
+        (["--epochs=0"], "`epochs` must be a whole number of at least 1. Received 0."),
         (["--mode=both"], "joint|baseline_first"),
         (["--seed=-1"], "seed"),
     ],

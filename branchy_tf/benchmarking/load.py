@@ -21,9 +21,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from branchy_tf.errors import ServerError
+from branchy_tf import checks
+from branchy_tf.errors import BranchyError, ServerError
 from branchy_tf.serving.answers import ExpectedAnswers
 
+# Threads, and requests of an open loop, which is drawn before it begins.
+_MOST_CALLERS, _MOST_ARRIVALS = 10_000, 10_000_000
 OK, WRONG, LATE = "OK", "WRONG", "DEADLINE_EXCEEDED"
 
 # Asks with a request's number and the seconds it has; gives the rows answered.
@@ -123,8 +126,16 @@ class Traffic:
         assert expected is None or thresholds is not None
         self._client = client
         self._images = images
-        self._rows = rows
-        self._thresholds = None if thresholds is None else np.float32(thresholds)
+        self._rows = checks.whole_number("rows", rows, at_least=1)
+        self._thresholds = None
+        if thresholds is not None:
+            self._thresholds = checks.real_array("thresholds", thresholds)
+            if self._thresholds.ndim != 2 or not self._thresholds.size:
+                raise BranchyError(
+                    "`thresholds` must be [K, N-1], K times those of each exit but the "
+                    f"last. Received {checks.shown(thresholds)}."
+                )
+            self._thresholds = self._thresholds.astype(np.float32)
         self._expected = expected
 
     def __call__(self, number: int, timeout: float) -> int:
@@ -177,6 +188,13 @@ def closed_loop(
     Returns:
         The outcome of all requests.
     """
+    callers = checks.whole_number("callers", callers, at_least=1, at_most=_MOST_CALLERS)
+    timeout = checks.real_number("timeout", timeout, above=0)
+    seconds = checks.real_number("seconds", seconds, above=0, infinite=True)
+    if requests is not None:
+        requests = checks.whole_number("requests", requests, at_least=0)
+    elif stop is None and seconds == math.inf:
+        raise BranchyError("Pass `seconds`, `requests` or `stop`, so that it ends.")
     numbers = itertools.count() if requests is None else iter(range(requests))
     stop = stop or threading.Event()
     begin = time.monotonic()
@@ -222,7 +240,11 @@ def open_loop(
     Returns:
         The outcome of all requests.
     """
-    random = np.random.default_rng(seed)
+    callers = checks.whole_number("callers", callers, at_least=1, at_most=_MOST_CALLERS)
+    timeout = checks.real_number("timeout", timeout, above=0)
+    seconds = checks.real_number("seconds", seconds, above=0)
+    rate = checks.real_number("rate", rate, above=0, at_most=_MOST_ARRIVALS / seconds)
+    random = np.random.default_rng(checks.whole_number("seed", seed, at_least=0))
     arrivals = np.sort(random.uniform(0, seconds, random.poisson(rate * seconds)))
     stop = stop or threading.Event()
     begin = time.monotonic()

@@ -8,14 +8,13 @@ A head names its layers after its exit, so any number of them fit in one model.
 from __future__ import annotations
 
 import inspect
-import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from keras import layers
 
-from branchy_tf import graphs
+from branchy_tf import checks, graphs
 from branchy_tf.errors import BranchyError
 
 Head = Callable[[Any, int, str], Any]
@@ -94,7 +93,7 @@ def conv_head(
     if not takes_features(readout):
         raise BranchyError(
             "`readout` must be a callable (features, classes, name) -> logits. Received "
-            f"{readout!r}. For example: pool_head(4)."
+            f"{checks.shown(readout)}. For example: pool_head(4)."
         )
 
     def head(features, classes: int, name: str):
@@ -169,7 +168,7 @@ def takes_features(head: Any) -> bool:
         return False
     try:
         inspect.signature(head).bind("features", "classes", "name")
-    except TypeError:
+    except (TypeError, ValueError):  # other arguments, or a builtin without a signature
         return False
     return True
 
@@ -195,15 +194,15 @@ def _numbers(name: str, given: Any, length: int | None) -> list[int]:
     """A list of `length` positive whole numbers from one or from several."""
     several = isinstance(given, Sequence | np.ndarray) and np.ndim(given) == 1
     values = list(given) if several else [given] * (length or 1)
-    good = all(
-        isinstance(n, numbers.Integral) and not isinstance(n, bool) and int(n) > 0
-        for n in values
-    )
-    if not values or not good or length not in (None, len(values)):
+    try:
+        values = [checks.whole_number(name, n, at_least=1) for n in values]
+    except BranchyError:
+        values = []
+    if not values or length not in (None, len(values)):
         wanted = "positive whole numbers" + (
             "" if length is None else f", {length} of them"
         )
         raise BranchyError(
-            f"`{name}` must be {wanted}, or one for all. Received {given}."
+            f"`{name}` must be {wanted}, or one for all. Received {checks.shown(given)}."
         )
-    return [int(n) for n in values]
+    return values

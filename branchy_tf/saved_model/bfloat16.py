@@ -13,7 +13,7 @@ from typing import Any
 
 import keras
 
-from branchy_tf import exits, graphs
+from branchy_tf import checks, exits, graphs
 from branchy_tf.errors import BranchyError, first_line
 from branchy_tf.saved_model import folding
 
@@ -23,10 +23,7 @@ PRECISIONS = ("float32", BFLOAT16)
 
 def check_precision(precision: str) -> None:
     """Raises `BranchyError` unless it is one of `PRECISIONS`."""
-    if precision not in PRECISIONS:
-        raise BranchyError(
-            f"`precision` must be one of {', '.join(PRECISIONS)}. Received {precision!r}."
-        )
+    checks.one_of("precision", precision, PRECISIONS)
 
 
 def in_bfloat16(model: keras.Model) -> keras.Model:

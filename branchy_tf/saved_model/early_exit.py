@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from branchy_tf import exits, graphs
+from branchy_tf import checks, exits, graphs
 from branchy_tf.confidence import check_criterion
 from branchy_tf.errors import BranchyError
 from branchy_tf.saved_model import freezing, routing
@@ -186,14 +186,17 @@ def _input_specs(model: keras.Model, input_dtype: str | None) -> list[tf.TensorS
             f"{[tuple(tensor.shape) for tensor in tensors]}; expected (None, ...)."
         )
     try:
-        dtypes = [tf.as_dtype(input_dtype or tensor.dtype) for tensor in tensors]
+        dtypes = [
+            tf.as_dtype(tensor.dtype if input_dtype is None else input_dtype)
+            for tensor in tensors
+        ]
         numeric = all(d.is_floating or d.is_integer or d.is_bool for d in dtypes)
-    except TypeError:
+    except Exception:  # of no common type, where it is no dtype
         numeric = False
     if not numeric:
         raise BranchyError(
             f"`input_dtype` must be a dtype such as uint8 or float32. Received "
-            f"{input_dtype!r}."
+            f"{checks.shown(input_dtype)}."
         )
     if len(tensors) == 1 and len(tensors[0].shape) == 4:
         names = ["images"]

@@ -12,7 +12,7 @@ from tensorflow.python.framework.convert_to_constants import (
     convert_variables_to_constants_v2,
 )
 
-from branchy_tf import stages
+from branchy_tf import checks, stages
 from branchy_tf.errors import BranchyError
 from branchy_tf.saved_model import folding
 
@@ -32,10 +32,7 @@ def should_freeze(model: keras.Model, freeze: str) -> bool:
     Raises:
         BranchyError: not one of auto, true and false, or too large to freeze.
     """
-    if freeze not in FREEZE:
-        raise BranchyError(
-            f"`freeze` must be one of {', '.join(FREEZE)}. Received {freeze!r}."
-        )
+    checks.one_of("freeze", freeze, FREEZE)
     weights = sum(
         int(np.prod(v.shape)) * tf.as_dtype(v.dtype).size for v in model.variables
     )

@@ -19,7 +19,7 @@ import tensorflow as tf
 from absl import logging
 
 import branchy_tf
-from branchy_tf import costs, files, graphs
+from branchy_tf import checks, costs, files, graphs
 from branchy_tf.errors import BranchyError, first_line
 from branchy_tf.files import next_version
 from branchy_tf.saved_model import agreement, freezing, warmup
@@ -90,12 +90,16 @@ def export(
     export(model, "exports", "branchy_lenet", thresholds=[0.025])
     ```
     """
-    folder = files.folder(export_dir) / model_name
-    if not _NAME.match(model_name):
+    folder = files.folder(export_dir)
+    max_disagreement = checks.real_number(
+        "max_disagreement", max_disagreement, at_least=0, at_most=1
+    )
+    if not isinstance(model_name, str) or not _NAME.match(model_name):
         raise BranchyError(
             f"`model_name` must be letters, digits, '.', '_' and '-', and begin with a "
-            f"letter or digit. Received {model_name!r}."
+            f"letter or digit. Received {checks.shown(model_name)}."
         )
+    folder /= model_name
     check_precision(precision)
     graphs.check_functional(model)
     frozen = freezing.should_freeze(model, freeze)

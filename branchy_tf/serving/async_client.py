@@ -10,16 +10,13 @@ import grpc
 import grpc.aio
 
 from branchy_tf import inputs
-from branchy_tf.errors import BranchyError, ServerError
+from branchy_tf.errors import BranchyError
 from branchy_tf.results import AllExits, Predictions
-from branchy_tf.serving import channels
-from branchy_tf.serving.conversation import IN_FLIGHT, Conversation, Pause, Send, Steps, T
-from branchy_tf.serving.messages import Target
-from branchy_tf.serving.metrics import ClientMetrics
-from branchy_tf.serving.tls import Tls
+from branchy_tf.serving.conversation import IN_FLIGHT, Send
+from branchy_tf.serving.driver import Driver
 
 
-class AsyncEarlyExitClient:
+class AsyncEarlyExitClient(Driver):
     """`EarlyExitClient`, with coroutines; for one event loop, the one that uses it.
 
     A call that is cancelled cancels its requests.
@@ -36,24 +33,9 @@ class AsyncEarlyExitClient:
     ```
     """
 
-    def __init__(
-        self,
-        server: str,
-        model: str,
-        version: int | None = None,
-        timeout: float = 10.0,
-        *,
-        label: str | None = None,
-        tls: Tls | None = None,
-        max_rows: int | None = None,
-        metrics: ClientMetrics | None = None,
-    ) -> None:
-        target = Target(server, model, version, label)
-        self._conversation = Conversation(target, timeout, max_rows, metrics)
-        self._open = channels.opener(grpc.aio, server, tls)
+    def _prepare(self) -> None:
         # Opened by the first call: a client may be made before its loop runs.
         self._opened: tuple[asyncio.AbstractEventLoop, Any] | None = None
-        self._closed = False
 
     async def __aenter__(self) -> AsyncEarlyExitClient:
         return self
@@ -87,28 +69,8 @@ class AsyncEarlyExitClient:
         """See `EarlyExitClient.wait_until_ready`."""
         return await self._hold(self._conversation.wait_until_ready(timeout))
 
-    async def _hold(self, steps: Steps[T]) -> T:
-        """Does what a conversation asks for, until it has its result."""
-        try:
-            step = next(steps)
-            while True:
-                try:
-                    replies = await self._do(step)
-                except ServerError as error:
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(replies)
-        except StopIteration as done:
-            return done.value
-        finally:
-            steps.close()
-
-    async def _do(self, step: Send | Pause) -> list[bytes]:
-        with channels.explaining(self._conversation.target, lambda: self._closed):
-            if isinstance(step, Send):
-                return await self._send(step)
-            await asyncio.sleep(step.seconds)
-            return []
+    async def _pause(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
 
     async def _send(self, step: Send) -> list[bytes]:
         ask, gate = self._channel().unary_unary(step.method), asyncio.Semaphore(IN_FLIGHT)
@@ -134,7 +96,7 @@ class AsyncEarlyExitClient:
     def _channel(self) -> Any:
         loop = asyncio.get_running_loop()
         if self._opened is None:
-            self._opened = loop, self._open()
+            self._opened = loop, self._route.open(grpc.aio)
         if self._opened[0] is not loop:
             raise BranchyError(
                 "The client is used by another event loop; make one for each loop."

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from branchy_tf import files
 from branchy_tf.errors import BranchyError
+from branchy_tf.serving import addresses
 from branchy_tf.serving.options import ServerOptions
 
 TF_SERVING, DOCKER, EMBEDDED = "tensorflow_model_server", "docker", "embedded"
@@ -82,9 +83,11 @@ def command(backend: str, options: ServerOptions, image: str | None = None) -> l
             *_models(options),
             *_flags(options, files.absolute),
         ]
-    publish = [f"--publish={options.host}:{options.port}:8500"]
+    publish = [f"--publish={addresses.join(options.host, options.port)}:8500"]
     if options.rest_api_port:
-        publish.append(f"--publish={options.host}:{options.rest_api_port}:8501")
+        publish.append(
+            f"--publish={addresses.join(options.host, options.rest_api_port)}:8501"
+        )
     mounts = _mounts(options)
     return [
         "docker", "run", "--rm", "--init", *publish,

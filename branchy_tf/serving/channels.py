@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
 
-from branchy_tf.errors import BranchyError
-from branchy_tf.serving import wire
+from branchy_tf import checks
+from branchy_tf.errors import BranchyError, ServerError
+from branchy_tf.serving import addresses, wire
 from branchy_tf.serving.messages import Target
 from branchy_tf.serving.tls import Tls
 
@@ -53,31 +56,65 @@ _OPTIONS = [
 ]
 
 
-def opener(library: Any, server: str, tls: Tls | None) -> Callable[[], Any]:
-    """Gives what opens a channel; that connects when it is first used.
+@dataclasses.dataclass(frozen=True)
+class Route:
+    """How a server is reached.
 
-    Args:
-        library: `grpc` or `grpc.aio`.
-        server: host:port.
-        tls: default: none. Its files are read here and now.
-
-    Raises:
-        BranchyError: files of `tls` do not do.
+    Attributes:
+        server: host:port, or another of gRPC's names.
+        credentials: of TLS; None: without.
+        server_name: the name in the server's certificate; None: its host.
+        proxy: the proxy on the way, as `addresses.proxy_for` names it; None: none.
     """
-    if tls is None:
-        return lambda: library.insecure_channel(server, options=_OPTIONS)
-    credentials, options = tls.credentials(), list(_OPTIONS)
-    if tls.server_name is not None:
-        options.append(("grpc.ssl_target_name_override", tls.server_name))
-    return lambda: library.secure_channel(server, credentials, options=options)
+
+    server: str
+    credentials: grpc.ChannelCredentials | None = None
+    server_name: str | None = None
+    proxy: str | None = None
+
+    @classmethod
+    def to(cls, server: str, tls: Tls | grpc.ChannelCredentials | None) -> Route:
+        """The route to a server. Files of `tls` are read here and now.
+
+        Raises:
+            BranchyError: `tls` is neither of the two, or its files are invalid.
+        """
+        proxy = addresses.proxy_for(server)
+        if isinstance(tls, Tls):
+            return cls(server, tls.credentials(), tls.server_name, proxy)
+        if tls is None or isinstance(tls, grpc.ChannelCredentials):
+            return cls(server, tls, None, proxy)
+        raise BranchyError(
+            "`tls` must be a Tls, such as Tls(ca='ca.pem'), or grpc.ChannelCredentials. "
+            f"Received {checks.shown(tls)}."
+        )
+
+    def open(self, library: Any) -> Any:
+        """A channel, which connects when it is first used.
+
+        Args:
+            library: `grpc` or `grpc.aio`.
+        """
+        options = list(_OPTIONS)
+        if self.proxy is None:
+            # By itself gRPC would ask a proxy for a server on this very machine.
+            options.append(("grpc.enable_http_proxy", 0))
+        if self.server_name is not None:
+            options.append(("grpc.ssl_target_name_override", self.server_name))
+        if self.credentials is None:
+            return library.insecure_channel(self.server, options=options)
+        return library.secure_channel(self.server, self.credentials, options=options)
 
 
 @contextlib.contextmanager
-def explaining(target: Target, is_closed: Callable[[], bool]) -> Iterator[None]:
-    """Puts a `ServerError` in the place of gRPC's exceptions.
+def explaining(
+    target: Target, route: Route, is_closed: Callable[[], bool]
+) -> Iterator[None]:
+    """Replaces gRPC's exceptions with a `ServerError`.
 
     Args:
         target: who is asked.
+        route: how.
         is_closed: whether the client is closed, which may happen meanwhile.
 
     Raises:
@@ -97,4 +134,95 @@ def explaining(target: Target, is_closed: Callable[[], bool]) -> Iterator[None]:
         code, details = "CANCELLED", ""
     if is_closed():
         details = "The client was closed before the answer came."
-    raise target.explain(code, details)
+    raise explain(target, route, code, details)
+
+
+def explain(target: Target, route: Route, code: str, details: str) -> ServerError:
+    """The error for a gRPC status: what is wrong, and what to do about it."""
+    details = " ".join(details.split())
+    hint: str | None
+    if code == "UNAVAILABLE" or (code == "UNIMPLEMENTED" and "http2 header" in details):
+        hint = _unreached(route, details)
+        code = "UNAVAILABLE"
+    else:
+        hint = {
+            "DEADLINE_EXCEEDED": f"{route.server} did not answer in time"
+            f"{_through(route)}; pass a longer timeout or send fewer rows.",
+            "NOT_FOUND": f"{route.server} does not serve {target}; mend the name, or "
+            "wait until it is loaded.",
+            "RESOURCE_EXHAUSTED": f"{route.server} has no room for the request; send "
+            "fewer rows at a time, or later.",
+        }.get(code)
+    if hint is None:
+        return ServerError(code, details)
+    return ServerError(code, hint + (f" ({details})" if details else ""))
+
+
+def _unreached(route: Route, details: str) -> str:
+    """What to do where no server was reached, as far as gRPC's details tell."""
+    server, proxied = route.server, _through(route)
+    # gRPC connects to the proxy and to nothing else: what fails before the server's own
+    # protocol begins is the proxy's.
+    if route.proxy is not None and not re.search(_PROTOCOL, details, re.IGNORECASE):
+        return (
+            f"The proxy {route.proxy} does not lead to {server}; add its host to "
+            "no_proxy to ask it directly, or mend the proxy."
+        )
+    if re.search("socket closed|connection reset|broken pipe", details, re.IGNORECASE):
+        if route.credentials is None:
+            return (
+                f"{server} hangs up{proxied}; pass `tls` if it wants TLS, mend the port "
+                "if that is not gRPC's, or ask again if it was only restarted."
+            )
+        return (
+            f"{server} hangs up{proxied} instead of agreeing on TLS; mend the port, or "
+            "`tls`: it may want a client's certificate, or no TLS."
+        )
+    for pattern, hint in _HINTS:
+        if re.search(pattern, details, re.IGNORECASE):
+            return hint.format(server=server, proxied=proxied)
+    port = ""
+    if addresses.has_no_port(server):
+        port = f" Without a port gRPC asks port 443: write {server}:8500."
+    # A name has several addresses, such as localhost in IPv4 and IPv6, and gRPC tells
+    # of one of them: another may have answered, but not as it should.
+    tls = "pass `tls` if it wants TLS"
+    if route.credentials is not None:
+        tls = "mend `tls`, or leave it out if the server has none"
+    return (
+        f"No server answers at {server}{proxied}; start one (python -m "
+        f"branchy_tf.serve), mend host:port (of gRPC, not REST), or {tls}.{port}"
+    )
+
+
+_PROTOCOL = "ssl|tls|handshake|HTTP/2|http1|http2"
+# (what gRPC's details say, what to do), the most telling first.
+_HINTS = [
+    (
+        "WRONG_VERSION_NUMBER|HTTP_REQUEST",
+        "{server} does not speak TLS{proxied}; leave `tls` out, or mend the port.",
+    ),
+    (
+        "ssl|tls|handshake|verification|certificate",
+        "{server} and this client do not agree on TLS{proxied}; mend Tls(ca=..., "
+        "certificate=..., key=..., server_name=...).",
+    ),
+    (
+        "HTTP/2|http1|http2 header",
+        "{server} answers{proxied}, but not as a gRPC server; pass gRPC's port (--port, "
+        "such as 8500), not that of REST and metrics (--rest_api_port, such as 8501).",
+    ),
+    (
+        "resolving|lookup|domain name|resolution",
+        "The name in {server} does not resolve{proxied}; mend the host in host:port.",
+    ),
+    (
+        "timed? ?out|no route|unreachable",
+        "{server} cannot be reached{proxied}; mend host:port, or let the network and its "
+        "firewalls pass it.",
+    ),
+]
+
+
+def _through(route: Route) -> str:
+    return "" if route.proxy is None else f" through the proxy {route.proxy}"

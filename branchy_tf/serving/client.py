@@ -14,32 +14,30 @@ from typing import Any
 import grpc
 
 from branchy_tf import inputs
-from branchy_tf.errors import ServerError
 from branchy_tf.results import AllExits, Predictions
-from branchy_tf.serving import channels
-from branchy_tf.serving.conversation import IN_FLIGHT, Conversation, Pause, Send, Steps, T
-from branchy_tf.serving.messages import Target
-from branchy_tf.serving.metrics import ClientMetrics
-from branchy_tf.serving.tls import Tls
+from branchy_tf.serving.conversation import IN_FLIGHT, Send
+from branchy_tf.serving.driver import Driver, finish
 
 
-class EarlyExitClient:
+class EarlyExitClient(Driver):
     """Asks one model on one server; may be shared between threads.
 
     Args:
-        server: "host:port" of its gRPC endpoint.
+        server: "host:port" of its gRPC endpoint, "[::1]:8500" for IPv6. One on this
+            machine is asked directly, another through the proxy of the environment
+            (http_proxy, no_proxy), as gRPC does.
         model: name of the model.
         version: which version to ask; default: the newest.
         timeout: seconds after which a call is given up, all of its parts together.
         label: of a version, e.g. "stable", instead of its number.
-        tls: how to connect; default: without TLS.
+        tls: a `Tls`, or `grpc.ChannelCredentials`; default: without TLS.
         max_rows: the most rows to send in one request. Larger batches are sent in
             parts, a few at a time, and answered by one version. Default: 1,000, or
             what 2 MiB hold. Pass what the server merges at most where it batches.
         metrics: where to count calls, exits and scores; clients may share it.
 
     Raises:
-        BranchyError: arguments that do not do, or files of `tls`.
+        BranchyError: invalid arguments, or files of `tls`.
 
     Example:
 
@@ -51,24 +49,9 @@ class EarlyExitClient:
     ```
     """
 
-    def __init__(
-        self,
-        server: str,
-        model: str,
-        version: int | None = None,
-        timeout: float = 10.0,
-        *,
-        label: str | None = None,
-        tls: Tls | None = None,
-        max_rows: int | None = None,
-        metrics: ClientMetrics | None = None,
-    ) -> None:
-        target = Target(server, model, version, label)
-        self._conversation = Conversation(target, timeout, max_rows, metrics)
-        self._open = channels.opener(grpc, server, tls)
+    def _prepare(self) -> None:
         # A process that was forked opens its own and leaves its parent's alone.
-        self._channels = {os.getpid(): self._open()}
-        self._closed = False
+        self._channels = {os.getpid(): self._route.open(grpc)}
 
     def __enter__(self) -> EarlyExitClient:
         return self
@@ -104,7 +87,7 @@ class EarlyExitClient:
             ServerError: no server, a refusal, no answer in time, or one that is
                 none.
         """
-        return self._hold(self._conversation.predict(images, thresholds, timeout))
+        return finish(self._hold(self._conversation.predict(images, thresholds, timeout)))
 
     def all_exits(self, images: Any, timeout: float | None = None) -> AllExits:
         """Asks for what every exit says of each row.
@@ -119,7 +102,7 @@ class EarlyExitClient:
         Raises:
             BranchyError, ServerError: as for `predict`.
         """
-        return self._hold(self._conversation.all_exits(images, timeout))
+        return finish(self._hold(self._conversation.all_exits(images, timeout)))
 
     def describe(
         self, timeout: float | None = None
@@ -133,7 +116,7 @@ class EarlyExitClient:
             BranchyError: the model is no early-exit export.
             ServerError: as for `predict`.
         """
-        return self._hold(self._conversation.describe(timeout))
+        return finish(self._hold(self._conversation.describe(timeout)))
 
     def wait_until_ready(self, timeout: float = 60.0) -> int:
         """Waits until the server has the model loaded, and its label if one is asked.
@@ -144,35 +127,15 @@ class EarlyExitClient:
         Raises:
             ServerError: it is not, after `timeout` seconds.
         """
-        return self._hold(self._conversation.wait_until_ready(timeout))
+        return finish(self._hold(self._conversation.wait_until_ready(timeout)))
 
-    def _hold(self, steps: Steps[T]) -> T:
-        """Does what a conversation asks for, until it has its result."""
-        try:
-            step = next(steps)
-            while True:
-                try:
-                    replies = self._do(step)
-                except ServerError as error:
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(replies)
-        except StopIteration as done:
-            return done.value
-        finally:
-            steps.close()
+    async def _pause(self, seconds: float) -> None:
+        time.sleep(seconds)
 
-    def _do(self, step: Send | Pause) -> list[bytes]:
-        with channels.explaining(self._conversation.target, lambda: self._closed):
-            if isinstance(step, Send):
-                return self._send(step)
-            time.sleep(step.seconds)
-            return []
-
-    def _send(self, step: Send) -> list[bytes]:
+    async def _send(self, step: Send) -> list[bytes]:
         pid = os.getpid()
         if pid not in self._channels:
-            self._channels.setdefault(pid, self._open())
+            self._channels.setdefault(pid, self._route.open(grpc))
         ask = self._channels[pid].unary_unary(step.method)
         if len(step.requests) == 1:
             return [ask(step.requests[0](), timeout=step.left())]

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
-from branchy_tf import inputs, thresholds
+from branchy_tf import checks, inputs, thresholds
 from branchy_tf.errors import BranchyError, ServerError
 from branchy_tf.results import AllExits, Predictions
 from branchy_tf.serving import messages, wire
@@ -36,6 +35,7 @@ _ROUNDS = 5
 _STALE = {"INVALID_ARGUMENT", "FAILED_PRECONDITION", "INTERNAL"}
 _PAUSE_SECONDS = 0.05
 _STATUS_SECONDS = 2.0
+_LONGEST = 10**8  # seconds, three years
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +114,13 @@ class Conversation:
         max_rows: int | None = None,
         metrics: ClientMetrics | None = None,
     ) -> None:
-        if max_rows is not None and max_rows < 1:
-            raise BranchyError(f"`max_rows` must be at least 1. Received {max_rows}.")
+        if max_rows is not None:
+            max_rows = checks.whole_number("max_rows", max_rows, at_least=1)
+        if metrics is not None and not isinstance(metrics, ClientMetrics):
+            raise BranchyError(
+                "`metrics` must be a ClientMetrics, such as ClientMetrics(). Received "
+                f"{checks.shown(metrics)}."
+            )
         self.target = target
         self._timeout = _checked(timeout)
         self._max_rows = max_rows
@@ -320,12 +325,11 @@ class _Request:
         )
 
 
-def _checked(timeout: float) -> float:
-    if not 0 < timeout < math.inf:
-        raise BranchyError(
-            f"`timeout` must be positive seconds, and not for ever. Received {timeout}."
-        )
-    return timeout
+def _checked(timeout: Any) -> float:
+    # gRPC overflows with more seconds, and gives up at once.
+    return checks.real_number(
+        "timeout", timeout, above=0, at_most=_LONGEST, what="number of seconds"
+    )
 
 
 def _rows(arrays: dict[str, np.ndarray]) -> int:

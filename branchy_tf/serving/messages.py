@@ -7,17 +7,16 @@ exactly what was asked for is refused.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from branchy_tf import inputs
+from branchy_tf import checks, inputs
 from branchy_tf.errors import BranchyError, ServerError
 from branchy_tf.results import AllExits, Predictions
-from branchy_tf.serving import wire
+from branchy_tf.serving import addresses, wire
 
 EARLY_EXIT, ALL_EXITS, CALIBRATED = "early_exit", "all_exits", "serving_default"
 
@@ -40,14 +39,18 @@ class Target:
 
     def __post_init__(self) -> None:
         """Raises `BranchyError` for what no server could be asked."""
+        addresses.check_server(self.server)
+        checks.text("model", self.model)
+        if self.label is not None:
+            checks.text("label", self.label)
+        if self.version is not None:
+            version = checks.whole_number("version", self.version, 0, 2**63 - 1)
+            object.__setattr__(self, "version", version)
         if self.version is not None and self.label is not None:
             raise BranchyError(
                 f"Received version {self.version} and label {self.label!r}; expected one "
                 "of them: a label names a version."
             )
-        for name in ("server", "model"):
-            if not getattr(self, name):
-                raise BranchyError(f"`{name}` is empty; expected a name.")
 
     def specify(self, spec: Any, version: int | None = None) -> None:
         """Fills a ModelSpec; `version` takes the place of the target's own."""
@@ -59,30 +62,11 @@ class Target:
         elif self.label is not None:
             spec.version_label = self.label
 
-    def explain(self, code: str, details: str) -> ServerError:
-        """The error for a gRPC status."""
-        details = " ".join(details.split())
+    def __str__(self) -> str:
+        """The model, and which version of it."""
         which = f" version {self.version}" if self.version is not None else ""
         which += f" label {self.label!r}" if self.label is not None else ""
-        hints = {
-            "UNAVAILABLE": f"No server answers at {self.server}; start one (python -m "
-            "branchy_tf.serve), mend host:port, or pass `tls` if it wants TLS.",
-            "DEADLINE_EXCEEDED": f"{self.server} did not answer in time; pass a longer "
-            "timeout or send fewer rows.",
-            "NOT_FOUND": f"{self.server} does not serve model {self.model!r}{which}; "
-            "mend the name, or wait until it is loaded.",
-            "RESOURCE_EXHAUSTED": f"{self.server} has no room for the request; send "
-            "fewer rows at a time, or later.",
-        }
-        # gRPC has no status of its own for it.
-        if re.search("ssl|handshake|verification", details, re.IGNORECASE):
-            hints["UNAVAILABLE"] = (
-                f"{self.server} and this client do not agree on TLS; mend Tls(ca=..., "
-                "certificate=..., key=..., server_name=...)."
-            )
-        if code not in hints:
-            return ServerError(code, details)
-        return ServerError(code, hints[code] + (f" ({details})" if details else ""))
+        return f"model {self.model!r}{which}"
 
     def nonsense(self, why: str) -> ServerError:
         """The error for an answer that is none."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from branchy_tf import checks
 from branchy_tf.errors import BranchyError, ServerError
 from branchy_tf.results import Predictions, exit_name
 
@@ -48,6 +49,11 @@ class ClientMetrics:
 
         if registry is None:
             registry = prometheus.REGISTRY
+        if not isinstance(registry, prometheus.CollectorRegistry):
+            raise BranchyError(
+                "`registry` must be a prometheus_client.CollectorRegistry. Received "
+                f"{checks.shown(registry)}."
+            )
         try:
             self._requests = prometheus.Counter(
                 "branchy_client_requests",

@@ -7,9 +7,19 @@ import os
 import socket
 from typing import Any
 
-from branchy_tf import files
+from branchy_tf import checks, files
 from branchy_tf.errors import BranchyError
-from branchy_tf.serving import configs
+from branchy_tf.serving import addresses, configs
+
+# {option: (the smallest, the largest)}.
+_WHOLE = {
+    "port": (0, 65535),
+    "rest_api_port": (0, 65535),
+    "tensorflow_intra_op_parallelism": (0, 2**31 - 1),
+    "tensorflow_inter_op_parallelism": (-1, 2**31 - 1),
+    "grpc_max_threads": (0, 2**31 - 1),
+    "max_message_bytes": (0, 2**31 - 1),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +30,8 @@ class ServerOptions:
         model_base_path: folder whose numbered folders are versions of one model ...
         model_name: ... and what clients call it; default: the folder's name.
         port: of gRPC; 0: any free one, with the embedded server alone.
-        host: address that the embedded server and the container listen on.
+        host: address that the embedded server and the container listen on, such as
+            127.0.0.1, 0.0.0.0, ::1 or ::.
         model_config_file: instead of both: a ModelServerConfig, of several models.
         model_config_file_poll_wait_seconds: how often to read it again; 0: never.
         file_system_poll_wait_seconds: how often to look for versions; 0: once.
@@ -64,6 +75,25 @@ class ServerOptions:
     tensorflow_inter_op_parallelism: int = 0
     grpc_max_threads: int = 0
     max_message_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises `BranchyError` for values of a wrong type or out of range."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in _WHOLE:
+                value = checks.whole_number(field.name, value, *_WHOLE[field.name])
+            elif field.name.endswith("_seconds"):
+                value = checks.real_number(field.name, value, at_least=0)
+            elif isinstance(field.default, bool):
+                value = checks.switch(field.name, value)
+            elif field.name == "host":
+                value = addresses.check_host(value)
+            elif value is not None and field.name == "model_name":
+                value = checks.text(field.name, value)
+            elif value is not None and not (isinstance(value, str) and value == ""):
+                value = checks.path(field.name, value)
+            # Frozen, so this is the way to convert a NumPy number.
+            object.__setattr__(self, field.name, value)
 
     def models(self) -> Any:
         """The ModelServerConfig: the file's, or one model under its default policy.
@@ -120,9 +150,9 @@ class ServerOptions:
         self.batching()
         self.ssl()
         self.metrics_path()
-        _check_port("port", self.port)
+        _check_port("port", self.host, self.port)
         if self.rest_api_port:
-            _check_port("rest_api_port", self.rest_api_port)
+            _check_port("rest_api_port", self.host, self.rest_api_port)
 
     def _check_flags(self) -> None:
         if self.model_config_file and (self.model_base_path or self.model_name):
@@ -188,10 +218,12 @@ def _check_folder(model: Any) -> None:
         )
 
 
-def _check_port(flag: str, port: int) -> None:
-    with socket.socket() as probe:
+def _check_port(flag: str, host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
+            # On every interface: there TF Serving listens.
             probe.bind(("", port))
         except OSError as error:
             raise BranchyError(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import grpc
 
-from branchy_tf import files
+from branchy_tf import checks, files
 from branchy_tf.errors import BranchyError, first_line
 
 
@@ -46,6 +46,8 @@ class Tls:
             BranchyError: a file is missing, unreadable or not what it should be, or
                 one of certificate and key is given alone.
         """
+        if self.server_name is not None:
+            checks.text("server_name", self.server_name)
         if (self.certificate is None) != (self.key is None):
             given, missing = ("certificate", "key")
             if self.certificate is None:
@@ -74,11 +76,13 @@ class Tls:
 def _read(name: str, path: files.Path | None) -> bytes | None:
     if path is None:
         return None
+    checks.path(name, path)
     try:
         return files.absolute(path).read_bytes()
     except OSError as error:
         raise BranchyError(
-            f"Tls: `{name}`={path} cannot be read: {error.strerror}. Pass a PEM file."
+            f"Tls: `{name}`={checks.shown(str(path))[1:-1]} cannot be read: "
+            f"{error.strerror}. Pass a PEM file."
         ) from None
 
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from branchy_tf import checks
 from branchy_tf.errors import BranchyError
 from branchy_tf.thresholds.cuts import between
 from branchy_tf.thresholds.guarantee import check_guarantee, control_risk
 from branchy_tf.thresholds.losses import count_losses_only
 from branchy_tf.thresholds.points import Point, check_arrays, evaluate
-from branchy_tf.thresholds.rule import leaves
+from branchy_tf.thresholds.rule import check_scores, leaves
 from branchy_tf.thresholds.search import frontier
 
 
@@ -71,6 +72,16 @@ def choose(
         guarantee,
         num_exits=len(costs),
     )
+    seed = checks.whole_number("seed", seed, at_least=0)
+    if points is not None and not (
+        isinstance(points, Sequence)
+        and points
+        and all(isinstance(point, Point) for point in points)
+    ):
+        raise BranchyError(
+            "`points` must be those of a frontier, or None. Received "
+            f"{checks.shown(points)}."
+        )
     if guarantee is not None and max_accuracy_drop is not None:
         kept = count_losses_only(correct)
         promised = control_risk(scores, kept, costs, max_accuracy_drop, guarantee, seed)
@@ -98,6 +109,7 @@ def check_budget(
     num_exits: int | None = None,
 ) -> None:
     """Raises `BranchyError` for more than one budget, or one out of range."""
+    knee = checks.switch("knee", knee)
     budgets = [max_accuracy_drop, min_accuracy, max_cost, exit_rates, knee or None]
     given = sum(budget is not None for budget in budgets)
     if given > 1:
@@ -109,12 +121,11 @@ def check_budget(
         ("max_accuracy_drop", max_accuracy_drop),
         ("min_accuracy", min_accuracy),
     ):
-        if value is not None and not 0 <= value <= 1:
-            raise BranchyError(
-                f"`{name}` is a fraction of 1, from 0 to 1. Received {value}."
-            )
-    if max_cost is not None and not max_cost > 0:
-        raise BranchyError(f"The cost limit must be positive. Received {max_cost}.")
+        if value is not None:
+            what = "fraction of 1,"
+            checks.real_number(name, value, at_least=0, at_most=1, what=what)
+    if max_cost is not None:
+        checks.real_number("max_cost", max_cost, above=0, infinite=True)
     if exit_rates is not None:
         _check_rates(exit_rates, num_exits)
     if guarantee is not None:
@@ -122,12 +133,17 @@ def check_budget(
 
 
 def _check_rates(rates: Sequence[float], num_exits: int | None) -> None:
-    known = all(0 <= rate <= 1 for rate in rates) and sum(rates) <= 1 + 1e-9
-    if not known or (num_exits is not None and len(rates) != num_exits - 1):
+    values = checks.real_array("exit_rates", rates)
+    if (
+        values.ndim != 1
+        or not ((values >= 0) & (values <= 1)).all()
+        or values.sum() > 1 + 1e-9
+        or (num_exits is not None and len(values) != num_exits - 1)
+    ):
         number = "" if num_exits is None else f"{num_exits - 1}, "
         raise BranchyError(
             f"`exit_rates` must be {number}one share for each exit but the last, from 0 "
-            f"to 1 and 1 at most together. Received {', '.join(map(str, rates))}."
+            f"to 1 and 1 at most together. Received {checks.shown(rates)}."
         )
 
 
@@ -186,7 +202,8 @@ def quantiles(scores: Any, exit_rates: Sequence[float]) -> list[float]:
         Huang et al., Multi-Scale Dense Networks (2018, arXiv 1703.09844),
         section 5, budgeted batch classification.
     """
-    scores = np.asarray(scores, np.float32)
+    scores = check_scores(scores)
+    _check_rates(exit_rates, scores.shape[1])
     going = np.ones(len(scores), bool)
     found = []
     for k, rate in enumerate(exit_rates):

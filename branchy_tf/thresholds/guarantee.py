@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from branchy_tf import checks
 from branchy_tf.errors import BranchyError
 from branchy_tf.thresholds.cuts import between
 from branchy_tf.thresholds.points import check_arrays
@@ -78,18 +79,22 @@ def check_guarantee(level: Any, max_risk: Any, rows: int | None = None) -> None:
         max_risk: what the risk is to stay below.
         rows: of calibration, both halves, where known.
     """
-    if level != EXPECTATION and not (
-        isinstance(level, (int, float)) and 0.5 <= level < 1
-    ):
-        raise BranchyError(
-            "A guarantee is a probability from 0.5 to below 1, for example 0.95, or "
-            f"{EXPECTATION!r}. Received {level!r}."
-        )
-    if max_risk is None or not 0 < max_risk < 1:
+    if not (isinstance(level, str) and level == EXPECTATION):
+        try:
+            checks.real_number("guarantee", level, at_least=0.5, below=1)
+        except BranchyError:
+            raise BranchyError(
+                "A guarantee is a probability from 0.5 to below 1, for example 0.95, or "
+                f"{EXPECTATION!r}. Received {checks.shown(level)}."
+            ) from None
+    try:
+        checks.real_number("max_accuracy_drop", max_risk, above=0, below=1)
+    except BranchyError:
         raise BranchyError(
             "A guarantee needs `max_accuracy_drop`, the risk to stay below, between 0 "
-            f"and 1, for example 0.01; nobody can promise 0. Received {max_risk}."
-        )
+            "and 1, for example 0.01; nobody can promise 0. Received "
+            f"{checks.shown(max_risk)}."
+        ) from None
     if rows is None:
         return
     needed = rows_needed(level, max_risk)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from branchy_tf import checks
 from branchy_tf.thresholds.points import check_arrays
 from branchy_tf.thresholds.rule import exit_indices
 
@@ -43,6 +44,8 @@ def bootstrap(
         Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
     """
     scores, correct, costs = check_arrays(scores, correct, costs)
+    confidence = checks.real_number("confidence", confidence, above=0, below=1)
+    seed = checks.whole_number("seed", seed, at_least=0)
     rows, exits = np.arange(len(scores)), exit_indices(scores, thresholds)
     right = correct[rows, exits].astype(np.int64)
     final = correct[:, -1].astype(np.int64)

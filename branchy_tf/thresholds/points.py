@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from branchy_tf import checks
 from branchy_tf.errors import BranchyError
 from branchy_tf.thresholds.rule import check, leaves
 
@@ -97,9 +98,9 @@ def check_arrays(scores: Any, correct: Any, costs: Any) -> tuple:
         BranchyError: shapes that do not fit together, no rows, or costs that are
             not positive.
     """
-    scores = np.asarray(scores, np.float32)
-    correct = np.asarray(correct)
-    costs = np.asarray(costs, np.float64)
+    scores = checks.real_array("scores", scores).astype(np.float32, copy=False)
+    correct = _as_array(correct)
+    costs = checks.real_array("costs", costs).astype(np.float64, copy=False)
     if (
         scores.ndim != 2
         or scores.shape != correct.shape
@@ -116,3 +117,10 @@ def check_arrays(scores: Any, correct: Any, costs: Any) -> tuple:
     if not (np.isfinite(costs).all() and (costs > 0).all()):
         raise BranchyError(f"Costs must be positive. Received {costs.tolist()}.")
     return scores, correct, costs
+
+
+def _as_array(value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except ValueError:  # of rows that differ in length
+        return np.array(None)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from branchy_tf import checks
 from branchy_tf.errors import BranchyError
 
 
@@ -42,17 +43,18 @@ def check(thresholds: Any, num_exits: int, rows: int | None = None) -> np.ndarra
         else "expected 1, for exit_1"
     )
     try:
-        values = np.asarray(thresholds, dtype=np.float32)
-    except (TypeError, ValueError):
+        values = np.asarray(checks.real_array("thresholds", thresholds), np.float32)
+    except BranchyError:
         raise BranchyError(
-            f"`thresholds` must be numbers; {expected}. Received {_shown(thresholds)}."
+            f"`thresholds` must be numbers; {expected}. Received "
+            f"{checks.shown(thresholds)}."
         ) from None
     if values.ndim == 1:
         values = values[None]
     if values.ndim != 2 or values.shape[1] != num_exits - 1:
         raise BranchyError(
             f"`thresholds` has shape {np.shape(thresholds)}; {expected}, or a row of "
-            f"that many for each example. Received {_shown(thresholds)}."
+            f"that many for each example. Received {checks.shown(thresholds)}."
         )
     if rows is not None and values.shape[0] not in (1, rows):
         raise BranchyError(
@@ -66,6 +68,21 @@ def check(thresholds: Any, num_exits: int, rows: int | None = None) -> np.ndarra
             "lets no example leave at that exit, inf lets all."
         )
     return values
+
+
+def check_scores(scores: Any) -> np.ndarray:
+    """Scores as float32 [n, N].
+
+    Raises:
+        BranchyError: no numbers, or of another shape.
+    """
+    values = checks.real_array("scores", scores)
+    if values.ndim != 2 or not values.shape[1]:
+        raise BranchyError(
+            f"`scores` has shape {values.shape}; expected [n, N], a row for each example "
+            "and a column for each exit."
+        )
+    return values.astype(np.float32, copy=False)
 
 
 def forcing(exit_index: int, num_exits: int) -> np.ndarray:
@@ -90,12 +107,6 @@ def near(scores: np.ndarray, thresholds: Any, within: float) -> np.ndarray:
     return (~gone & (abs(gates - limits) <= within) & (limits > 0)).any(axis=1)
 
 
-def _shown(value: Any) -> str:
-    """In one line, and a short one."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def exit_indices(scores: np.ndarray, thresholds: Any) -> np.ndarray:
     """Where each row leaves.
 
@@ -107,7 +118,7 @@ def exit_indices(scores: np.ndarray, thresholds: Any) -> np.ndarray:
         int32 [n], 0-based; N-1, the last exit, for rows that no earlier one
         lets go.
     """
-    scores = np.asarray(scores, np.float32)
+    scores = check_scores(scores)
     return _first_exits(scores, check(thresholds, scores.shape[1], len(scores)))
 
 

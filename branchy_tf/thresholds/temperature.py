@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from branchy_tf import checks
 from branchy_tf.errors import BranchyError
 
 # An exit without an error on the calibration rows would be called infinitely sure.
@@ -36,11 +36,17 @@ def fit_temperature(logits: Any, labels: Any) -> float:
     # Not at the top: a serving client imports this package and has numpy alone.
     from scipy import optimize
 
-    logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
-    if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
+    logits = checks.real_array("logits", logits).astype(np.float64, copy=False)
+    labels = checks.real_array("labels", labels)
+    if logits.ndim != 2 or labels.shape != logits.shape[:1] or not logits.size:
         raise BranchyError(
             "Expected logits [n, classes] and labels [n], one row at least. Received "
             f"{logits.shape} and {labels.shape}."
+        )
+    if labels.dtype.kind == "f" or not 0 <= labels.min() <= labels.max() < len(logits[0]):
+        raise BranchyError(
+            f"`labels` must be class indices from 0 to {len(logits[0]) - 1}. Received "
+            f"{checks.shown(labels)}."
         )
 
     largest = logits.max(axis=1)
@@ -73,19 +79,15 @@ def check_temperatures(temperatures: Any, num_exits: int) -> tuple[float, ...]:
     if temperatures is None:
         return (1.0,) * num_exits
     try:
-        values = tuple(float(t) for t in temperatures)
-    except (TypeError, ValueError):
-        values = ()
+        values = checks.real_array("temperatures", temperatures).astype(np.float64)
+    except BranchyError:
+        values = np.zeros(0)
     # In float32, a smaller one would be 0.
     limits = np.finfo(np.float32)
-    fit = all(limits.tiny <= t <= limits.max for t in values)
-    if len(values) != num_exits or not fit:
+    fit = all(limits.tiny <= t <= limits.max for t in values.ravel())
+    if values.shape != (num_exits,) or not fit:
         raise BranchyError(
             f"`temperatures` must be {num_exits} positive numbers, one for each exit. "
-            f"Received {_shown(temperatures)}."
+            f"Received {checks.shown(temperatures)}."
         )
-    return values
-
-
-def _shown(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, Sequence) else repr(value)
+    return tuple(values.tolist())

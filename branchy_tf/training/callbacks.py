@@ -101,7 +101,7 @@ def read_history(path: files.Path) -> list[dict[str, str]]:
         BranchyError: the file is damaged: no table with `phase` and `epoch`, or a cell
             that is missing, too many, or no number.
     """
-    if not pathlib.Path(path).exists():
+    if not files.path(path).exists():
         return []
     mend = "Remove it, or train into another --run_dir."
     with (

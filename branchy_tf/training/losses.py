@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import keras
 
+from branchy_tf import checks
 from branchy_tf.errors import BranchyError
 
 
@@ -19,7 +20,8 @@ def check_loss_weights(names: Sequence[str], weights: Sequence[float] | None) ->
     """
     if weights is None:
         return [1.0] * len(names)
-    weights = [float(weight) for weight in weights]
+    given = checks.real_array("loss_weights", weights).ravel()
+    weights = [float(weight) for weight in given]
     if len(weights) != len(names):
         example = ",".join(["1.0", *["0.3"] * (len(names) - 1)])
         raise BranchyError(

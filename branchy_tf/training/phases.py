@@ -7,8 +7,9 @@ import shutil
 
 import keras
 
-from branchy_tf import exits, files
+from branchy_tf import checks, exits, files
 from branchy_tf.data import Dataset
+from branchy_tf.errors import BranchyError
 from branchy_tf.training import branches, losses
 from branchy_tf.training.distillation import DistilledModel
 from branchy_tf.training.fitting import Phase, fit
@@ -50,6 +51,15 @@ def train(
     Raises:
         BranchyError: settings, model and data set do not fit together.
     """
+    for name, value, kind in (
+        ("dataset", dataset, Dataset),
+        ("settings", settings, Settings),
+        ("folder", folder, RunFolder),
+    ):
+        if not isinstance(value, kind):
+            raise BranchyError(
+                f"`{name}` must be a {kind.__name__}. Received {checks.shown(value)}."
+            )
     settings.check(model, dataset)
     baseline = None
     if settings.baseline is not None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 
-from branchy_tf import exits, files
+from branchy_tf import checks, exits, files
 from branchy_tf.data import Dataset, check_augmentation, check_fits
 from branchy_tf.errors import BranchyError
 from branchy_tf.training import branches, distillation, losses, optimizers
@@ -15,6 +16,8 @@ from branchy_tf.training import branches, distillation, losses, optimizers
 MODES = ("joint", "baseline_first", "branches_only", "detached")
 GRADIENT_SCALINGS = ("none", "equilibrium")
 
+# {a whole number: the smallest}.
+_WHOLE = {"epochs": 1, "baseline_epochs": 1, "batch_size": 1, "seed": 0}
 _WITH_BASELINE = ("baseline_first", "branches_only")
 
 
@@ -66,29 +69,39 @@ class Settings:
         """Whether the final exit is trained alone first."""
         return self.mode in _WITH_BASELINE
 
+    def __post_init__(self) -> None:
+        """Raises `BranchyError` for values of a wrong type or out of range."""
+        checks.one_of("mode", self.mode, MODES)
+        checks.one_of("optimizer", self.optimizer, optimizers.OPTIMIZERS)
+        checks.one_of("schedule", self.schedule, optimizers.SCHEDULES)
+        checks.one_of("gradient_scaling", self.gradient_scaling, GRADIENT_SCALINGS)
+        check_augmentation(self.augmentation)
+        if self.baseline is not None:
+            checks.path("baseline", self.baseline)
+        converted: dict[str, Any] = {
+            name: checks.whole_number(name, getattr(self, name), at_least=least)
+            for name, least in _WHOLE.items()
+        }
+        converted["learning_rate"] = checks.real_number(
+            "learning_rate", self.learning_rate, above=0
+        )
+        converted["weight_decay"] = checks.real_number(
+            "weight_decay", self.weight_decay, at_least=0
+        )
+        for name in ("loss_weights", "distillation"):
+            if getattr(self, name) is not None:
+                # How many there must be is checked with the model.
+                array = checks.real_array(name, getattr(self, name))
+                converted[name] = array.ravel().tolist()
+        for name, value in converted.items():
+            # Frozen, so this is the way to convert a NumPy number.
+            object.__setattr__(self, name, value)
+
     def check(self, model: keras.Model, dataset: Dataset) -> None:
         """Raises `BranchyError` for what cannot be trained.
 
         The file of a `baseline` is checked by `transfer.read_baseline`.
         """
-        _check_choice("mode", self.mode, MODES)
-        _check_choice("optimizer", self.optimizer, optimizers.OPTIMIZERS)
-        _check_choice("schedule", self.schedule, optimizers.SCHEDULES)
-        _check_choice("gradient_scaling", self.gradient_scaling, GRADIENT_SCALINGS)
-        check_augmentation(self.augmentation)
-        for name in ("epochs", "baseline_epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise BranchyError(
-                    f"`{name}` must be at least 1. Received {getattr(self, name)}."
-                )
-        if not 0 < self.learning_rate < float("inf"):
-            raise BranchyError(
-                f"`learning_rate` must be positive. Received {self.learning_rate}."
-            )
-        if not 0 <= self.weight_decay < float("inf"):
-            raise BranchyError(
-                f"`weight_decay` must not be negative. Received {self.weight_decay}."
-            )
         self._check_exits(model)
         if self.baseline is not None:
             self._check_baseline(self.baseline)
@@ -139,8 +152,3 @@ class Settings:
                     f"{self.mode} it learns only if its loss weight is not 0. Received "
                     f"`loss_weights` {weights}."
                 )
-
-
-def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise BranchyError(f"Unknown {name} {value!r}. Known: {', '.join(known)}.")

@@ -8,7 +8,7 @@ import shutil
 import keras
 from absl import logging
 
-from branchy_tf import exits, files
+from branchy_tf import exits, files, graphs
 from branchy_tf.errors import BranchyError
 from branchy_tf.training.run_folder import load_keras_file
 
@@ -30,6 +30,7 @@ def copy_layers(model: keras.Model, path: files.Path) -> list[str]:
     Raises:
         BranchyError: no such file, or no layer fits.
     """
+    graphs.check_functional(model)
     ours, theirs = _layers(model), _layers(_load(path))
     fresh = [name for name in ours if _shapes(name, theirs) != _shapes(name, ours)]
     copied = len(ours) - len(fresh)

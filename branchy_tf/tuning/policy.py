@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from branchy_tf import checks
 from branchy_tf.errors import BranchyError
 from branchy_tf.thresholds import agreement, exit_indices
 from branchy_tf.tuning import bounds, change
@@ -68,6 +69,9 @@ class Policy:
         share: float = 0.01,
         seed: int = 0,
     ) -> None:
+        budget, share = _real("budget", budget), _real("share", share)
+        window = checks.whole_number("window", window, at_least=1)
+        seed = checks.whole_number("seed", seed, at_least=0)
         self._costs = _checked(costs, budget, window, share)
         self._budget = budget
         self._rate = bounds.rate_to_aim_at(budget, window, _CHANCE)
@@ -217,7 +221,8 @@ class Policy:
             self._known = np.sort(change.places(*self._evidence.where_left(self._tuned)))
 
     def _checked_rows(self, scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
-        scores, labels = np.asarray(scores, np.float32), np.asarray(labels)
+        scores = checks.real_array("scores", scores).astype(np.float32, copy=False)
+        labels = checks.real_array("labels", labels)
         number = len(self._costs)
         if scores.ndim != 2 or scores.shape != labels.shape or scores.shape[1] != number:
             raise BranchyError(
@@ -264,14 +269,18 @@ class Policy:
         self.suspicions, self.changes = int(value["suspicions"]), int(value["changes"])
 
 
+def _real(name: str, value: Any) -> float:
+    return checks.real_number(name, value, infinite=True)
+
+
 def _checked(costs: Any, budget: float, window: int, share: float) -> np.ndarray:
     """The costs, float64 [N]."""
-    values = np.asarray(costs, np.float64)
+    values = checks.real_array("costs", costs).astype(np.float64, copy=False)
     rising = values.ndim == 1 and len(values) > 1 and values[0] > 0
     if not rising or not (np.diff(values) > 0).all() or not np.isfinite(values).all():
         raise BranchyError(
             "Costs must be cumulative, positive and rise from exit to exit, one for each "
-            f"of two exits or more. Received {costs}."
+            f"of two exits or more. Received {checks.shown(costs)}."
         )
     if not 0 < budget < 1:
         raise BranchyError(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from branchy_tf import files
+from branchy_tf import checks, files
 from branchy_tf.results import Predictions
 from branchy_tf.tuning import state
 from branchy_tf.tuning.policy import Policy
@@ -69,6 +69,8 @@ class ThresholdTuner:
         state_file: files.Path | None = None,
         seed: int = 0,
     ) -> None:
+        if state_file is not None:
+            checks.path("state_file", state_file)
         self._client = client
         self._policy = Policy(macs, budget, window, share, seed)
         self._random = np.random.default_rng(seed)

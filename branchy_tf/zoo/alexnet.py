@@ -117,8 +117,8 @@ def branchy_alexnet(
         "branchy_alexnet", weights, input_shape=input_shape, classes=classes, exits=exits
     )
     exits = settled["exits"]
-    registry.check_input_shape(input_shape, minimum=16)
-    registry.check_classes(classes)
+    input_shape = registry.check_input_shape(input_shape, minimum=16)
+    classes = registry.check_classes(classes)
     graphs.check_name(name)
     trunk = _trunk(input_shape, classes, name)
     heads = registry.choose_exits(exits, _PLACES, _exits)

@@ -92,8 +92,8 @@ def branchy_lenet(
         "branchy_lenet", weights, input_shape=input_shape, classes=classes, exits=exits
     )
     exits = settled["exits"]
-    registry.check_input_shape(input_shape, minimum=8)
-    registry.check_classes(classes)
+    input_shape = registry.check_input_shape(input_shape, minimum=8)
+    classes = registry.check_classes(classes)
     graphs.check_name(name)
     trunk = _trunk(input_shape, classes, name)
     heads = registry.choose_exits(exits, ("paper",), lambda _: {"conv_1": _paper_head})

@@ -6,15 +6,15 @@ import contextlib
 import difflib
 import functools
 import inspect
-import numbers
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
-from branchy_tf import files, graphs, keras_files
+from branchy_tf import checks, files, graphs, keras_files
 from branchy_tf.errors import BranchyError, one_line
 from branchy_tf.exits import Head
 from branchy_tf.thresholds import Calibration
@@ -95,9 +95,9 @@ def calibration(model: str, tag: str) -> Calibration:
     """
     get_builder(model)
     tags = packaged.every(model)
-    if tag not in tags:
+    if not isinstance(tag, str) or tag not in tags:
         raise BranchyError(
-            f"Unknown weights {tag!r} for {model}. Known: "
+            f"Unknown weights {checks.shown(tag)} for {model}. Known: "
             f"{', '.join(sorted(tags)) or 'none ships'}."
         )
     tags[tag].check()
@@ -111,11 +111,12 @@ def get_builder(name: str) -> Builder:
     Raises:
         BranchyError: there is none; the message has the nearest names.
     """
-    if name not in _BUILDERS:
-        near = difflib.get_close_matches(name, _BUILDERS, n=1)
+    if not isinstance(name, str) or name not in _BUILDERS:
+        near = difflib.get_close_matches(str(name), _BUILDERS, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise BranchyError(
-            f"Unknown model {name!r}.{hint} Known: {', '.join(list_models())}."
+            f"Unknown model {checks.shown(name)}.{hint} Known: "
+            f"{', '.join(list_models())}."
         )
     return _BUILDERS[name]
 
@@ -146,24 +147,28 @@ def build(model: str, /, **arguments: Any) -> keras.Model:
     return builder(**arguments)
 
 
-def check_input_shape(input_shape: Any, minimum: int) -> None:
-    """Raises unless it is (height, width, channels), each side >= minimum."""
-    shape = input_shape if isinstance(input_shape, (tuple, list)) else ()
-    whole = len(shape) == 3 and all(isinstance(n, int) and n > 0 for n in shape)
-    if not whole or min(shape[:2]) < minimum:
+def check_input_shape(input_shape: Any, minimum: int) -> tuple[int, int, int]:
+    """(height, width, channels) as ints; raises unless each side is >= minimum."""
+    try:
+        if not isinstance(input_shape, (tuple, list)):
+            raise ValueError
+        height, width, channels = (
+            checks.whole_number("input_shape", n, at_least=least)
+            for n, least in zip(input_shape, (minimum, minimum, 1), strict=True)
+        )
+    except ValueError:
         raise BranchyError(
             f"`input_shape` must be (height, width, channels), channels last, with "
-            f"height and width of at least {minimum}. Received {input_shape}."
-        )
+            f"height and width of at least {minimum}. Received "
+            f"{checks.shown(input_shape)}."
+        ) from None
     graphs.check_image_data_format()
+    return height, width, channels
 
 
-def check_classes(classes: Any) -> None:
-    """Raises unless it is a whole number of at least 2."""
-    if not isinstance(classes, numbers.Integral) or classes < 2:
-        raise BranchyError(
-            f"`classes` must be a whole number of at least 2. Received {classes!r}."
-        )
+def check_classes(classes: Any) -> int:
+    """The number as an int; raises unless it is whole and at least 2."""
+    return checks.whole_number("classes", classes, at_least=2)
 
 
 def choose_exits(
@@ -182,10 +187,10 @@ def choose_exits(
     if isinstance(given, Mapping):
         return given
     given = places[0] if given is None else given
-    if given not in places:
+    if not isinstance(given, str) or given not in places:
         raise BranchyError(
             f"`exits` must be one of {', '.join(places)}, or {{layer name: head}}. "
-            f"Received {given!r}."
+            f"Received {checks.shown(given)}."
         )
     return heads(given)
 
@@ -206,7 +211,7 @@ def settle(model: str, weights: str | None, **asked: Any) -> dict[str, Any]:
     """
     if not isinstance(weights, (str, os.PathLike, type(None))):
         raise BranchyError(
-            f"`weights` must be None, a tag or a path. Received {weights!r}."
+            f"`weights` must be None, a tag or a path. Received {checks.shown(weights)}."
         )
     tag = packaged.every(model).get(weights or "")
     if tag is None:
@@ -214,7 +219,8 @@ def settle(model: str, weights: str | None, **asked: Any) -> dict[str, Any]:
     for name, fixed in tag.arguments.items():
         given = asked[name]
         given = tuple(given) if isinstance(given, list) else given
-        if given not in (None, fixed):
+        # Arrays compare element by element.
+        if given is not None and not np.array_equal(np.array(given), np.array(fixed)):
             raise BranchyError(
                 f"The weights {weights!r} of {model} are for {name}={fixed}; received "
                 f"{given}. Leave it out, or train your own from weights=None."

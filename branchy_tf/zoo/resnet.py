@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import keras
 from keras import layers
 
-from branchy_tf import graphs
+from branchy_tf import checks, graphs
 from branchy_tf.errors import BranchyError
 from branchy_tf.exits import Head, add_exits, conv_head, linear_head
 from branchy_tf.zoo import registry
@@ -142,11 +142,11 @@ def branchy_resnet(
     )
     depth = settled["depth"]
     exits = settled["exits"]
-    registry.check_input_shape(input_shape, minimum=16)
-    registry.check_classes(classes)
+    input_shape = registry.check_input_shape(input_shape, minimum=16)
+    classes = registry.check_classes(classes)
     graphs.check_name(name)
-    depth = 110 if depth is None else depth
-    if not isinstance(depth, int) or depth < 8 or depth % 6 != 2:
+    depth = checks.whole_number("depth", 110 if depth is None else depth, at_least=8)
+    if depth % 6 != 2:
         raise BranchyError(
             f"`depth` must be 6 n + 2, e.g. 20, 32, 44, 56 or 110. Received {depth!r}."
         )

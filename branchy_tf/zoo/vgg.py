@@ -95,8 +95,8 @@ def branchy_vgg(
         "branchy_vgg", weights, input_shape=input_shape, classes=classes, exits=exits
     )
     exits = settled["exits"]
-    registry.check_input_shape(input_shape, minimum=32)
-    registry.check_classes(classes)
+    input_shape = registry.check_input_shape(input_shape, minimum=32)
+    classes = registry.check_classes(classes)
     graphs.check_name(name)
     trunk = _trunk(input_shape, classes, name)
     heads = registry.choose_exits(exits, _PLACES, _exits)

@@ -140,7 +140,7 @@ def test_pool_head_needs_a_size():
         (lambda: conv_head(None), "filters", "", "None"),
         (lambda: conv_head(8.0), "filters", "", "8.0"),
         (lambda: conv_head([8, 8], strides=[2]), "strides", ", 2 of them", "[2]"),
-        (lambda: conv_head([8], kernel_size="3"), "kernel_size", ", 1 of them", "3"),
+        (lambda: conv_head([8], kernel_size="3"), "kernel_size", ", 1 of them", "'3'"),
         (lambda: pool_head(0), "size", ", 1 of them", "0"),
         (lambda: pool_head(-2), "size", ", 1 of them", "-2"),
     ],

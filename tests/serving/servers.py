@@ -66,6 +66,16 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def has_ipv6() -> bool:
+    """Whether this machine has the address ::1."""
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
 def add_version(exported: pathlib.Path, folder: pathlib.Path, number: int) -> None:
     """Copies version 1 of `exported` as another one, whole at once."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -197,6 +207,7 @@ class FakeServer(
     Args:
         port: to listen on; 0: any free one.
         credentials: of grpc.ssl_server_credentials; default: no TLS.
+        listen: where to, instead of a port, e.g. unix:PATH.
 
     Attributes:
         inputs: `{name: (dtype, shape)}` of the model, less thresholds.
@@ -212,7 +223,9 @@ class FakeServer(
         over: set when the test is, for answers that wait.
     """
 
-    def __init__(self, port: int = 0, credentials: Any = None) -> None:
+    def __init__(
+        self, port: int = 0, credentials: Any = None, listen: str | None = None
+    ) -> None:
         self.inputs: dict = {"images": (tf.uint8, [None, 28, 28, 1])}
         self.exits = 2
         self.signatures = ["early_exit", "serving_default", "all_exits"]
@@ -239,13 +252,13 @@ class FakeServer(
             self, self._server
         )
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(self, self._server)
-        listen = f"127.0.0.1:{port}"
+        where = listen or f"127.0.0.1:{port}"
         self.port = (
-            self._server.add_insecure_port(listen)
+            self._server.add_insecure_port(where)
             if credentials is None
-            else self._server.add_secure_port(listen, credentials)
+            else self._server.add_secure_port(where, credentials)
         )
-        self.address = f"127.0.0.1:{self.port}"
+        self.address = listen or f"127.0.0.1:{self.port}"
 
     def fail(self, times: int, code: str = "UNAVAILABLE") -> None:
         """Refuses the next requests, then answers as before."""

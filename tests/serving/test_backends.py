@@ -75,6 +75,12 @@ def test_the_container_is_told_everything(options):
     } <= set(before)
 
 
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_the_container_listens_on_ipv6(options, host):
+    command = backends.command(DOCKER, dataclasses.replace(options, host=host), "image:1")
+    assert {"--publish=[::1]:8600:8500", "--publish=[::1]:8601:8501"} < set(command)
+
+
 def test_no_option_is_forgotten(options):
     """Each option changes both command lines, or is refused, or is docker's alone."""
     changed = {

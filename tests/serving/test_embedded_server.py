@@ -3,6 +3,7 @@ from __future__ import annotations
 import pathlib
 import re
 import time
+import urllib.request
 from concurrent import futures
 
 import grpc
@@ -23,6 +24,7 @@ from tensorflow_serving.apis import (
 )
 
 from branchy_tf.errors import BranchyError
+from branchy_tf.serving import EarlyExitClient
 from branchy_tf.serving.embedded import EmbeddedServer
 
 MODEL = servers.MODEL
@@ -429,3 +431,22 @@ def test_a_port_in_use_is_refused(served, exported):
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(BranchyError, match="There is no folder"):
         EmbeddedServer(tmp_path / "missing", MODEL, port=0)
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_listens_on_ipv6(exported, digits, tmp_path, host):
+    if not servers.has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    monitoring = tmp_path / "monitoring.config"
+    monitoring.write_text("prometheus_config { enable: true }")
+    options = {"rest_api_port": servers.free_port(), "monitoring_config_file": monitoring}
+    with (
+        EmbeddedServer(exported, MODEL, 0, host=host, **options) as server,
+        EarlyExitClient(f"[::1]:{server.port}", MODEL) as client,
+    ):
+        assert len(client.predict(digits)) == 64
+        url = f"http://[::1]:{options['rest_api_port']}/monitoring/prometheus/metrics"
+        with urllib.request.urlopen(url) as page:
+            assert b"request_count" in page.read()
+        with pytest.raises(BranchyError, match=r"Cannot listen on"):
+            EmbeddedServer(exported, MODEL, server.port, host=host)

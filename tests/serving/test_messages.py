@@ -166,21 +166,3 @@ def test_a_version_that_failed_to_load_says_why():
     assert caught.value.code == "UNAVAILABLE"
     status.model_version_status.add(version=2, state=wire.AVAILABLE)
     assert messages.read_status(TARGET, status.SerializeToString()) == 2
-
-
-@pytest.mark.parametrize(
-    ("target", "code", "details", "expected"),
-    [
-        (TARGET, "UNAVAILABLE", "refused", "No server answers at host:1; .*refused"),
-        (TARGET, "UNAVAILABLE", "Ssl handshake failed", r"agree on TLS; mend Tls\(ca="),
-        (Target("h", "m", 3), "NOT_FOUND", "", "model 'm' version 3; mend the name"),
-        (Target("h", "m", None, "x"), "NOT_FOUND", "", "model 'm' label 'x'"),
-        (TARGET, "RESOURCE_EXHAUSTED", "", "no room"),
-        (TARGET, "DATA_LOSS", "two\nlines", "^DATA_LOSS: two lines$"),
-    ],
-)
-def test_statuses_are_explained(target, code, details, expected):
-    error = target.explain(code, details)
-    assert error.code == code
-    with pytest.raises(ServerError, match=expected):
-        raise error

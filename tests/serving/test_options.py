@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import socket
 
+import numpy as np
 import pytest
 import servers
 
@@ -123,3 +124,54 @@ def test_the_embedded_server_reads_no_urls():
 
     with pytest.raises(BranchyError, match="s3://bucket/net is a URL"):
         EmbeddedServer("s3://bucket/net", port=0)
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "::1", "[::1]", "::", "0.0.0.0"]
+)
+def test_hosts_are_addresses(folder, host):
+    assert ServerOptions(folder, host=host).host == host.strip("[]")
+
+
+@pytest.mark.parametrize(
+    "host", ["", "127.0.0.1:8500", "[::1]:8500", "http://a", "a b", "::1%x:1", None, 1]
+)
+def test_hosts_that_are_none_are_refused(folder, host):
+    with pytest.raises(BranchyError, match="`host` ") as caught:
+        ServerOptions(folder, host=host)
+    assert "\n" not in str(caught.value)
+
+
+def test_numpy_numbers_are_plain_ones(folder):
+    options = ServerOptions(
+        folder,
+        port=np.int64(8500),
+        enable_batching=np.bool_(True),
+        file_system_poll_wait_seconds=np.float32(2),
+    )
+    assert (options.port, options.enable_batching) == (8500, True)
+    assert {type(options.port), type(options.enable_batching)} == {int, bool}
+    assert type(options.file_system_poll_wait_seconds) is float
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("port", [-1, 65536, 8500.0, "8500", None, True, np.nan]),
+        ("rest_api_port", [-1, "8501", None]),
+        ("grpc_max_threads", [-1, 0.5, True]),
+        ("tensorflow_inter_op_parallelism", [-2, "all"]),
+        ("max_message_bytes", [-1, 2**31, np.inf]),
+        ("file_system_poll_wait_seconds", [-1, np.nan, np.inf, "1", None, True]),
+        ("enable_batching", ["yes", 1, None]),
+        ("model_name", ["", 3, b"lenet"]),
+        ("model_base_path", [3, b"/models", True]),
+        ("ssl_config_file", [1, ["ssl.config"]]),
+    ],
+)
+def test_values_of_a_wrong_type_are_refused(folder, name, values):
+    for value in values:
+        given = {"model_base_path": folder, name: value}
+        with pytest.raises(BranchyError, match=f"`{name}` must be") as caught:
+            ServerOptions(**given)
+        assert "\n" not in str(caught.value)

@@ -90,10 +90,11 @@ def test_thresholds_decide_where_images_leave(served, pictures, thresholds, exit
         (["--images=zero.png", "--model_name=vgg"], "does not serve model 'vgg'"),
         (["--images=zero.png", "--model_name="], "--model_name is missing"),
         (["--dataset=mnist_5k", "--num_images=0"], "num_images"),
-        (["--images=zero.png", "--timeout=0"], "positive"),
+        (["--images=zero.png", "--timeout=0"], "seconds above 0"),
         (["--images=zero.png", "--tls_ca=no.pem"], "no.pem cannot be read"),
         (["--images=zero.png", "--tls_key=key.pem"], "no `certificate`"),
-        (["--images=zero.png", "--tls"], "do not agree on TLS"),
+        (["--images=zero.png", "--server=::1:8500"], r"[::1]:8500"),
+        (["--images=zero.png", "--tls"], "does not speak TLS"),
     ],
 )
 def test_refuses(served, pictures, flags, expected):

@@ -43,7 +43,7 @@ def test_times_both_phases_and_the_batches(digits, tmp_path):
         (["--jit=perhaps"], "flag --jit=perhaps"),
         (
             ["--model=branchy_lenet", "--dataset=mnist_5k", "--batch_size=0"],
-            "`batch_size` must be at least 1. Received 0.",
+            "`batch_size` must be a whole number of at least 1. Received 0.",
         ),
     ],
 )

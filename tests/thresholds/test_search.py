@@ -107,7 +107,7 @@ def test_a_budget_that_is_met_exactly_is_met():
         ({"min_accuracy": 1.0}, "the best there are reach"),
         ({"max_accuracy_drop": -0.1}, "from 0 to 1"),
         ({"min_accuracy": float("nan")}, "from 0 to 1"),
-        ({"max_cost": -1}, "positive"),
+        ({"max_cost": -1}, "above 0"),
         ({"max_cost": 2, "min_accuracy": 0.5}, "one of"),
         ({"knee": True, "min_accuracy": 0.5}, "one of"),
         ({"exit_rates": [0.5, 0.5]}, "must be 1, one share"),

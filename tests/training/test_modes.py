@@ -382,7 +382,7 @@ DISTILLATION = "`distillation` must be two numbers gamma,tau, "
         (
             model,
             {"weight_decay": -0.1},
-            "`weight_decay` must not be negative. Received -0.1.",
+            "`weight_decay` must be a finite number of at least 0. Received -0.1.",
         ),
     ],
 )

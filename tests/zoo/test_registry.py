@@ -62,7 +62,7 @@ def test_unknown_argument_tells_the_known_ones():
 def test_bad_input_shape(shape):
     assert complaint(input_shape=shape) == (
         "`input_shape` must be (height, width, channels), channels last, with height and "
-        f"width of at least 8. Received {shape}."
+        f"width of at least 8. Received {shape!r}."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import http.server
+import socket
 import threading
 import urllib.parse
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from prometheus_client.metrics_core import Metric
 
 from branchy_tf import exits
 from branchy_tf.errors import BranchyError
+from branchy_tf.serving import addresses
 
 # TF Serving's: microseconds, from 10 up to about 20 minutes.
 _BUCKETS = [10 * 1.8**k for k in range(33)]
@@ -126,12 +128,15 @@ class MetricsServer:
             def log_message(self, *arguments: object) -> None:
                 """Scrapes are no news."""
 
+        class Server(http.server.ThreadingHTTPServer):
+            address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
         try:
-            self._server = http.server.ThreadingHTTPServer((host, port), Handler)
+            self._server = Server((host, port), Handler)
         except OSError as error:
             raise BranchyError(
-                f"Cannot listen on {host}:{port}: {error.strerror}. Pass another "
-                "--rest_api_port."
+                f"Cannot listen on {addresses.join(host, port)}: {error.strerror}. Pass "
+                "another --rest_api_port."
             ) from None
         self._server.daemon_threads = True
         self._thread = threading.Thread(

@@ -12,6 +12,7 @@ from tensorflow_serving.apis import model_service_pb2, prediction_service_pb2
 
 from branchy_tf import files
 from branchy_tf.errors import BranchyError
+from branchy_tf.serving import addresses
 from branchy_tf.serving.embedded.admission import Admission
 from branchy_tf.serving.embedded.answering import handlers
 from branchy_tf.serving.embedded.metrics import Metrics, MetricsServer
@@ -37,7 +38,7 @@ class EmbeddedServer:
         model_base_path: folder whose numbered folders are versions.
         model_name: what clients ask for; default: the folder's name.
         port: to listen on; 0: any free one.
-        **options: others of `ServerOptions`.
+        **options: others of `ServerOptions`, e.g. `host="::1"`.
 
     Attributes:
         port: the port that it listens on.
@@ -147,7 +148,8 @@ def _admission(options: ServerOptions) -> Admission:
 
 def _listen(server: grpc.Server, options: ServerOptions) -> int:
     """Binds the port, over TLS where the options say so."""
-    address, ssl = f"{options.host}:{options.port}", options.ssl()
+    address = addresses.join(options.host, options.port)
+    ssl = options.ssl()
     try:
         if ssl is None:
             port = server.add_insecure_port(address)
