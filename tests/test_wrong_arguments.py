@@ -12,13 +12,13 @@ import small
 
 import branchy_tf
 from branchy_tf import costs, data, exits, saved_model, stages, thresholds, zoo
+from branchy_tf.benchmarking import load
 from branchy_tf.errors import BranchyError, ServerError
 from branchy_tf.serving import (
     AsyncEarlyExitClient,
     ClientMetrics,
     EarlyExitClient,
     Tls,
-    load,
 )
 from branchy_tf.serving.embedded import EmbeddedServer
 from branchy_tf.serving.options import ServerOptions
