@@ -31,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--all_applications",
         action="store_true",
-        help="export a network of each keras.applications family, not only of three",
+        help="export a network of each keras.applications family, not only of two",
     )
 
 

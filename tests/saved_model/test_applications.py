@@ -27,8 +27,8 @@ FAMILIES = {
     "InceptionV3": 75,
     "InceptionResNetV2": 75,
 }
-# One for each mechanism: inverted residuals, hard swish, and swish with its own gradient.
-QUICK = {"MobileNetV2", "MobileNetV3Small", "EfficientNetB0"}
+# Hard swish, and swish with a gradient of its own.
+QUICK = {"MobileNetV3Small", "EfficientNetB0"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

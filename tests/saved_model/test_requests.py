@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import c_api
 import keras
@@ -210,18 +207,9 @@ def test_rejects_names_that_collide(names):
         names_of(model)
 
 
-def test_refuses_other_backends_in_words():
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import keras, branchy_tf\n"
-            "from branchy_tf import zoo\n"
-            "branchy_tf.EarlyExitPredictor(zoo.build('branchy_lenet'), [0.1])",
-        ],
-        env=os.environ | {"KERAS_BACKEND": "numpy"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "Set KERAS_BACKEND=tensorflow" in done.stderr
+def test_refuses_other_backends_in_words(monkeypatch, tmp_path):
+    model = pixels()
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(BranchyError, match="Set KERAS_BACKEND=tensorflow"):
+        saved_model.export(model, tmp_path / "exports", "net", [0.5])
+    assert not (tmp_path / "exports").exists()
