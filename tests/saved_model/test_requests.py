@@ -205,11 +205,3 @@ def test_rejects_names_that_collide(names):
     model = network([keras.Input((5,), name=name) for name in names])
     with pytest.raises(BranchyError, match="Name each"):
         names_of(model)
-
-
-def test_refuses_other_backends_in_words(monkeypatch, tmp_path):
-    model = pixels()
-    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
-    with pytest.raises(BranchyError, match="Set KERAS_BACKEND=tensorflow"):
-        saved_model.export(model, tmp_path / "exports", "net", [0.5])
-    assert not (tmp_path / "exports").exists()
