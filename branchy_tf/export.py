@@ -19,6 +19,7 @@ from branchy_tf import command_line, graphs, saved_model
 from branchy_tf.errors import BranchyError
 from branchy_tf.saved_model.bfloat16 import BFLOAT16, PRECISIONS
 from branchy_tf.saved_model.freezing import FREEZE
+from branchy_tf.saved_model.writing import MAX_ROWS
 
 FLAGS = flags.FLAGS
 
@@ -48,6 +49,13 @@ flags.DEFINE_float(
     lower_bound=0,
     upper_bound=1,
 )
+flags.DEFINE_integer(
+    "max_rows",
+    MAX_ROWS,
+    "The most rows of a request, or of a batch that the server merges; larger ones are "
+    "refused before anything is computed.",
+    lower_bound=1,
+)
 
 
 def main() -> None:
@@ -72,6 +80,7 @@ def main() -> None:
         FLAGS.precision,
         images,
         FLAGS.max_disagreement,
+        FLAGS.max_rows,
     )
     logging.info("Exported %s.", version)
 

@@ -13,6 +13,7 @@ build it for several inputs, trees of exits or shared layers.)
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import keras
@@ -154,6 +155,13 @@ def _replay(
         fresh = value[id(tensor)]
         if id(fresh) in fresh_inputs:
             # Keras wants a node between an input and an output.
-            fresh = keras.layers.Identity(name=f"{name}_carry_{i}")(fresh)
+            # Without autocast: under mixed_float16 a layer would cast it.
+            fresh = keras.layers.Identity(name=f"{name}_carry_{i}", autocast=False)(fresh)
         results.append(fresh)
-    return keras.Model(inputs, results, name=f"{model_name}_{name}")
+    return keras.Model(inputs, results, name=f"{_scope(model_name)}_{name}")
+
+
+def _scope(name: str) -> str:
+    """`name` as TensorFlow takes it for a scope: ASCII letters, digits, '_', '.', '-'."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+    return plain if plain[0].isalnum() else f"model{plain}"

@@ -30,6 +30,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=("embedded", "tensorflow_model_server", "docker"),
         help="which server the end-to-end tests of serving run against",
     )
+    parser.addoption(
+        "--all_applications",
+        action="store_true",
+        help="export a network of each keras.applications family, not only of two",
+    )
 
 
 @pytest.fixture(scope="session")

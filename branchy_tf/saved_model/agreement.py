@@ -62,9 +62,10 @@ def measure(one: EarlyExitModule, other: EarlyExitModule, images: Any) -> Agreem
     if not rows:
         raise BranchyError("There are no images to compare the precisions on.")
     labels, exits = 0, 0
-    for start in range(0, rows, _BATCH_SIZE):
+    size = min(_BATCH_SIZE, one.max_rows or _BATCH_SIZE)
+    for start in range(0, rows, size):
         batch = {
-            spec.name: tf.cast(arrays[spec.name][start : start + _BATCH_SIZE], spec.dtype)
+            spec.name: tf.cast(arrays[spec.name][start : start + size], spec.dtype)
             for spec in one.specs
         }
         answers = [

@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 import keyword
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from branchy_tf import checks, exits, graphs
@@ -16,6 +18,8 @@ from branchy_tf.confidence import check_criterion
 from branchy_tf.errors import BranchyError
 from branchy_tf.saved_model import freezing, routing
 from branchy_tf.thresholds import check, check_temperatures
+
+_UNNAMED = re.compile(r"(keras_tensor|input_layer)(_\d+)?")
 
 
 class EarlyExitModule(tf.Module):
@@ -35,6 +39,8 @@ class EarlyExitModule(tf.Module):
         input_dtype: dtype of the served inputs; default: the model's own. They
             are cast to the model's in the graph.
         temperatures: N numbers that the exits' logits are divided by; default: 1.
+        max_rows: the most rows of a request, checked before anything is computed;
+            default: any number.
 
     Attributes:
         functions: `{signature name: tf.function}`, as `tf.saved_model.save` takes them.
@@ -43,6 +49,10 @@ class EarlyExitModule(tf.Module):
         specs: of the model's inputs in the signatures, in order.
         input_names: their names.
         model_dtypes: the dtypes that they are cast to.
+        max_rows: the most rows of a request, or None.
+
+    A row with NaN or infinity in its inputs never exits early; its answer is what the
+    final exit makes of it.
 
     Raises:
         BranchyError: an argument does not fit the model.
@@ -56,6 +66,7 @@ class EarlyExitModule(tf.Module):
         frozen: bool = True,
         input_dtype: str | None = None,
         temperatures: Sequence[float] | None = None,
+        max_rows: int | None = None,
     ) -> None:
         super().__init__()
         graphs.check_backend()
@@ -69,7 +80,11 @@ class EarlyExitModule(tf.Module):
         self.specs = _input_specs(model, input_dtype)
         self.input_names = [spec.name for spec in self.specs]
         self.model_dtypes = [tensor.dtype for tensor in model.inputs]
+        self.max_rows = _check_max_rows(max_rows)
+        _check_weights(model)
         self._stages = freezing.stage_functions(model, frozen)
+        # Tracked, so that a SavedModel fills them when it is loaded.
+        self._tables = freezing.tables(model)
         # The plain variables: a Session does not restore those that are only
         # reached through Keras layers.
         self._weights = [] if frozen else [v.value for v in model.variables]
@@ -82,31 +97,59 @@ class EarlyExitModule(tf.Module):
 
     def save(self, path: pathlib.Path) -> None:
         """Writes a SavedModel with the signatures, and nothing else."""
-        tf.saved_model.save(self, str(path), signatures=self.functions)
+        save(self, path, self.functions)
 
-    def _prepare(self, tensors: Sequence[Any]) -> list:
-        """Checks and casts the inputs; nothing may touch them before."""
+    def _check(self, tensors: Sequence[Any], thresholds: Any = None) -> list:
+        """The inputs, once their shapes are checked; nothing may touch them before."""
         # A server checks neither: a wrong rank would abort it, a wrong height or
         # width be answered by a network that is convolutional all through.
         checked = [
             tf.ensure_shape(tensor, spec.shape)
             for tensor, spec in zip(tensors, self.specs, strict=True)
         ]
-        rows = [tf.shape(tensor)[0] for tensor in checked]
-        for other in rows[1:]:
-            tf.debugging.assert_equal(rows[0], other, "Inputs differ in their rows.")
+        rows, *others = [tf.shape(tensor)[0] for tensor in checked]
+        assertions = [
+            _assert(
+                tf.equal(rows, other), "The inputs differ in their rows:", rows, other
+            )
+            for other in others
+        ]
+        if self.max_rows is not None:
+            assertions.append(
+                _assert(
+                    rows <= self.max_rows,
+                    f"A request holds at most {self.max_rows} rows; split it. Received:",
+                    rows,
+                )
+            )
+        if thresholds is not None:
+            given = tf.shape(thresholds)[0]
+            assertions.append(
+                _assert(
+                    tf.equal(given, 1) | tf.equal(given, rows),
+                    "thresholds must have 1 row, or one for each row of the inputs. "
+                    "Received rows of thresholds and of inputs:",
+                    given,
+                    rows,
+                )
+            )
+        # By data alone, nothing would wait for an assertion.
+        with tf.control_dependencies(assertions):
+            return [tf.identity(tensor) for tensor in checked]
+
+    def _cast(self, checked: list) -> list:
         return [
             cast_input(tensor, dtype)
             for tensor, dtype in zip(checked, self.model_dtypes, strict=True)
         ]
 
     def _route(self, tensors: Sequence[Any], thresholds: Any) -> dict[str, Any]:
-        prepared = self._prepare(tensors)
         thresholds = tf.ensure_shape(thresholds, [None, len(self.exit_names) - 1])
+        checked = self._check(tensors, thresholds)
         probabilities, exit_index, score = routing.early_exit(
             self._stages,
-            prepared,
-            thresholds,
+            self._cast(checked),
+            _only_finite_leave(checked, thresholds),
             self.criterion,
             self.temperatures,
             self.classes,
@@ -134,7 +177,7 @@ class EarlyExitModule(tf.Module):
         def all_exits(*tensors):
             probabilities, scores = routing.all_exits(
                 self._stages,
-                self._prepare(tensors),
+                self._cast(self._check(tensors)),
                 self.criterion,
                 self.temperatures,
                 self.classes,
@@ -145,10 +188,58 @@ class EarlyExitModule(tf.Module):
 
     def _all_logits(self):
         def logits(*tensors):
-            prepared = self._prepare(tensors)
+            prepared = self._cast(self._check(tensors))
             return {"logits": routing.all_logits(self._stages, prepared, self.classes)}
 
         return _signature(logits, self.specs)
+
+
+def save(module: tf.Module, path: pathlib.Path, signatures: dict[str, Any]) -> None:
+    """Writes a SavedModel for inference."""
+    # A layer with a gradient of its own (swish, straight-through estimators, int8)
+    # captures tensors of its stage there, which cannot be saved; a server needs none.
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    tf.saved_model.save(module, str(path), signatures=signatures, options=options)
+
+
+def _assert(condition: Any, message: str, *values: Any) -> Any:
+    # The plain op: tf.debugging's would add a branch to each request.
+    return tf.raw_ops.Assert(condition=condition, data=[tf.constant(message), *values])
+
+
+def _only_finite_leave(inputs: list, thresholds: Any) -> Any:
+    """The thresholds, NaN for rows with NaN or infinity in their inputs.
+
+    The scores cannot tell: fused kernels make 0 of relu(NaN), and a cast to integers
+    some number of NaN.
+    """
+    for tensor in inputs:
+        if tensor.dtype.is_floating:
+            axes = list(range(1, len(tensor.shape)))
+            finite = tf.reduce_all(tf.math.is_finite(tensor), axis=axes)
+            thresholds = tf.where(finite[:, None], thresholds, float("nan"))
+    return thresholds
+
+
+def _check_max_rows(max_rows: int | None) -> int | None:
+    whole = isinstance(max_rows, int) and not isinstance(max_rows, bool)
+    if max_rows is not None and not (whole and 1 <= max_rows < 2**31):
+        raise BranchyError(
+            f"`max_rows` must be a whole number of at least 1, or None for any number "
+            f"of rows. Received {max_rows!r}."
+        )
+    return max_rows
+
+
+def _check_weights(model: keras.Model) -> None:
+    # Fused kernels can make 0 of NaN, and rows would leave as if all were well.
+    for variable in model.variables:
+        values = keras.ops.convert_to_numpy(variable)
+        if "float" in variable.dtype and np.isnan(values).any():
+            raise BranchyError(
+                f"The weight {variable.path} of {model.name!r} holds NaN; expected "
+                "numbers. Training has diverged: train again with a lower learning rate."
+            )
 
 
 def cast_input(tensor: Any, dtype: str) -> Any:
@@ -185,6 +276,13 @@ def _input_specs(model: keras.Model, input_dtype: str | None) -> list[tf.TensorS
             f"{model.name} fixes its batch size: inputs of shape "
             f"{[tuple(tensor.shape) for tensor in tensors]}; expected (None, ...)."
         )
+    for tensor in tensors:
+        if tensor.dtype == "string":
+            raise BranchyError(
+                f"The input {tensor.name!r} of {model.name!r} takes strings; expected "
+                "numbers. Look strings up before the model: move the layer that reads "
+                "them out, and let the model take its integers."
+            )
     try:
         dtypes = [
             tf.as_dtype(tensor.dtype if input_dtype is None else input_dtype)
@@ -201,7 +299,7 @@ def _input_specs(model: keras.Model, input_dtype: str | None) -> list[tf.TensorS
     if len(tensors) == 1 and len(tensors[0].shape) == 4:
         names = ["images"]
     else:
-        names = [_identifier(tensor.name) for tensor in tensors]
+        names = _names(model)
     if len(set(names)) < len(names) or "thresholds" in names:
         raise BranchyError(
             f"{model.name} has inputs named {', '.join(names)}; expected different "
@@ -211,6 +309,17 @@ def _input_specs(model: keras.Model, input_dtype: str | None) -> list[tf.TensorS
         tf.TensorSpec(tensor.shape, dtype, name)
         for tensor, dtype, name in zip(tensors, dtypes, names, strict=True)
     ]
+
+
+def _names(model: keras.Model) -> list[str]:
+    """The inputs' names, the same in each process."""
+    names = [tensor.name for tensor in model.inputs]
+    keys = sorted(model.input) if isinstance(model.input, dict) else []
+    for i, name in enumerate(names):
+        # Keras numbers what has no name by all that the process has made before.
+        if _UNNAMED.fullmatch(name):
+            names[i] = keys[i] if len(keys) == len(names) else f"input_{i + 1}"
+    return [_identifier(name) for name in names]
 
 
 def _identifier(name: str) -> str:

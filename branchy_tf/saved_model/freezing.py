@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,8 @@ FREEZE = ("auto", "true", "false")
 # at 2 GB.
 _MOST_FROZEN_BYTES = 500_000_000
 _LARGEST_GRAPH = 1_900_000_000
+# Keras opens a scope named like the layer.
+_SCOPE = re.compile(r"[A-Za-z0-9_.>-]*")
 
 
 def should_freeze(model: keras.Model, freeze: str) -> bool:
@@ -56,8 +59,8 @@ def stage_functions(model: keras.Model, frozen: bool) -> list[StageFunction]:
     stores each such function once, however many signatures call it.
 
     Raises:
-        BranchyError: a tensor between stages does not have the batch first, or
-            Keras runs on another backend.
+        BranchyError: a tensor between stages does not have the batch first, a layer
+            has a name that TensorFlow refuses, or Keras runs on another backend.
     """
     if keras.backend.backend() != "tensorflow":
         raise BranchyError(
@@ -65,6 +68,7 @@ def stage_functions(model: keras.Model, frozen: bool) -> list[StageFunction]:
             "TensorFlow. Set KERAS_BACKEND=tensorflow; a .keras file trained on another "
             "backend loads there."
         )
+    _check_layer_names(model)
     parts = stages.split(model)
     for part in parts[1:]:
         for tensor in part.model.inputs:
@@ -82,10 +86,39 @@ def freeze(stage: stages.Stage) -> StageFunction:
     stage = stages.Stage(stage.name, folding.fold_batch_norm(stage.model))
     specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in stage.model.inputs]
     traced = tf.function(lambda *tensors: stage(list(tensors)))
-    constant = convert_variables_to_constants_v2(traced.get_concrete_function(*specs))
+    concrete = traced.get_concrete_function(*specs)
+    constant = convert_variables_to_constants_v2(concrete)
+    # Lookup tables are no constants; their handles stay inputs, after the stage's own.
+    captured = {inside.name: outside for outside, inside in concrete.graph.captures}
+    handles = [captured[tensor.name] for tensor in constant.inputs[len(specs) :]]
 
     def call(tensors: list) -> tuple[Any, list]:
-        logits, *carried = tf.nest.flatten(constant(*tensors))
+        logits, *carried = tf.nest.flatten(constant(*tensors, *handles))
         return logits, carried
 
     return call
+
+
+def tables(model: keras.Model) -> list[Any]:
+    """The lookup tables in `model`'s layers; a SavedModel must track them."""
+    return [
+        value
+        for layer in _all_layers(model)
+        for value in vars(layer).values()
+        if isinstance(value, tf.saved_model.experimental.TrackableResource)
+    ]
+
+
+def _all_layers(model: keras.Model) -> list[keras.layers.Layer]:
+    # Those that layers hold inside them too; Keras has no public way to them.
+    return list(model._flatten_layers(include_self=False))
+
+
+def _check_layer_names(model: keras.Model) -> None:
+    for layer in _all_layers(model):
+        if not _SCOPE.fullmatch(layer.name):
+            raise BranchyError(
+                f"Layer {layer.name!r} of {model.name!r} has a name that TensorFlow "
+                "refuses in a graph; expected ASCII letters, digits, '_', '.' and '-'. "
+                "Rename the layer."
+            )

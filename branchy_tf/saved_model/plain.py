@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from branchy_tf import stages
-from branchy_tf.saved_model import freezing
+from branchy_tf.saved_model import early_exit, freezing
 
 SIGNATURE = "serving_default"
 
@@ -34,4 +34,6 @@ def write_frozen(model: keras.Model, path: pathlib.Path) -> None:
         return {f"y_{i}": tensor for i, tensor in enumerate([logits, *carried])}
 
     signature = tf.function(run, input_signature=specs, autograph=False)
-    tf.saved_model.save(tf.Module(), str(path), signatures={SIGNATURE: signature})
+    module = tf.Module()
+    module.tables = freezing.tables(model)
+    early_exit.save(module, path, {SIGNATURE: signature})

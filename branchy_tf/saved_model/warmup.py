@@ -32,6 +32,8 @@ def requests(module: EarlyExitModule) -> list[tuple[str, dict[str, np.ndarray]]]
     num_exits = len(module.exit_names)
     found = []
     for rows in BATCH_SIZES:
+        if module.max_rows is not None and rows > module.max_rows:
+            break
         inputs = example_inputs(module, rows)
         for k in range(num_exits):
             # [B, N-1], since with batching on every input needs the batch as first

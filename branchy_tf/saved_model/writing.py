@@ -33,6 +33,8 @@ from branchy_tf.saved_model.checking import (
 from branchy_tf.saved_model.early_exit import EarlyExitModule
 from branchy_tf.thresholds import check
 
+# Above what EarlyExitClient sends at once and TF Serving merges by default, 1000.
+MAX_ROWS = 1024
 # No number, so no server takes it for a version.
 _BESIDE = ".writing-"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
@@ -50,6 +52,7 @@ def export(
     precision: str = "float32",
     images: Any = None,
     max_disagreement: float = 0.01,
+    max_rows: int | None = MAX_ROWS,
 ) -> pathlib.Path:
     """Exports a multi-exit model as the next version of `model_name`.
 
@@ -75,6 +78,11 @@ def export(
             of the model's input shape and dtype; for several inputs a dict by name.
         max_disagreement: the largest share of them that may get another label, and
             that may leave at another exit.
+        max_rows: the most rows of a request; more are refused with INVALID_ARGUMENT
+            before anything is computed. None: any number. A server that merges
+            requests counts the merged batch, so at least its `max_batch_size`. The
+            graph cannot stop what the server does before: it decodes the request's
+            tensors, and a message of a few bytes can declare a tensor of gigabytes.
 
     Returns:
         The folder of the version: `<export_dir>/<model_name>/<version>`, where
@@ -103,7 +111,7 @@ def export(
     check_precision(precision)
     graphs.check_functional(model)
     frozen = freezing.should_freeze(model, freeze)
-    settings = (thresholds, criterion, frozen, input_dtype, temperatures)
+    settings = (thresholds, criterion, frozen, input_dtype, temperatures, max_rows)
     module = EarlyExitModule(model, *settings)
     agreed = None
     if precision == BFLOAT16:
@@ -195,6 +203,7 @@ def _description(
             spec.name: {"dtype": spec.dtype.name, "shape": spec.shape.as_list()}
             for spec in module.specs
         },
+        "max_rows": module.max_rows,
         "frozen": frozen,
         "precision": "float32" if agreed is None else BFLOAT16,
         # With float32, where it is not that itself.
