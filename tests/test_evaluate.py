@@ -313,13 +313,14 @@ def edited(path: pathlib.Path, **changes) -> None:
         ),
         (
             lambda run: (run / "baseline.keras").write_bytes(b"damaged"),
-            "baseline.keras cannot be loaded as a Keras model",
+            "baseline.keras cannot be read as a Keras model",
         ),
     ],
     ids=[
         "not calibrated", "other exits", "other number", "other weights",
         "other criterion", "other temperatures", "damaged thresholds",
-        "incomplete thresholds", "no flags", "no model", "damaged model",
+        "incomplete thresholds", "damaged frontier", "seed no number",
+        "flags not UTF-8", "no flags", "no model", "damaged model",
         "damaged baseline",
     ],
 )  # fmt: skip
