@@ -64,7 +64,7 @@ def _images(client: EarlyExitClient) -> tuple[np.ndarray, list[str], list[str] |
     # First of all: a server that is down is noticed before data is loaded.
     expected, _ = client.describe()
     if FLAGS.images:
-        from branchy_tf.serving import images
+        from branchy_tf import images
 
         shapes = [value.shape[1:] for value in expected.values()]
         if len(shapes) != 1 or len(shapes[0]) != 3:

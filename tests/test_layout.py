@@ -34,7 +34,7 @@ LAYERS = [
     {"errors"},
     {"checks"},
     {"files", "flagfiles", "startup", "results", "inputs"},
-    {"confidence", "thresholds", "graphs", "keras_files"},
+    {"confidence", "thresholds", "graphs", "keras_files", "images"},
     {"exits"},
     {"zoo", "data"},
     {"training", "stages"},

@@ -32,10 +32,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from branchy_tf import data
+from branchy_tf import data, images
 from branchy_tf.errors import BranchyError
 from branchy_tf.keras_files import load_keras_file
-from branchy_tf.serving import images
 from branchy_tf.zoo import branchy_lenet
 
 Random = np.random.Generator

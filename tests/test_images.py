@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from branchy_tf import images
 from branchy_tf.errors import BranchyError
-from branchy_tf.serving import images
 
 
 @pytest.fixture
