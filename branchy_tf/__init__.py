@@ -6,7 +6,7 @@ such a network from a builder to a container that serves it:
 
     zoo / exits -> training -> thresholds -> saved_model -> serving
 
-Submodules and the two names below are imported on first use, so that the
+Submodules and the names below are imported on first use, so that the
 serving client starts without TensorFlow.
 """
 
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from branchy_tf.exits import baseline as baseline
+    from branchy_tf.policy import ExitPolicy as ExitPolicy
     from branchy_tf.predictor import EarlyExitPredictor as EarlyExitPredictor
 
 __version__ = "0.1.0"
@@ -27,6 +28,7 @@ _SUBMODULES = (
     "data",
     "errors",
     "exits",
+    "policy",
     "predictor",
     "results",
     "saved_model",
@@ -36,9 +38,13 @@ _SUBMODULES = (
     "training",
     "zoo",
 )
-_NAMES = {"baseline": "exits", "EarlyExitPredictor": "predictor"}
+_NAMES = {
+    "baseline": "exits",
+    "EarlyExitPredictor": "predictor",
+    "ExitPolicy": "policy",
+}
 
-__all__ = ["EarlyExitPredictor", "__version__", "baseline"]
+__all__ = ["EarlyExitPredictor", "ExitPolicy", "__version__", "baseline"]
 
 
 def __getattr__(name: str) -> Any:

@@ -55,7 +55,7 @@ def main() -> None:
         raise BranchyError("--export_dir is missing: where to write versions.")
     choice = command_line.chosen_model()
     model = choice.model
-    gates = command_line.chosen_gates(choice)
+    policy = command_line.chosen_policy(choice)
     images = None
     if FLAGS.precision == BFLOAT16:
         images = command_line.chosen_dataset(choice.run, model).validation.images
@@ -63,14 +63,12 @@ def main() -> None:
         model,
         FLAGS.export_dir,
         FLAGS.model_name or model.name,
-        gates.thresholds,
-        gates.criterion,
-        FLAGS.freeze,
-        FLAGS.input_dtype,
-        gates.temperatures,
-        FLAGS.precision,
-        images,
-        FLAGS.max_disagreement,
+        policy,
+        freeze=FLAGS.freeze,
+        input_dtype=FLAGS.input_dtype,
+        precision=FLAGS.precision,
+        images=images,
+        max_disagreement=FLAGS.max_disagreement,
     )
     logging.info("Exported %s.", version)
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from branchy_tf import command_line, costs, exits, files, plots, thresholds, traffic
 from branchy_tf.confidence import CRITERIA
 from branchy_tf.errors import BranchyError
+from branchy_tf.policy import ExitPolicy
 from branchy_tf.predictor import EarlyExitPredictor
 from branchy_tf.serving.tuner import Policy
 
@@ -56,8 +57,9 @@ def main() -> None:
     macs = np.array(costs.cumulative_macs(choice.model))
     # Before the minutes that the scores take.
     _policy(macs)
-    gates = len(exits.exit_names(choice.model)) - 1
-    predictor = EarlyExitPredictor(choice.model, [0.0] * gates, FLAGS.criterion)
+    policy = ExitPolicy.to_the_end(len(exits.exit_names(choice.model)))
+    policy = policy.replace(criterion=FLAGS.criterion)
+    predictor = EarlyExitPredictor(choice.model, policy)
     validation = _rows(predictor, dataset.validation.images, "validation")
     test = dataset.test.images
     clean = _rows(predictor, test, "clean")

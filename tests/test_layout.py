@@ -40,6 +40,7 @@ COMMANDS = {
 LAYERS = [
     {"errors"},
     {"files", "results", "inputs", "versions"},
+    {"policy"},
     {"images", "confidence", "thresholds", "graphs"},
     {"macs"},
     {"exits"},

@@ -9,6 +9,7 @@ from scipy import stats
 
 from branchy_tf import data, exits, scoring
 from branchy_tf.errors import BranchyError
+from branchy_tf.policy import ExitPolicy
 
 
 def share(right: int, rows: int) -> np.ndarray:
@@ -84,7 +85,8 @@ def test_temperatures_are_those_of_each_exit():
     logits = np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)
     labels = np.zeros(5, int)
     plain = scoring.answers(logits / np.float32([[2], [0.5]]), labels)
-    warm = scoring.answers(logits, labels, temperatures=[2, 0.5])
+    policy = ExitPolicy(thresholds=[0], temperatures=[2, 0.5])
+    warm = scoring.answers(logits, labels, policy)
     np.testing.assert_allclose(warm.probabilities, plain.probabilities, rtol=1e-5)
     np.testing.assert_allclose(warm.scores, plain.scores, rtol=1e-4)
 

@@ -5,8 +5,8 @@ from branchy_tf.plots.contenders import contenders
 from branchy_tf.plots.drift import drift
 from branchy_tf.plots.frontier import frontier
 from branchy_tf.plots.gallery import gallery
-from branchy_tf.plots.gates import histograms, leaving
 from branchy_tf.plots.growth import growth
+from branchy_tf.plots.leaving import histograms, leaving
 from branchy_tf.plots.load import load
 from branchy_tf.plots.reliability import reliability
 from branchy_tf.plots.study import study

@@ -12,6 +12,7 @@ from branchy_tf import files, plots, thresholds
 from branchy_tf.calibration import Calibrated
 from branchy_tf.data import Split
 from branchy_tf.plots.gallery import can_show
+from branchy_tf.policy import ExitPolicy
 from branchy_tf.report.page import Section
 from branchy_tf.scoring import Answers, Evaluation, answers
 from branchy_tf.thresholds import Calibration
@@ -71,9 +72,9 @@ def validation_section(
         (knee.cost, knee.accuracy),
         baseline,
     )
-    _gates(section, calibrated.answers, chosen.thresholds, calibrated.criterion)
+    _leaving(section, calibrated.answers, calibrated.policy)
     _exits(section, calibrated.answers, logits)
-    exits = thresholds.exit_indices(calibrated.answers.scores, chosen.thresholds)
+    exits = calibrated.policy.exit_indices(calibrated.answers.scores)
     given = calibrated.answers.given[np.arange(len(exits)), exits]
     _rows(section, split, exits, given, len(macs))
     return section
@@ -81,6 +82,7 @@ def validation_section(
 
 def test_section(
     folder: files.Path,
+    policy: ExitPolicy,
     evaluation: Evaluation,
     split: Split,
     frontier: Sequence[dict[str, Any]],
@@ -89,6 +91,7 @@ def test_section(
 
     Args:
         folder: where its pictures go.
+        policy: who leaves where.
         evaluation: what was measured.
         split: the rows.
         frontier: of the thresholds.json; its thresholds are counted on these rows.
@@ -104,7 +107,7 @@ def test_section(
         f"({100 * down:+.2f} to {100 * up:+.2f}). {result['macs']:,.0f} multiply-adds of "
         f"{result['full_macs']:,}, gain {result['gain']:.2f} times."
     )
-    macs, limits = result["exit_macs"], result["thresholds"]
+    macs = result["exit_macs"]
     points = [
         thresholds.evaluate(every.scores, every.correct, macs, point["thresholds"])
         for point in frontier
@@ -120,7 +123,7 @@ def test_section(
         None,
         None if alone is None else (result["full_macs"], alone),
     )
-    _gates(section, every, limits, result["criterion"])
+    _leaving(section, every, policy)
     _exits(section, every, evaluation.logits)
     routed = evaluation.routed
     _rows(section, split, routed.exits, routed.labels, len(macs))
@@ -181,7 +184,7 @@ def exit_rows(
             names,
             macs,
             calibrated.answers.correct.mean(axis=0),
-            calibrated.temperatures,
+            calibrated.temperatures or (),
             [*(f"{t:.4g}" for t in chosen.thresholds), "-"],
             chosen.exit_rates,
             strict=True,
@@ -215,27 +218,24 @@ def _frontier(
     )
 
 
-def _gates(
-    section: Section, every: Answers, limits: Sequence[float], criterion: str
-) -> None:
-    if not limits:
+def _leaving(section: Section, every: Answers, policy: ExitPolicy) -> None:
+    if not policy.thresholds:
         return
-    gates: dict[str, Any] = {
+    drawn: dict[str, Any] = {
         "scores": every.scores,
         "correct": every.correct,
-        "thresholds": limits,
-        "criterion": criterion,
+        "policy": policy,
     }
     section.picture(
         "leaving",
         "Share of the images below a threshold, and how many of these are answered "
         "rightly. The upright line is the threshold.",
-        functools.partial(plots.leaving, **gates),
+        functools.partial(plots.leaving, **drawn),
     )
     section.picture(
         "scores",
         "How sure an exit is of what it answers rightly and wrongly; sure is left.",
-        functools.partial(plots.histograms, **gates),
+        functools.partial(plots.histograms, **drawn),
     )
 
 

@@ -37,7 +37,7 @@ class Agreement:
         )
 
 
-def measure(one: EarlyExitModule, other: EarlyExitModule, images: Any) -> Agreement:
+def compare(one: EarlyExitModule, other: EarlyExitModule, images: Any) -> Agreement:
     """Routes the images through both.
 
     Args:

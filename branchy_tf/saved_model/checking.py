@@ -9,12 +9,12 @@ import numpy as np
 import tensorflow as tf
 
 from branchy_tf import exits
-from branchy_tf.confidence import probabilities_and_scores
+from branchy_tf.confidence import exit_answer
 from branchy_tf.errors import BranchyError, first_line
+from branchy_tf.policy import exit_indices, forcing
 from branchy_tf.saved_model import warmup
 from branchy_tf.saved_model.early_exit import EarlyExitModule, cast_input
 from branchy_tf.saved_model.session import SessionModel
-from branchy_tf.thresholds import exit_indices, forcing
 
 # Freezing folds and fuses; the order of the sums changes, and logits with it by
 # this much relative to the largest. In bfloat16, what is fused is not rounded between.
@@ -27,7 +27,6 @@ def check_version(
     path: pathlib.Path,
     model: keras.Model,
     module: EarlyExitModule,
-    defaults: np.ndarray,
     tolerance: float = TOLERANCE,
 ) -> None:
     """Compares a written version, in a Session, with the Keras model.
@@ -35,8 +34,7 @@ def check_version(
     Args:
         path: folder of the version.
         model: what was exported.
-        module: what it was exported as.
-        defaults: float32 [1, N-1], the thresholds that must have been kept.
+        module: what it was exported as; its policy must have been kept.
         tolerance: how far logits may be off, relative to the largest.
 
     Raises:
@@ -50,7 +48,7 @@ def check_version(
             f"The exported model does not load: {first_line(error)}"
         ) from None
     try:
-        _check_answers(session, model, module, defaults, tolerance)
+        _check_answers(session, model, module, tolerance)
     except tf.errors.OpError as error:
         raise BranchyError(
             f"The exported model fails on a valid request: {first_line(error)}"
@@ -63,9 +61,9 @@ def _check_answers(
     session: SessionModel,
     model: keras.Model,
     module: EarlyExitModule,
-    defaults: np.ndarray,
     relative: float,
 ) -> None:
+    defaults = module.policy.limits
     kept = session.signatures["early_exit"].defaults
     if "thresholds" not in kept or not np.array_equal(
         tf.make_ndarray(kept["thresholds"]), defaults
@@ -115,13 +113,13 @@ def _keras_answers(
         axis=1,
     )
     each = [
-        probabilities_and_scores(logits[:, k], module.criterion, temperature)
-        for k, temperature in enumerate(module.temperatures)
+        exit_answer(logits[:, k], module.policy, k)
+        for k in range(module.policy.num_exits)
     ]
     probabilities, scores = (
         np.stack([np.asarray(part[i]) for part in each], axis=1) for i in range(2)
     )
-    logits /= np.array(module.temperatures, np.float32)[:, None]
+    logits /= np.array(module.policy.temperatures, np.float32)[:, None]
     return probabilities, scores, float(np.abs(logits).max())
 
 

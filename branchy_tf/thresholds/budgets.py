@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 
 from branchy_tf.errors import BranchyError
-from branchy_tf.thresholds.cuts import between
+from branchy_tf.policy import flushed, leaves
+from branchy_tf.thresholds.counting import (
+    Point,
+    check_arrays,
+    count_losses_only,
+    evaluate,
+)
 from branchy_tf.thresholds.guarantee import check_guarantee, control_risk
-from branchy_tf.thresholds.losses import count_losses_only
-from branchy_tf.thresholds.points import Point, check_arrays, evaluate
-from branchy_tf.thresholds.rule import leaves
-from branchy_tf.thresholds.search import frontier
+from branchy_tf.thresholds.search import between, frontier
 
 
 def choose(
@@ -186,7 +189,7 @@ def quantiles(scores: Any, exit_rates: Sequence[float]) -> list[float]:
         Huang et al., Multi-Scale Dense Networks (2018, arXiv 1703.09844),
         section 5, budgeted batch classification.
     """
-    scores = np.asarray(scores, np.float32)
+    scores = flushed(scores)
     going = np.ones(len(scores), bool)
     found = []
     for k, rate in enumerate(exit_rates):

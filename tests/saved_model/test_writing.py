@@ -19,6 +19,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 import branchy_tf
 from branchy_tf import costs, saved_model
 from branchy_tf.errors import BranchyError
+from branchy_tf.policy import ExitPolicy
 from branchy_tf.saved_model import checking, freezing, warmup
 from branchy_tf.saved_model.session import SessionModel
 from branchy_tf.versions import version_folders
@@ -142,7 +143,8 @@ def test_auto_freezes_what_is_small(lenet, monkeypatch):
 
 
 def test_other_criteria_are_exported_too(lenet, digits, tmp_path):
-    version = saved_model.export(lenet, tmp_path, "m", [0.5], criterion="max_prob")
+    policy = ExitPolicy(criterion="max_prob", thresholds=[0.5])
+    version = saved_model.export(lenet, tmp_path, "m", policy)
     answer = SessionModel(version).run("all_exits", {"images": digits})
     np.testing.assert_allclose(
         answer["scores"], 1 - answer["probabilities"].max(axis=-1), atol=1e-5
@@ -150,7 +152,8 @@ def test_other_criteria_are_exported_too(lenet, digits, tmp_path):
 
 
 def test_temperatures_are_applied_and_told(lenet, digits, tmp_path):
-    version = saved_model.export(lenet, tmp_path, "m", [0.5], temperatures=[2.5, 0.7])
+    policy = ExitPolicy(thresholds=[0.5], temperatures=[2.5, 0.7])
+    version = saved_model.export(lenet, tmp_path, "m", policy)
     session = SessionModel(version)
     logits = lenet(digits)
     expected = np.stack(
@@ -173,7 +176,7 @@ def test_temperatures_are_applied_and_told(lenet, digits, tmp_path):
         expected[np.arange(len(digits)), answer["exit"]],
         atol=1e-5,
     )
-    predictor = branchy_tf.EarlyExitPredictor(lenet, [middle], temperatures=[2.5, 0.7])
+    predictor = branchy_tf.EarlyExitPredictor(lenet, policy)
     np.testing.assert_allclose(predictor.all_exits(digits)[1], every["scores"], atol=1e-5)
     logits = np.stack([logits["exit_1"], logits["exit_2"]], axis=1)
     np.testing.assert_allclose(predictor.logits(digits), logits, atol=1e-4)
@@ -289,9 +292,11 @@ def test_a_kill_while_exporting_leaves_no_version(run_dir, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"thresholds": [0.1, 0.2]}, "expected 1"),
-        ({"thresholds": [-1]}, "at least 0"),
-        ({"criterion": "mood"}, "entropy, max_prob, margin"),
+        ({"policy": [0.1, 0.2]}, "expected 1"),
+        ({"policy": [-1]}, "at least 0"),
+        ({"policy": ExitPolicy(thresholds=[0.1, 0.2])}, "expected 1"),
+        ({"policy": ExitPolicy(thresholds=[0.1], weights="ab")}, "for other weights"),
+        ({"policy": "no_such.json"}, "There are no thresholds"),
         ({"freeze": "maybe"}, "auto, true, false"),
         ({"input_dtype": "uint9"}, "dtype such as"),
         ({"input_dtype": "string"}, "dtype such as"),
@@ -307,7 +312,7 @@ def test_bad_arguments_are_refused_before_a_file_is_touched(
         "model": lenet,
         "export_dir": tmp_path / "exports",
         "model_name": "m",
-        "thresholds": [0.1],
+        "policy": [0.1],
     }
     with pytest.raises(BranchyError, match=message):
         saved_model.export(**(arguments | change))

@@ -10,9 +10,8 @@ from samples import rows
 
 from branchy_tf import scoring, thresholds
 from branchy_tf.errors import BranchyError
-from branchy_tf.thresholds import grid, search
-from branchy_tf.thresholds.cuts import stoppers, threshold_cuts
-from branchy_tf.thresholds.descent import refine
+from branchy_tf.thresholds import search
+from branchy_tf.thresholds.search import refine, stoppers, threshold_cuts
 
 
 def brute_force(scores, right, costs):
@@ -251,7 +250,7 @@ def test_blocks_of_the_grid_make_no_difference(monkeypatch):
     scores, right = rows(150, 3, decimals=2)
     costs = np.array([1, 2, 5.0])
     whole = thresholds.frontier(scores, right, costs)
-    monkeypatch.setattr(grid, "_BLOCK", 7)
+    monkeypatch.setattr(search, "_BLOCK", 7)
     assert thresholds.frontier(scores, right, costs) == whole
 
 
