@@ -34,7 +34,7 @@ from branchy_tf import (
 )
 from branchy_tf.confidence import CRITERIA
 from branchy_tf.errors import BranchyError
-from branchy_tf.predictor import LogitsPredictor
+from branchy_tf.predictor import EarlyExitPredictor, LogitsPredictor
 from branchy_tf.training import RunFolder
 from branchy_tf.training.run_folder import load_keras_file
 
@@ -185,6 +185,9 @@ def main() -> None:
     found = calibration.calibrate(logits, split.labels, macs, request, budget_costs)
     policy = found.policy.replace(weights=graphs.fingerprint(model))
     found = dataclasses.replace(found, policy=policy)
+    # What is promised was counted on scores; the graph must keep it.
+    routed = EarlyExitPredictor(model, policy).predict(split.images)
+    scoring.check_routing(policy, logits, found.answers, routed)
     budget = _budget(request, found.chosen, budget_costs)
     written = calibration.describe(found, names, macs, full_macs, budget)
     written.write(folder.thresholds)

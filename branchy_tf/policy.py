@@ -247,6 +247,36 @@ class ExitPolicy:
             elsewhere &= ~near(scores, self.thresholds, within)
         return np.flatnonzero(elsewhere)
 
+    def check_routing(
+        self, scores: np.ndarray, exits: np.ndarray, within: float, what: str
+    ) -> None:
+        """Checks that rows left where their scores say; see `misrouted`.
+
+        Args:
+            scores: [n, N] float32, of every exit.
+            exits: int [n], where they left.
+            within: how far rounding may move a score.
+            what: let them leave, for the error message.
+
+        Raises:
+            BranchyError: they left elsewhere.
+        """
+        wrong = self.misrouted(scores, exits, within)
+        if len(wrong):
+            expected, taken = (
+                ", ".join(
+                    f"{rate:.1%}"
+                    for rate in np.bincount(where, minlength=self.num_exits) / len(exits)
+                )
+                for where in (self.exit_indices(scores), exits)
+            )
+            raise BranchyError(
+                f"{what} sends {len(wrong):,} of {len(exits):,} rows to another exit "
+                f"than their scores, the first of them row {wrong[0]}; rounding does not "
+                f"explain it. Exit rates {taken}; expected {expected}. Calibrate again; "
+                "if it stays so, the model does not give the same answer twice."
+            )
+
 
 def leaves(scores: Any, thresholds: Any) -> Any:
     """Whether rows with these scores leave: strictly below, never with NaN.

@@ -18,6 +18,7 @@ from branchy_tf.errors import BranchyError
 from branchy_tf.policy import ExitPolicy, flushed
 from branchy_tf.predictor import EarlyExitPredictor, LogitsPredictor
 from branchy_tf.results import Predictions
+from branchy_tf.saved_model.checking import TOLERANCE
 
 # How far a score may be from a threshold for its row to be named.
 NEAR = 1e-4
@@ -123,6 +124,9 @@ def evaluate(
         `accuracy_interval` (Wilson), `accuracy_drop` below the final exit on the
         same rows with `accuracy_drop_interval` (Bonett and Price), and those of
         the multiply-adds and the gain (bootstrap).
+
+    Raises:
+        BranchyError: rows left elsewhere than their scores say, beyond rounding.
     """
     test = dataset.test
     predictor = EarlyExitPredictor(model, policy)
@@ -130,6 +134,7 @@ def evaluate(
     every = answers(logits, test.labels, policy)
     correct = every.correct
     routed = predictor.predict(test.images)
+    check_routing(policy, logits, every, routed)
     right = routed.labels == test.labels
     rates = routed.exit_rates(predictor.num_exits)
     exit_macs, full_macs = costs.cumulative_macs(model), costs.full_macs(model)
@@ -188,6 +193,25 @@ def _stored(
         ),
         "rows_routed_elsewhere": np.flatnonzero(expected != routed.exits),
     }
+
+
+def check_routing(
+    policy: ExitPolicy, logits: np.ndarray, every: Answers, routed: Predictions
+) -> None:
+    """Checks that the routed graph decides as the policy's rule does on the scores.
+
+    Args:
+        policy: the rule.
+        logits: float32 [n, N, classes], of every exit.
+        every: what these say.
+        routed: the answers that early exit gave to the same rows.
+
+    Raises:
+        BranchyError: rows left elsewhere, more than rounding explains.
+    """
+    scaled = logits / np.array(policy.temperatures, np.float32)[:, None]
+    within = TOLERANCE * max(1.0, float(np.abs(scaled).max(initial=0)))
+    policy.check_routing(every.scores, routed.exits, within, "The routed graph")
 
 
 def plain_accuracy(model: keras.Model, split: Split) -> float:

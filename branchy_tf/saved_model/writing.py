@@ -68,10 +68,13 @@ def export(
             is uint8 for the zoo's.
         precision: `float32`, or `bfloat16`: half the bytes, and faster on CPUs that
             know it; logits and all that follows stay float32.
-        images: what bfloat16 is compared with float32 on, at the thresholds: [n, ...]
-            of the model's input shape and dtype; for several inputs a dict by name.
-        max_disagreement: the largest share of them that may get another label, and
-            that may leave at another exit.
+        images: real ones, validation images for example: [n, ...] of the model's input
+            shape and dtype; for several inputs a dict by name. On these the exported
+            graph must let each row leave where the policy's rule on every exit's scores
+            says. bfloat16 is compared with float32 on them and needs them; float32 is
+            checked on noise alone without.
+        max_disagreement: the largest share of them that may get another label in
+            bfloat16, and that may leave at another exit.
 
     Returns:
         The folder of the version: `<export_dir>/<model_name>/<version>`, where
@@ -103,6 +106,8 @@ def export(
         agreed = agreement.compare(exact, module, images)
         logging.info("In bfloat16, %s.", agreed)
         agreement.check(agreed, max_disagreement)
+    if images is not None:
+        next(agreement.batches(module, images))
     for function in module.functions.values():
         # What cannot be traced is found before a file is touched.
         function.get_concrete_function()
@@ -124,7 +129,7 @@ def export(
         warmup.write(module, beside, model_name)
         logging.info("Comparing it with the Keras model, in a Session ...")
         tolerance = TOLERANCE if agreed is None else TOLERANCE_BFLOAT16
-        check_version(beside, model, module, tolerance)
+        check_version(beside, model, module, policy, tolerance, images)
         return _rename_to_next(beside, folder)
     except (OSError, tf.errors.OpError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)

@@ -20,7 +20,7 @@ import branchy_tf
 from branchy_tf import costs, saved_model
 from branchy_tf.errors import BranchyError
 from branchy_tf.policy import ExitPolicy
-from branchy_tf.saved_model import checking, freezing, warmup
+from branchy_tf.saved_model import checking, freezing, routing, warmup
 from branchy_tf.saved_model.session import SessionModel
 from branchy_tf.versions import version_folders
 
@@ -205,22 +205,55 @@ def test_several_inputs_keep_their_names(tmp_path):
 
 def test_a_failed_check_leaves_nothing_and_says_why(lenet, tmp_path, monkeypatch):
     saved_model.export(lenet, tmp_path, "m", [0.1])
-    right = checking._keras_answers
+    right = checking._answers
 
     def slightly_off(*arguments):
         probabilities, scores, largest = right(*arguments)
         return probabilities, scores + 0.01, largest
 
-    monkeypatch.setattr(checking, "_keras_answers", slightly_off)
+    monkeypatch.setattr(checking, "_answers", slightly_off)
     with pytest.raises(BranchyError, match=r"scores of all_exits differ by 0\.01"):
         saved_model.export(lenet, tmp_path, "m", [0.1])
     assert names_in(tmp_path / "m") == ["1"]
 
 
+def test_rows_that_leave_elsewhere_on_real_images_are_refused(
+    lenet, digits, tmp_path, monkeypatch
+):
+    _, scores = branchy_tf.EarlyExitPredictor(lenet, [0]).all_exits(digits)
+    policy = ExitPolicy(thresholds=[float(np.median(scores[:, 0]))])
+    version = saved_model.export(lenet, tmp_path, "m", policy, images=digits)
+    exits = SessionModel(version).run("serving_default", {"images": digits})["exit"]
+    assert np.bincount(exits).tolist() == [32, 32]
+
+    # Noise does not show it.
+    monkeypatch.setattr(checking, "_check_answers", lambda *_: None)
+    monkeypatch.setattr(routing, "leaves", lambda scores, limits: scores < 0.99 * limits)
+    with pytest.raises(BranchyError, match="The exported graph sends") as caught:
+        saved_model.export(lenet, tmp_path, "m", policy, images=digits)
+    assert "expected 50.0%, 50.0%" in str(caught.value)
+    assert names_in(tmp_path / "m") == ["1"]
+    with pytest.raises(BranchyError, match="`images` has shape"):
+        saved_model.export(lenet, tmp_path / "n", "n", policy, images=digits[:, 1:])
+    assert not (tmp_path / "n").exists()
+
+
+def test_an_export_without_data_says_what_is_not_checked(run_dir, tmp_path):
+    flags = ["--model=branchy_lenet", f"--weights={run_dir / 'model.keras'}"]
+    flags += ["--thresholds=0.1", f"--export_dir={tmp_path}"]
+    done = commands.run("export", *flags)
+    assert done.status == 0, done.stderr
+    assert "Not checked: that exit rates and answers are the calibrated" in done.stderr
+    assert "--dataset is missing" in done.stderr
+    done = commands.run("export", *flags, "--dataset=mnist_5k")
+    assert done.status == 0, done.stderr
+    assert "Not checked" not in done.stderr
+
+
 def test_a_lost_default_is_noticed(lenet, tmp_path, monkeypatch):
     kept = saved_model.EarlyExitModule.__init__
 
-    def losing(self, model, thresholds, *rest):
+    def losing(self, model, policy, *rest):
         kept(self, model, [9.0], *rest)
 
     monkeypatch.setattr(saved_model.EarlyExitModule, "__init__", losing)
