@@ -38,7 +38,7 @@ from branchy_tf.comparison.machine import machine
 from branchy_tf.errors import BranchyError
 from branchy_tf.predictor import EarlyExitPredictor
 from branchy_tf.serving import EarlyExitClient, load
-from branchy_tf.serving.answers import Expected
+from branchy_tf.serving.answers import KnownAnswers
 
 FLAGS = flags.FLAGS
 
@@ -180,7 +180,7 @@ def _traffic(client: EarlyExitClient) -> tuple[load.Traffic, Any]:
     policy = command_line.chosen_policy(choice)
     images = command_line.chosen_dataset(choice.run, choice.model).test.images
     predictor = EarlyExitPredictor(choice.model, policy)
-    expected = Expected(*predictor.all_exits(images))
+    expected = KnownAnswers(*predictor.all_exits(images))
     thresholds = [list(policy.thresholds)]
     traffic = load.Traffic(client, images, FLAGS.rows, thresholds, lambda _: expected)
     return traffic, choice.output

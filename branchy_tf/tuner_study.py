@@ -25,7 +25,7 @@ from branchy_tf.confidence import CRITERIA
 from branchy_tf.errors import BranchyError
 from branchy_tf.policy import ExitPolicy
 from branchy_tf.predictor import EarlyExitPredictor
-from branchy_tf.serving.tuner import Policy
+from branchy_tf.serving.tuner import Strategy
 
 FLAGS = flags.FLAGS
 
@@ -109,8 +109,8 @@ def main() -> None:
     logging.info("Wrote tuner_study.json and tuner_study.png to %s.", output)
 
 
-def _policy(macs: np.ndarray, seed: int = 0) -> Policy:
-    return Policy(macs.tolist(), FLAGS.budget, FLAGS.window, FLAGS.share, seed)
+def _policy(macs: np.ndarray, seed: int = 0) -> Strategy:
+    return Strategy(macs.tolist(), FLAGS.budget, FLAGS.window, FLAGS.share, seed)
 
 
 def _rows(predictor: EarlyExitPredictor, images: np.ndarray, name: str) -> traffic.Rows:

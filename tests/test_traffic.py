@@ -5,7 +5,7 @@ import pretend
 import pytest
 
 from branchy_tf import thresholds, traffic
-from branchy_tf.serving.tuner import Policy
+from branchy_tf.serving.tuner import Strategy
 
 MACS = np.array(pretend.MACS)
 
@@ -76,7 +76,7 @@ def test_the_oracle_is_the_cheapest_within_the_budget():
 def test_tuned_thresholds_keep_the_budget_through_a_drift_where_static_break_it():
     clean, changed = pretended(6000), pretended(6000, harm=0.08, factor=0.4)
     requests = traffic.stream(clean, changed, traffic.drift_share(12_000), seed=1)
-    policy = Policy(pretend.MACS)
+    policy = Strategy(pretend.MACS)
     static = policy.observe(*pretend.rows(5000, seed=9))
     exits = traffic.serve(policy, requests, seed=1)
     tuned = traffic.by_window(requests, exits, MACS, 2000)

@@ -11,7 +11,7 @@ from branchy_tf.thresholds import leaves
 
 
 @dataclasses.dataclass(frozen=True)
-class Expected:
+class KnownAnswers:
     """Every exit's answer to each of n images; thresholds say which one is given.
 
     Attributes:
@@ -23,7 +23,7 @@ class Expected:
     Example:
 
     ```python
-    expected = Expected(*predictor.all_exits(images))
+    expected = KnownAnswers(*predictor.all_exits(images))
     answer = client.predict(images[3:5], thresholds=[0.1])
     expected.right(answer, np.array([3, 4]), [0.1])    # array([True, True])
     ```

@@ -22,7 +22,7 @@ import numpy as np
 from absl import logging
 
 from branchy_tf.errors import ServerError
-from branchy_tf.serving.answers import Expected
+from branchy_tf.serving.answers import KnownAnswers
 
 OK, WRONG, LATE = "OK", "WRONG", "DEADLINE_EXCEEDED"
 
@@ -118,7 +118,7 @@ class Traffic:
         images: np.ndarray,
         rows: int = 1,
         thresholds: Any = None,
-        expected: Callable[[int | None], Expected] | None = None,
+        expected: Callable[[int | None], KnownAnswers] | None = None,
     ) -> None:
         assert expected is None or thresholds is not None
         self._client = client

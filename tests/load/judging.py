@@ -14,7 +14,7 @@ from tensorflow_serving.apis import predict_pb2
 from branchy_tf.errors import BranchyError
 from branchy_tf.results import Predictions
 from branchy_tf.serving import wire
-from branchy_tf.serving.answers import Expected
+from branchy_tf.serving.answers import KnownAnswers
 from branchy_tf.thresholds import leaves
 
 # Statuses that tell a caller what to do. INTERNAL is one where not even the bytes
@@ -96,5 +96,5 @@ def _wrong_outputs(request: Any, response: Any, pair: lab.Pair) -> str | None:
         return None if same else "the wrong answer of all exits"
     every |= found
     answer = Predictions(every["probabilities"], every["exit"], every["score"])
-    right = Expected(probabilities, scores).right(answer, rows, limits)
+    right = KnownAnswers(probabilities, scores).right(answer, rows, limits)
     return None if right.all() else f"the wrong answer with thresholds {limits.tolist()}"

@@ -27,7 +27,7 @@ from absl import logging
 import branchy_tf
 from branchy_tf import data, exits, saved_model, zoo
 from branchy_tf.serving import EarlyExitClient, load
-from branchy_tf.serving.answers import Expected
+from branchy_tf.serving.answers import KnownAnswers
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -89,7 +89,7 @@ class Pair:
             for odd, each in self._models.items()
         }
         self._expected = {
-            odd: Expected(*predictor.all_exits(images))
+            odd: KnownAnswers(*predictor.all_exits(images))
             for odd, predictor in self._predictors.items()
         }
         scores = np.concatenate([e.scores[:, 0] for e in self._expected.values()])
@@ -115,7 +115,7 @@ class Pair:
         servers.add_version(self._exports[number % 2], base, number)
         return base / str(number)
 
-    def expected(self, number: int | None) -> Expected:
+    def expected(self, number: int | None) -> KnownAnswers:
         """What version `number` must answer to `images`."""
         assert number is not None
         return self._expected[number % 2]
@@ -128,7 +128,7 @@ class Pair:
         self,
         client: EarlyExitClient,
         rows: int = 1,
-        expected: Callable[[int | None], Expected] | None = None,
+        expected: Callable[[int | None], KnownAnswers] | None = None,
     ) -> load.Traffic:
         """Requests of `rows` images, whose answers are checked."""
         expected = expected or self.expected

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from branchy_tf.results import Predictions
-from branchy_tf.serving.answers import Expected
+from branchy_tf.serving.answers import KnownAnswers
 
 RANDOM = np.random.default_rng(0)
 SCORES = np.float32([[0.1, 0.2, 0.3], [0.9, 0.8, 0.7], [0.5, 0.5, 0.5], [0.2, 0.9, 0.1]])
-EXPECTED = Expected(RANDOM.dirichlet(np.ones(5), (4, 3)).astype(np.float32), SCORES)
+EXPECTED = KnownAnswers(RANDOM.dirichlet(np.ones(5), (4, 3)).astype(np.float32), SCORES)
 ROWS = np.array([3, 0, 2])
 LIMITS = np.float32([[0.1, 1.0], [0.15, 0.0], [0.0, 0.0]])
 EXITS = np.int32([1, 0, 2])
@@ -69,7 +69,7 @@ def test_a_score_on_the_threshold_may_leave_or_stay():
 
 @pytest.mark.parametrize("limit", [0, -1, np.nan])
 def test_nothing_leaves_at_thresholds_that_nothing_is_below(limit):
-    sure = Expected(EXPECTED.probabilities[:1, :2], np.zeros((1, 2), np.float32))
+    sure = KnownAnswers(EXPECTED.probabilities[:1, :2], np.zeros((1, 2), np.float32))
     for index, expected in ((0, False), (1, True)):
         given = Predictions(
             sure.probabilities[:, index], np.int32([index]), np.float32([0])

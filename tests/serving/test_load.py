@@ -12,7 +12,7 @@ from branchy_tf import files
 from branchy_tf.errors import BranchyError, ServerError
 from branchy_tf.results import Predictions
 from branchy_tf.serving import load
-from branchy_tf.serving.answers import Expected
+from branchy_tf.serving.answers import KnownAnswers
 
 
 class Asked:
@@ -142,7 +142,7 @@ def test_traffic_asks_about_all_images_with_all_thresholds():
 
     def expected(version):
         versions.append(version)
-        return Expected(PROBABILITIES, SCORES)
+        return KnownAnswers(PROBABILITIES, SCORES)
 
     traffic = load.Traffic(client, IMAGES, 3, [[0], [np.inf]], expected)
     assert [traffic(number, 1) for number in range(14)] == [3] * 14
@@ -156,7 +156,7 @@ def test_traffic_asks_about_all_images_with_all_thresholds():
 
 
 def test_traffic_notices_another_images_answer():
-    wanted = Expected(PROBABILITIES, SCORES)
+    wanted = KnownAnswers(PROBABILITIES, SCORES)
     thresholds = [[0], [np.inf]]
     traffic = load.Traffic(Client(True), IMAGES, 3, thresholds, lambda _: wanted)
     with pytest.raises(

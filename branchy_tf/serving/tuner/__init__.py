@@ -5,7 +5,7 @@ from branchy_tf.serving.tuner import ThresholdTuner
 ```
 """
 
-from branchy_tf.serving.tuner.policy import Policy
+from branchy_tf.serving.tuner.strategy import Strategy
 from branchy_tf.serving.tuner.tuner import ThresholdTuner
 
-__all__ = ["Policy", "ThresholdTuner"]
+__all__ = ["Strategy", "ThresholdTuner"]

@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
+from branchy_tf.policy import exit_indices, exits_by_vector, flushed
 from branchy_tf.serving.tuner import bounds
 from branchy_tf.serving.tuner.evidence import Evidence
-from branchy_tf.thresholds import exit_indices, exits_by_vector
 from branchy_tf.thresholds.guarantee import safest_first
 
 # More rows to shape it would only take longer.
 _MOST_SHAPING = 2000
 
 
-class Path:
+class ThresholdPath:
     """Threshold vectors, safest first, and what the testing rows say of each.
 
     One walks outward as long as each vector passes and stops at the first that does
@@ -34,13 +34,13 @@ class Path:
     """
 
     def __init__(self, vectors: Any, savings: Any) -> None:
-        self.vectors = np.asarray(vectors, np.float32)
+        self.vectors = flushed(vectors)
         self.savings = np.asarray(savings, np.float64)
         self.losses = np.zeros(len(self.vectors), np.int64)
         self.rows = 0
 
     @classmethod
-    def shaped(cls, evidence: Evidence, costs: np.ndarray) -> Path:
+    def shaped(cls, evidence: Evidence, costs: np.ndarray) -> ThresholdPath:
         """The path that the shaping rows give, tested on the others."""
         shaping = np.flatnonzero(evidence.shapes)[-_MOST_SHAPING:]
         scores, agrees = evidence.scores[shaping], evidence.agrees[shaping]
@@ -81,7 +81,7 @@ class Path:
         }
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Path:
+    def from_json(cls, value: dict[str, Any]) -> ThresholdPath:
         """Raises KeyError, TypeError or ValueError if it is not from `to_json`."""
         path = cls(value["vectors"], value["savings"])
         path.losses += np.array(value["losses"], np.int64)

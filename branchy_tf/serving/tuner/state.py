@@ -8,30 +8,30 @@ import numpy as np
 
 from branchy_tf import files
 from branchy_tf.errors import BranchyError
-from branchy_tf.serving.tuner.policy import Policy
+from branchy_tf.serving.tuner.strategy import Strategy
 
 _FORMAT = "branchy_tf tuner, 1"
 _MEND = "Name another file, or remove this one to learn anew."
 
 
-def write(path: files.Path, policy: dict[str, Any], version: int | None) -> None:
-    """Writes what `Policy.to_json` gave, beside and renamed.
+def write(path: files.Path, learned: dict[str, Any], version: int | None) -> None:
+    """Writes what `Strategy.to_json` gave, beside and renamed.
 
     Args:
         path: of the file.
-        policy: what was learned.
+        learned: what it gave.
         version: of the model that it was learned from.
     """
-    content = {"format": _FORMAT, "model_version": version, "policy": policy}
+    content = {"format": _FORMAT, "model_version": version, "policy": learned}
     files.write_json(path, content)
 
 
-def read(path: files.Path, policy: Policy) -> int | None:
-    """Lets the policy go on where the file's was.
+def read(path: files.Path, strategy: Strategy) -> int | None:
+    """Lets the strategy go on where the file's was.
 
     Args:
         path: of a file that is there.
-        policy: as it is built; on an error it is left as at the beginning.
+        strategy: as it is built; on an error it is left as at the beginning.
 
     Returns:
         The model's version.
@@ -45,17 +45,17 @@ def read(path: files.Path, policy: Policy) -> int | None:
         raise BranchyError(f"{path} is no state of a threshold tuner. {_MEND}")
     try:
         version, saved = value["model_version"], value["policy"]
-        own = policy.to_json()
+        own = strategy.to_json()
         for name in ("costs", "budget"):
             if not np.array_equal(saved[name], own[name]):
                 raise BranchyError(
                     f"{path} was written for {name} {saved[name]}; this tuner has "
                     f"{np.asarray(own[name]).tolist()}. {_MEND}"
                 )
-        policy.from_json(saved)
+        strategy.from_json(saved)
         return None if version is None else int(version)
     except (KeyError, TypeError, ValueError) as error:
-        policy.forget()
+        strategy.forget()
         if isinstance(error, BranchyError):
             raise
         raise BranchyError(

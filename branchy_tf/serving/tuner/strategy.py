@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from branchy_tf.errors import BranchyError
+from branchy_tf.policy import exit_indices, flushed
 from branchy_tf.serving.tuner import bounds, change
 from branchy_tf.serving.tuner.evidence import Evidence
-from branchy_tf.serving.tuner.path import Path
-from branchy_tf.thresholds import agreement, exit_indices
+from branchy_tf.serving.tuner.path import ThresholdPath
+from branchy_tf.thresholds import agreement
 
 # Chosen on validation images under drifts that no figure is reported for (brighter,
 # darker, turned, speckled): see zoo/studies/tuner.md.
@@ -23,7 +24,7 @@ _MOST_ROWS = 6000  # of evidence
 _FEWEST_ROWS, _GROWTH = 600, 1.5  # of the evidence, for a first path and another
 
 
-class Policy:
+class Strategy:
     """Chooses thresholds from what is seen, without asking anybody for anything.
 
     It is in one of three states. *Learning*: thresholds are 0, every row asks all
@@ -54,9 +55,9 @@ class Policy:
     Example:
 
     ```python
-    policy = Policy(costs=[1, 4])
-    thresholds = policy.observe(scores, labels)     # [B, N] each, of all exits
-    thresholds = policy.watch(exits, scores)        # [B] each, of rows that left
+    strategy = Strategy(costs=[1, 4])
+    thresholds = strategy.observe(scores, labels)   # [B, N] each, of all exits
+    thresholds = strategy.watch(exits, scores)      # [B] each, of rows that left
     ```
     """
 
@@ -81,7 +82,7 @@ class Policy:
         self._alarm.reset()
         self._evidence = self._no_rows()
         self._fresh: Evidence | None = None  # rows since a suspicion
-        self._path: Path | None = None
+        self._path: ThresholdPath | None = None
         self._shaped_at = self._paths = 0
         self._taken = 0
         self._tuned = np.zeros(len(self._costs) - 1, np.float32)
@@ -198,7 +199,7 @@ class Policy:
     def _learn(self, scores: np.ndarray, agrees: np.ndarray) -> None:
         tests = self._evidence.add(scores, agrees)
         if self._evidence.ever >= max(_FEWEST_ROWS, _GROWTH * self._shaped_at):
-            self._path = Path.shaped(self._evidence, self._costs)
+            self._path = ThresholdPath.shaped(self._evidence, self._costs)
             self._shaped_at = self._evidence.ever
             self._paths += 1
         elif self._path is not None:
@@ -206,7 +207,7 @@ class Policy:
         if self._path is not None:
             self._choose(self._path)
 
-    def _choose(self, path: Path) -> None:
+    def _choose(self, path: ThresholdPath) -> None:
         hoped = path.hoped(self._rate)
         self._taken = path.proven(self._rate, self._budget, self._confidence)
         # More labels are worth what they may still gain.
@@ -217,7 +218,7 @@ class Policy:
             self._known = np.sort(change.places(*self._evidence.where_left(self._tuned)))
 
     def _checked_rows(self, scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
-        scores, labels = np.asarray(scores, np.float32), np.asarray(labels)
+        scores, labels = flushed(scores), np.asarray(labels)
         number = len(self._costs)
         if scores.ndim != 2 or scores.shape != labels.shape or scores.shape[1] != number:
             raise BranchyError(
@@ -244,7 +245,7 @@ class Policy:
         }
 
     def from_json(self, value: dict[str, Any]) -> None:
-        """Goes on where another policy of the same costs and budget was.
+        """Goes on where another strategy of the same costs and budget was.
 
         Raises:
             KeyError, TypeError, ValueError: not from `to_json`.
@@ -256,9 +257,9 @@ class Policy:
             self._fresh = self._no_rows().from_json(value["fresh"])
         if value["path"] is not None:
             self._paths = int(value["paths"])
-            self._path = Path.from_json(value["path"])
+            self._path = ThresholdPath.from_json(value["path"])
             self._choose(self._path)
-        if not np.array_equal(self._tuned, np.array(value["thresholds"], np.float32)):
+        if not np.array_equal(self._tuned, flushed(value["thresholds"])):
             raise ValueError("its thresholds do not follow from its evidence")
         self._shaped_at = int(value["shaped_at"])
         self.suspicions, self.changes = int(value["suspicions"]), int(value["changes"])
