@@ -6,7 +6,7 @@ such a network from a builder to a container that serves it:
 
     zoo / exits -> training -> thresholds -> saved_model -> serving
 
-Submodules and the two names below are imported on first use, so that the
+Submodules and the names below are imported on first use, so that the
 serving client starts without TensorFlow.
 """
 
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from branchy_tf.exits import baseline as baseline
+    from branchy_tf.policy import ExitPolicy as ExitPolicy
     from branchy_tf.predictor import EarlyExitPredictor as EarlyExitPredictor
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ _SUBMODULES = (
     "data",
     "errors",
     "exits",
+    "policy",
     "predictor",
     "results",
     "saved_model",
@@ -43,9 +45,13 @@ _SUBMODULES = (
     "training",
     "zoo",
 )
-_NAMES = {"baseline": "exits", "EarlyExitPredictor": "predictor"}
+_NAMES = {
+    "baseline": "exits",
+    "EarlyExitPredictor": "predictor",
+    "ExitPolicy": "policy",
+}
 
-__all__ = ["EarlyExitPredictor", "__version__", "baseline"]
+__all__ = ["EarlyExitPredictor", "ExitPolicy", "__version__", "baseline"]
 
 
 def __getattr__(name: str) -> Any:

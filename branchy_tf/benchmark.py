@@ -74,7 +74,7 @@ def _time_contenders() -> None:
     threads = command_line.whole_numbers("threads")
     choice = command_line.chosen_model()
     model, run, output = choice.model, choice.run, choice.output
-    gates = command_line.chosen_gates(choice)
+    policy = command_line.chosen_policy(choice)
     dataset = command_line.chosen_dataset(run, model)
     if max(batch_sizes) > len(dataset.test):
         raise BranchyError(
@@ -84,15 +84,13 @@ def _time_contenders() -> None:
     with tempfile.TemporaryDirectory() as folder:
         result = comparing.compare(
             model,
-            gates.thresholds,
-            gates.criterion,
+            policy,
             dataset.test.images[:4096],
             pathlib.Path(folder),
             batch_sizes,
             threads,
             FLAGS.seconds,
             progress=lambda what: logging.info("Timing: %s ...", what),
-            temperatures=gates.temperatures,
             peers=_peers(),
             bfloat16=FLAGS.bfloat16,
         )
@@ -179,13 +177,11 @@ def _traffic(client: EarlyExitClient) -> tuple[load.Traffic, Any]:
         thresholds = None if limits is None else [limits]
         return load.Traffic(client, images, FLAGS.rows, thresholds), None
     choice = command_line.chosen_model()
-    gates = command_line.chosen_gates(choice)
+    policy = command_line.chosen_policy(choice)
     images = command_line.chosen_dataset(choice.run, choice.model).test.images
-    predictor = EarlyExitPredictor(
-        choice.model, gates.thresholds, gates.criterion, gates.temperatures
-    )
+    predictor = EarlyExitPredictor(choice.model, policy)
     expected = ExpectedAnswers(*predictor.all_exits(images))
-    thresholds = [gates.thresholds]
+    thresholds = [list(policy.thresholds)]
     traffic = load.Traffic(client, images, FLAGS.rows, thresholds, lambda _: expected)
     return traffic, choice.output
 

@@ -34,7 +34,7 @@ from branchy_tf import (
 from branchy_tf.benchmarking import latency
 from branchy_tf.confidence import CRITERIA
 from branchy_tf.errors import BranchyError
-from branchy_tf.predictor import EarlyExitPredictor
+from branchy_tf.predictor import EarlyExitPredictor, LogitsPredictor
 from branchy_tf.training import RunFolder
 from branchy_tf.training.run_folder import load_keras_file
 
@@ -182,12 +182,15 @@ def main() -> None:
     calibration.check_cost(request, budget_costs)
     baseline = load_keras_file(folder.baseline) if folder.baseline.is_file() else None
 
-    predictor = EarlyExitPredictor(model, [0.0] * (len(names) - 1))
-    logits = scoring.every_exit(predictor, split)
+    logits = scoring.every_exit(LogitsPredictor(model), split)
     found = calibration.calibrate(logits, split.labels, macs, request, budget_costs)
+    policy = found.policy.replace(weights=graphs.fingerprint(model))
+    found = dataclasses.replace(found, policy=policy)
+    # What is promised was counted on scores; the graph must keep it.
+    routed = EarlyExitPredictor(model, policy).predict(split.images)
+    scoring.check_routing(policy, logits, found.answers, routed)
     budget = _budget(request, found.chosen, budget_costs)
     written = calibration.describe(found, names, macs, full_macs, budget)
-    written = dataclasses.replace(written, weights=graphs.fingerprint(model))
     written.write(folder.thresholds)
     alone = (
         None if baseline is None else (full_macs, scoring.plain_accuracy(baseline, split))

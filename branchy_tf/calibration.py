@@ -11,6 +11,7 @@ import numpy as np
 from branchy_tf import thresholds
 from branchy_tf.confidence import CRITERIA
 from branchy_tf.errors import BranchyError
+from branchy_tf.policy import ExitPolicy
 from branchy_tf.scoring import Answers, answers
 from branchy_tf.thresholds import Calibration, Guarantee, Point
 
@@ -48,9 +49,8 @@ class Calibrated:
     """What a calibration found.
 
     Attributes:
-        criterion: the score taken.
-        temperatures: N numbers.
-        answers: of all exits with these.
+        policy: what was chosen.
+        answers: of all exits with its criterion and temperatures.
         points: the frontier of accuracy against macs.
         chosen: what the chosen thresholds do, its cost in macs.
         guarantee: what is promised of them, if anything.
@@ -58,13 +58,22 @@ class Calibrated:
             `measure`: "accuracy", or what is not at risk.
     """
 
-    criterion: str
-    temperatures: tuple[float, ...]
+    policy: ExitPolicy
     answers: Answers
     points: list[Point]
     chosen: Point
     guarantee: Guarantee | None
     compared: list[dict[str, Any]]
+
+    @property
+    def criterion(self) -> str:
+        """The policy's."""
+        return self.policy.criterion
+
+    @property
+    def temperatures(self) -> Sequence[float] | None:
+        """The policy's, N numbers."""
+        return self.policy.temperatures
 
 
 def check_rows(labels: np.ndarray, request: Request) -> None:
@@ -124,10 +133,11 @@ def calibrate(
     tuning = np.arange(len(labels))
     if request.budget.get("guarantee") is not None:
         tuning, _ = thresholds.halves(len(labels), request.seed)
-    temperatures = _temperatures(logits[tuning], labels[tuning], request)
+    # So far every row goes to the end; how exits are scored is settled first.
+    policy = _scored(logits[tuning], labels[tuning], request)
     names = list(CRITERIA) if request.criterion == "all" else [request.criterion]
     tried = [
-        _try(name, answers(logits, labels, name, temperatures), tuning, costs, request)
+        _try(policy.replace(criterion=name), logits, labels, tuning, costs, request)
         for name in names
     ]
     best = _best(tried, request)
@@ -148,8 +158,7 @@ def calibrate(
         best.points if same else thresholds.frontier(taken.scores, taken.correct, macs)
     )
     return Calibrated(
-        best.criterion,
-        temperatures,
+        best.policy.replace(thresholds=vector),
         taken,
         points,
         thresholds.evaluate(taken.scores, taken.correct, macs, vector),
@@ -183,10 +192,8 @@ def describe(
     last = len(found.points) - 1
     shown = np.unique(np.linspace(0, last, _MOST_POINTS).round().astype(int))
     return Calibration(
-        criterion=found.criterion,
+        policy=found.policy,
         exits=exits,
-        thresholds=chosen.thresholds,
-        temperatures=found.temperatures,
         validation={
             "num_examples": len(correct),
             "accuracy": chosen.accuracy,
@@ -211,14 +218,14 @@ def describe(
     )
 
 
-def _temperatures(
-    logits: np.ndarray, labels: np.ndarray, request: Request
-) -> tuple[float, ...]:
+def _scored(logits: np.ndarray, labels: np.ndarray, request: Request) -> ExitPolicy:
+    """The policy as far as it is known before thresholds: its temperatures."""
+    number = logits.shape[1]
+    policy = ExitPolicy.to_the_end(number)
     if not request.fit_temperatures:
-        return (1.0,) * logits.shape[1]
-    return tuple(
-        thresholds.fit_temperature(logits[:, k], labels) for k in range(logits.shape[1])
-    )
+        return policy
+    fitted = [thresholds.fit_temperature(logits[:, k], labels) for k in range(number)]
+    return policy.replace(temperatures=fitted)
 
 
 def kept(every: Answers, risk: str) -> np.ndarray:
@@ -237,14 +244,14 @@ def kept(every: Answers, risk: str) -> np.ndarray:
 class _Tried:
     """The plain choice with one criterion, on the rows that choices may see."""
 
-    criterion: str
+    policy: ExitPolicy
     answers: Answers
     points: list[Point]
     point: Point
 
     def row(self, equal: Sequence[float], risk: str) -> dict[str, Any]:
         return {
-            "criterion": self.criterion,
+            "criterion": self.policy.criterion,
             "measure": _MEASURES[risk],
             "accuracy": self.point.accuracy,
             "cost": self.point.cost,
@@ -256,17 +263,19 @@ class _Tried:
 
 
 def _try(
-    criterion: str,
-    every: Answers,
+    policy: ExitPolicy,
+    logits: np.ndarray,
+    labels: np.ndarray,
     tuning: np.ndarray,
     costs: Sequence[float],
     request: Request,
 ) -> _Tried:
+    every = answers(logits, labels, policy)
     scores, right = every.scores[tuning], kept(every, request.risk)[tuning]
     points = thresholds.frontier(scores, right, costs)
     plain = {k: v for k, v in request.budget.items() if k != "guarantee"}
     point = thresholds.choose(scores, right, costs, points=points, **plain)
-    return _Tried(criterion, every, points, point)
+    return _Tried(policy, every, points, point)
 
 
 def _equal_costs(tried: Sequence[_Tried]) -> list[float]:

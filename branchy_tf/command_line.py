@@ -7,6 +7,7 @@ import logging as std_logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from absl import app, flags, logging
 
 from branchy_tf import files, flagfiles, startup
 from branchy_tf.errors import BranchyError, ServerError, one_line
+from branchy_tf.policy import ExitPolicy
 
 FLAGS = flags.FLAGS
 
@@ -51,10 +53,16 @@ def run(main: Callable[[], None]) -> None:
     logging.get_absl_handler().setFormatter(_Plain())
     is_news = _from_folders(__file__, main.__code__.co_filename)
     logging.get_absl_handler().addFilter(is_news)
+    warnings.showwarning = _log_warning
     std_logging.getLogger("tensorflow").setLevel(std_logging.WARNING)
     # An orderly end: what is half done is tidied away, children are ended.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     app.run(guarded, flags_parser=_parse)
+
+
+def _log_warning(message: Warning | str, *where: Any, **more: Any) -> None:
+    """A warning as a log line; where it comes from is no news to a user."""
+    logging.warning("%s", message)
 
 
 def _from_folders(*sources: str) -> Callable[[std_logging.LogRecord], bool]:
@@ -279,22 +287,8 @@ def chosen_dataset(run: Any, model: Any = None) -> Any:
     return dataset
 
 
-class Gates(NamedTuple):
-    """What decides which rows leave where.
-
-    Attributes:
-        thresholds: N-1 numbers.
-        criterion: name of the score.
-        temperatures: N numbers that the exits' logits are divided by.
-    """
-
-    thresholds: list[float]
-    criterion: str
-    temperatures: tuple[float, ...]
-
-
-def chosen_gates(choice: Choice) -> Gates:
-    """The flags' thresholds, else the calibrated ones.
+def chosen_policy(choice: Choice) -> ExitPolicy:
+    """The flags' thresholds, else the calibrated ones, and how exits are scored.
 
     Args:
         choice: the model that they must fit.
@@ -303,19 +297,23 @@ def chosen_gates(choice: Choice) -> Gates:
         BranchyError: there are none, or they do not fit the model.
     """
     from branchy_tf import exits, graphs, thresholds
-    from branchy_tf.confidence import check_criterion
 
     names = exits.exit_names(choice.model)
     path = choice.thresholds
     given = parse_numbers("thresholds", FLAGS.thresholds)
     temperatures = parse_numbers("temperatures", FLAGS.temperatures)
     thresholds.check_temperatures(temperatures, len(names))
-    calibration = None
+    changes: dict[str, Any] = {}
+    if temperatures is not None:
+        changes["temperatures"] = temperatures
     if given is not None:
         thresholds.check(given, len(names))
+        policy = ExitPolicy(thresholds=given)
         if path is not None and path.is_file():
-            calibration = thresholds.Calibration.read(path, names)
-        criterion = FLAGS.criterion or (calibration and calibration.criterion)
+            known = thresholds.Calibration.read(path, names).policy
+            policy = known.replace(thresholds=given, weights="")
+        if FLAGS.criterion:
+            changes["criterion"] = FLAGS.criterion
     elif path is None:
         raise BranchyError(
             f"There are no calibrated thresholds for {FLAGS.model}. Pass --thresholds="
@@ -323,20 +321,13 @@ def chosen_gates(choice: Choice) -> Gates:
         )
     else:
         fingerprint = graphs.fingerprint(choice.model)
-        calibration = thresholds.Calibration.read(path, names, fingerprint)
-        given, criterion = list(calibration.thresholds), calibration.criterion
-        if FLAGS.criterion not in (None, criterion):
+        policy = thresholds.Calibration.read(path, names, fingerprint).policy
+        if FLAGS.criterion not in (None, policy.criterion):
             raise BranchyError(
                 f"--criterion={FLAGS.criterion}, but {path} holds thresholds "
-                f"for {criterion}. Calibrate with --criterion={FLAGS.criterion}."
+                f"for {policy.criterion}. Calibrate with --criterion={FLAGS.criterion}."
             )
-    if temperatures is None and calibration is not None:
-        temperatures = list(calibration.temperatures)
-    return Gates(
-        given,
-        check_criterion(criterion or "entropy"),
-        thresholds.check_temperatures(temperatures, len(names)),
-    )
+    return policy.replace(**changes)
 
 
 def parse_arguments(text: str) -> dict[str, Any]:

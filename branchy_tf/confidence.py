@@ -3,7 +3,7 @@
 A criterion is one function from log-probabilities [..., classes] to scores
 [...], written with `keras.ops`, so the same code scores a batch in training,
 in calibration and inside the exported graph. To add one, write the function
-and name it in `CRITERIA`.
+and name it in `CRITERIA` and in `policy.CRITERION_NAMES`.
 
 A class with a logit of -inf is masked out: its probability is 0 and the row is
 scored over the other classes. A row with a NaN or +inf logit, or with -inf alone,
@@ -17,7 +17,7 @@ from typing import Any
 
 from keras import ops
 
-from branchy_tf import checks
+from branchy_tf.policy import ExitPolicy, check_criterion
 
 # Below the logarithm of every probability that float32 can hold.
 _LOWEST = -1e30
@@ -60,33 +60,36 @@ CRITERIA: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def check_criterion(criterion: str) -> str:
-    """Returns `criterion` if it is known.
+def exit_answer(logits: Any, policy: ExitPolicy, exit_index: int) -> tuple:
+    """Softmax and score of each row at one exit, at that exit's temperature.
 
-    Raises:
-        BranchyError: it is not.
+    Args:
+        logits: [..., classes] of that exit, any float dtype; computed in float32.
+        policy: its criterion and temperatures are used.
+        exit_index: 0-based.
+
+    Returns:
+        As `probabilities_and_scores`.
     """
-    return checks.one_of("criterion", criterion, CRITERIA)
+    logits = ops.cast(logits, "float32")
+    temperature = policy.temperature(exit_index)
+    if temperature != 1.0:
+        # Shifted first: a large logit over a small temperature would overflow.
+        logits = (logits - ops.max(logits, axis=-1, keepdims=True)) / temperature
+    return probabilities_and_scores(logits, policy.criterion)
 
 
-def probabilities_and_scores(
-    logits: Any, criterion: str = "entropy", temperature: float = 1.0
-) -> tuple:
+def probabilities_and_scores(logits: Any, criterion: str = "entropy") -> tuple:
     """Softmax and score of each row.
 
     Args:
         logits: [..., classes], any float dtype; computed in float32.
         criterion: a name from `CRITERIA`.
-        temperature: of the softmax; the logits are divided by it.
 
     Returns:
         `(probabilities, scores)`, float32 [..., classes] and [...]. A row that is
         no prediction (a NaN or +inf logit, or -inf alone) has NaN in both.
     """
-    logits = ops.cast(logits, "float32")
-    if temperature != 1.0:
-        # Shifted first: a large logit over a small temperature would overflow.
-        logits = (logits - ops.max(logits, axis=-1, keepdims=True)) / temperature
-    log_probabilities = ops.log_softmax(logits, axis=-1)
+    log_probabilities = ops.log_softmax(ops.cast(logits, "float32"), axis=-1)
     scores = CRITERIA[check_criterion(criterion)](log_probabilities)
     return ops.exp(log_probabilities), scores

@@ -51,24 +51,17 @@ def main() -> None:
     graphs.check_backend()
     choice = command_line.chosen_model()
     model, run, output = choice.model, choice.run, choice.output
-    gates = command_line.chosen_gates(choice)
+    policy = command_line.chosen_policy(choice)
     dataset = command_line.chosen_dataset(run, model)
     trained_baseline = _trained_baseline(run, dataset)
-    evaluation = scoring.evaluate(
-        model,
-        gates.thresholds,
-        gates.criterion,
-        dataset,
-        trained_baseline,
-        gates.temperatures,
-    )
+    evaluation = scoring.evaluate(model, policy, dataset, trained_baseline)
     result = evaluation.result
     packaged = choice.packaged
     if not FLAGS.baseline and packaged is not None and packaged.dataset == dataset.name:
         result["baseline_accuracy"] = packaged.baseline_accuracy
     if output is not None:
         files.write_json(output.evaluation, result)
-        _report(model, run, output, gates, dataset.test, evaluation)
+        _report(model, run, output, policy, dataset.test, evaluation)
 
     head, rows = report.evaluation_table(result)
     print(tabulate(rows, head, stralign="right", disable_numparse=True))
@@ -108,15 +101,14 @@ def _trained_baseline(run: RunFolder | None, dataset: data.Dataset) -> keras.Mod
     return model
 
 
-def _report(model, run, output, gates, split, evaluation) -> None:
+def _report(model, run, output, policy, split, evaluation) -> None:
     frontier: Sequence[dict] = ()
     if run is not None and run.thresholds.is_file():
         known = thresholds.Calibration.read(run.thresholds, exits.exit_names(model))
         # Thresholds for other scores would mean nothing here.
-        scored = (known.criterion, tuple(known.temperatures))
-        if scored == (gates.criterion, gates.temperatures):
+        if known.policy.replace(thresholds=policy.thresholds) == policy:
             frontier = known.frontier
-    section = report.test_section(output.pictures, evaluation, split, frontier)
+    section = report.test_section(output.pictures, policy, evaluation, split, frontier)
     page = report.Report(output.report, output.pictures, f"{model.name} with early exits")
     page.write("test", section)
 

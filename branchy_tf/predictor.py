@@ -10,12 +10,63 @@ import numpy as np
 import tensorflow as tf
 
 from branchy_tf import checks, inputs
+from branchy_tf.errors import BranchyError
+from branchy_tf.policy import PolicyLike, check
 from branchy_tf.results import Predictions
-from branchy_tf.saved_model.early_exit import EarlyExitModule
-from branchy_tf.thresholds import check
+from branchy_tf.saved_model.early_exit import EarlyExitModule, LogitsModule
+from branchy_tf.zoo.policies import policy_for
 
 
-class EarlyExitPredictor:
+class LogitsPredictor:
+    """Every exit's logits; it decides nothing and needs no policy.
+
+    Args:
+        model: outputs `{"exit_1": logits, ..., "exit_N": logits}`.
+
+    Example:
+
+    ```python
+    logits = LogitsPredictor(model).logits(images)      # float32 [B, N, classes]
+    ```
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        self._module = LogitsModule(model)
+
+    @property
+    def num_exits(self) -> int:
+        """N."""
+        return len(self._module.exit_names)
+
+    def logits(
+        self,
+        images: Any,
+        batch_size: int = 256,
+        progress: Callable[[int], object] | None = None,
+    ) -> np.ndarray:
+        """Every exit's logits to every row, which no temperature has touched.
+
+        Args:
+            images: [B, ...] of the model's input shape and dtype (zoo models:
+                raw pixels, uint8); for several inputs a dict by name.
+            batch_size: rows to run at a time.
+            progress: called with the number of rows of each finished batch.
+
+        Returns:
+            float32 [B, N, classes].
+        """
+        arrays, rows = self._check(images)
+        return _run(self._module.logits, arrays, rows, batch_size, progress)["logits"]
+
+    def _check(self, images: Any) -> tuple[dict[str, np.ndarray], int]:
+        expected = {
+            spec.name: inputs.Expected(tuple(spec.shape), spec.dtype.as_numpy_dtype)
+            for spec in self._module.specs
+        }
+        return inputs.check(images, expected)
+
+
+class EarlyExitPredictor(LogitsPredictor):
     """Answers batches with a multi-exit model, each row at the exit it needs.
 
     It runs the very graph that `export` writes, weights frozen as they are now;
@@ -23,17 +74,27 @@ class EarlyExitPredictor:
 
     Args:
         model: outputs `{"exit_1": logits, ..., "exit_N": logits}`.
-        thresholds: N-1 numbers; a row leaves at exit n if its score is below
-            thresholds[n-1]. 0 lets none leave, infinity all.
-        criterion: name of the score: entropy, max_prob or margin.
-        temperatures: N numbers that the exits' logits are divided by; default: 1.
+        policy: an `ExitPolicy`, the path of a thresholds.json, or what brings a policy,
+            such as `zoo.calibration(...)`. Plain numbers are thresholds for
+            `criterion`: N-1 of them; a row leaves at exit n if its score is below
+            thresholds[n-1]; 0 lets none leave, infinity all.
+        criterion: with plain thresholds, name of the score: entropy (the default),
+            max_prob or margin.
+        temperatures: with plain thresholds, N numbers that the exits' logits are
+            divided by; default: 1.
+        thresholds: plain thresholds by name, in place of `policy`.
+
+    Attributes:
+        policy: the `ExitPolicy`.
 
     Raises:
-        BranchyError: thresholds, criterion or temperatures do not fit the model.
+        BranchyError: the policy does not fit the model, or was calibrated for other
+            weights.
 
     Example:
 
     ```python
+    predictor = EarlyExitPredictor(model, "runs/lenet/thresholds.json")
     predictor = EarlyExitPredictor(model, thresholds=[0.025])
     answer = predictor.predict(images)      # uint8 [B, 28, 28, 1]
     answer.labels, answer.exits
@@ -43,19 +104,20 @@ class EarlyExitPredictor:
     def __init__(
         self,
         model: keras.Model,
-        thresholds: Sequence[float],
-        criterion: str = "entropy",
+        policy: PolicyLike | None = None,
+        criterion: str | None = None,
         temperatures: Sequence[float] | None = None,
+        *,
+        thresholds: Sequence[float] | None = None,
     ) -> None:
-        self._module = EarlyExitModule(
-            model, thresholds, criterion, temperatures=temperatures
-        )
-        self._thresholds = thresholds
-
-    @property
-    def num_exits(self) -> int:
-        """N."""
-        return len(self._module.exit_names)
+        given = thresholds if policy is None else policy
+        if given is None or (policy is not None and thresholds is not None):
+            raise BranchyError(
+                "Pass a policy, or plain thresholds=[...], one of the two: one number "
+                "for each exit but the last."
+            )
+        self.policy = policy_for(model, given, criterion, temperatures)
+        self._module: EarlyExitModule = EarlyExitModule(model, self.policy)
 
     def predict(
         self, images: Any, thresholds: Any = None, batch_size: int = 256
@@ -76,7 +138,9 @@ class EarlyExitPredictor:
         """
         arrays, rows = self._check(images)
         limits = check(
-            self._thresholds if thresholds is None else thresholds, self.num_exits, rows
+            self.policy.thresholds if thresholds is None else thresholds,
+            self.num_exits,
+            rows,
         )
         limits = np.broadcast_to(limits, (rows, limits.shape[1]))
         function = self._module.functions["early_exit"]
@@ -103,32 +167,6 @@ class EarlyExitPredictor:
         function = self._module.functions["all_exits"]
         parts = _run(function, arrays, rows, batch_size, progress)
         return parts["probabilities"], parts["scores"]
-
-    def logits(
-        self,
-        images: Any,
-        batch_size: int = 256,
-        progress: Callable[[int], object] | None = None,
-    ) -> np.ndarray:
-        """Every exit's logits to every row, which no temperature has touched.
-
-        Args:
-            images: as for `predict`.
-            batch_size: rows to run at a time.
-            progress: called with the number of rows of each finished batch.
-
-        Returns:
-            float32 [B, N, classes].
-        """
-        arrays, rows = self._check(images)
-        return _run(self._module.logits, arrays, rows, batch_size, progress)["logits"]
-
-    def _check(self, images: Any) -> tuple[dict[str, np.ndarray], int]:
-        expected = {
-            spec.name: inputs.Expected(tuple(spec.shape), spec.dtype.as_numpy_dtype)
-            for spec in self._module.specs
-        }
-        return inputs.check(images, expected)
 
 
 def _run(

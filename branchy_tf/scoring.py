@@ -12,11 +12,13 @@ from scipy import stats
 from tqdm import tqdm
 
 from branchy_tf import costs, exits, thresholds
-from branchy_tf.confidence import probabilities_and_scores
+from branchy_tf.confidence import exit_answer
 from branchy_tf.data import Dataset, Split
 from branchy_tf.errors import BranchyError
-from branchy_tf.predictor import EarlyExitPredictor
+from branchy_tf.policy import ExitPolicy, flushed
+from branchy_tf.predictor import EarlyExitPredictor, LogitsPredictor
 from branchy_tf.results import Predictions
+from branchy_tf.saved_model.checking import TOLERANCE
 
 # How far a score may be from a threshold for its row to be named.
 NEAR = 1e-4
@@ -47,7 +49,7 @@ class Answers:
         return self.given == self.labels[:, None]
 
 
-def every_exit(predictor: EarlyExitPredictor, split: Split) -> np.ndarray:
+def every_exit(predictor: LogitsPredictor, split: Split) -> np.ndarray:
     """Logits float32 [n, N, classes] of every exit, with a progress bar.
 
     Raises:
@@ -69,31 +71,24 @@ def every_exit(predictor: EarlyExitPredictor, split: Split) -> np.ndarray:
 
 
 def answers(
-    logits: np.ndarray,
-    labels: np.ndarray,
-    criterion: str = "entropy",
-    temperatures: Sequence[float] | None = None,
+    logits: np.ndarray, labels: np.ndarray, policy: ExitPolicy | None = None
 ) -> Answers:
     """The answers that lie in the logits of every exit.
 
     Args:
         logits: float32 [n, N, classes].
         labels: int [n].
-        criterion: name of the score.
-        temperatures: N numbers; default: 1 each.
+        policy: its criterion and temperatures score them; default: entropy at
+            temperature 1.
     """
     number = logits.shape[1]
-    parts = [
-        probabilities_and_scores(logits[:, k], criterion, temperature)
-        for k, temperature in enumerate(
-            thresholds.check_temperatures(temperatures, number)
-        )
-    ]
+    policy = ExitPolicy.to_the_end(number) if policy is None else policy
+    parts = [exit_answer(logits[:, k], policy, k) for k in range(number)]
     probabilities, scores = (
         np.stack([keras.ops.convert_to_numpy(part[i]) for part in parts], axis=1)
         for i in range(2)
     )
-    return Answers(probabilities, scores, labels)
+    return Answers(probabilities, flushed(scores), labels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,47 +110,49 @@ class Evaluation:
 
 def evaluate(
     model: keras.Model,
-    limits: Sequence[float],
-    criterion: str,
+    policy: ExitPolicy,
     dataset: Dataset,
     trained_baseline: keras.Model | None = None,
-    temperatures: Sequence[float] | None = None,
 ) -> Evaluation:
     """Routes the test split, and compares with a count on every exit's scores.
 
     Args:
         model: outputs `{"exit_1": logits, ..., "exit_N": logits}`.
-        limits: N-1 thresholds.
-        criterion: name of the score.
+        policy: who leaves where.
         dataset: its test split is used.
         trained_baseline: the network trained without branches, if there is one.
-        temperatures: N numbers that the exits' logits are divided by; default: 1.
 
     Returns:
         An `Evaluation`. Among the fields of its result are 95 % intervals:
         `accuracy_interval` (Wilson), `accuracy_drop` below the final exit on the
         same rows with `accuracy_drop_interval` (Bonett and Price), and those of
         the multiply-adds and the gain (bootstrap).
+
+    Raises:
+        BranchyError: rows left elsewhere than their scores say, beyond rounding.
     """
     test = dataset.test
-    predictor = EarlyExitPredictor(model, limits, criterion, temperatures)
+    predictor = EarlyExitPredictor(model, policy)
     logits = every_exit(predictor, test)
-    every = answers(logits, test.labels, criterion, temperatures)
+    every = answers(logits, test.labels, policy)
     correct = every.correct
     routed = predictor.predict(test.images)
+    check_routing(policy, logits, every, routed)
     right = routed.labels == test.labels
     rates = routed.exit_rates(predictor.num_exits)
     exit_macs, full_macs = costs.cumulative_macs(model), costs.full_macs(model)
     macs = float(rates @ exit_macs)
-    low, high = thresholds.bootstrap(every.scores, correct, exit_macs, limits)["cost"]
+    low, high = thresholds.bootstrap(every.scores, correct, exit_macs, policy.thresholds)[
+        "cost"
+    ]
     result = {
         "dataset": dataset.name,
         "split": "test",
         "num_examples": len(test),
-        "criterion": criterion,
+        "criterion": policy.criterion,
         "exits": exits.exit_names(model),
-        "thresholds": list(limits),
-        "temperatures": thresholds.check_temperatures(temperatures, len(rates)),
+        "thresholds": policy.thresholds,
+        "temperatures": policy.temperatures,
         "accuracy": right.mean(),
         "accuracy_interval": wilson_interval(right),
         "accuracy_drop": correct[:, -1].mean() - right.mean(),
@@ -172,7 +169,7 @@ def evaluate(
         "full_macs": full_macs,
         "gain": full_macs / macs,
         "gain_interval": [full_macs / high, full_macs / low],
-        "stored_scores": _stored(every, limits, exit_macs, routed),
+        "stored_scores": _stored(every, policy, exit_macs, routed),
         "baseline_accuracy": (
             None if trained_baseline is None else plain_accuracy(trained_baseline, test)
         ),
@@ -182,13 +179,14 @@ def evaluate(
 
 def _stored(
     every: Answers,
-    limits: Sequence[float],
+    policy: ExitPolicy,
     exit_macs: Sequence[int],
     routed: Predictions,
 ) -> dict[str, Any]:
     """What a count on every exit's scores expects, and which rows went elsewhere."""
+    limits = policy.thresholds
     point = thresholds.evaluate(every.scores, every.correct, exit_macs, limits)
-    expected = thresholds.exit_indices(every.scores, limits)
+    expected = policy.exit_indices(every.scores)
     return {
         "accuracy": point.accuracy,
         "macs": point.cost,
@@ -198,6 +196,25 @@ def _stored(
         ),
         "rows_routed_elsewhere": np.flatnonzero(expected != routed.exits),
     }
+
+
+def check_routing(
+    policy: ExitPolicy, logits: np.ndarray, every: Answers, routed: Predictions
+) -> None:
+    """Checks that the routed graph decides as the policy's rule does on the scores.
+
+    Args:
+        policy: the rule.
+        logits: float32 [n, N, classes], of every exit.
+        every: what these say.
+        routed: the answers that early exit gave to the same rows.
+
+    Raises:
+        BranchyError: rows left elsewhere, more than rounding explains.
+    """
+    scaled = logits / np.array(policy.temperatures, np.float32)[:, None]
+    within = TOLERANCE * max(1.0, float(np.abs(scaled).max(initial=0)))
+    policy.check_routing(every.scores, routed.exits, within, "The routed graph")
 
 
 def plain_accuracy(model: keras.Model, split: Split) -> float:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import keras
 import numpy as np
 import pytest
 
-from branchy_tf import calibration, confidence, thresholds
+from branchy_tf import calibration, confidence, scoring, thresholds
 from branchy_tf.calibration import Request, calibrate
 from branchy_tf.errors import BranchyError
+from branchy_tf.predictor import EarlyExitPredictor, LogitsPredictor
 
 MACS = [1, 2, 4]
 
@@ -108,3 +110,26 @@ def test_refuses_rows_that_nothing_can_be_learnt_from(labels, budget, message):
 def test_refuses_a_cost_below_the_first_exits():
     with pytest.raises(BranchyError, match="all images leave at exit_1"):
         calibration.check_cost(Request({"max_cost": 0.5}), MACS)
+
+
+@pytest.mark.parametrize("criterion", confidence.CRITERIA)
+def test_the_graph_keeps_what_is_promised_of_an_easy_task(criterion):
+    # Both exits are right everywhere and sure beyond what float32 can tell from 0.
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, 300)
+    noise = random.normal(size=(300, 3)) * 0.3
+    values = (12 * np.eye(3)[labels] + noise).astype(np.float32)
+    given = keras.Input((3,))
+    same = {"use_bias": False, "kernel_initializer": "identity"}
+    outputs = {
+        name: keras.layers.Dense(3, name=name, **same)(given)
+        for name in ("exit_1", "exit_2")
+    }
+    model = keras.Model(given, outputs)
+    logits = LogitsPredictor(model).logits(values)
+    found = calibrate(
+        logits, labels, [1, 2], Request({"max_accuracy_drop": 0.0}, criterion)
+    )
+    routed = EarlyExitPredictor(model, found.policy).predict(values)
+    assert found.chosen.exit_rates[0] == (routed.exits == 0).mean() == 1
+    scoring.check_routing(found.policy, logits, found.answers, routed)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import commands
 import pytest
@@ -99,3 +101,16 @@ def test_help_lists_the_flags_and_is_no_error(command, flags):
     assert listed == flags
     assert "Traceback" not in done.stderr
     assert done.status == 0
+
+
+def test_warnings_are_log_lines():
+    script = (
+        "import warnings; from branchy_tf import command_line;"
+        "command_line.run(lambda: warnings.warn('Mind the step.'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0
+    assert "Mind the step." in done.stderr.splitlines()
+    assert "UserWarning" not in done.stderr

@@ -34,6 +34,7 @@ LAYERS = [
     {"errors"},
     {"checks"},
     {"files", "flagfiles", "startup", "results", "inputs"},
+    {"policy"},
     {"confidence", "thresholds", "graphs", "keras_files", "images"},
     {"exits"},
     {"zoo", "data"},

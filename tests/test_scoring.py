@@ -9,6 +9,9 @@ from scipy import stats
 
 from branchy_tf import data, exits, scoring
 from branchy_tf.errors import BranchyError
+from branchy_tf.policy import ExitPolicy
+from branchy_tf.predictor import EarlyExitPredictor
+from branchy_tf.saved_model import routing
 
 
 def share(right: int, rows: int) -> np.ndarray:
@@ -84,7 +87,8 @@ def test_temperatures_are_those_of_each_exit():
     logits = np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)
     labels = np.zeros(5, int)
     plain = scoring.answers(logits / np.float32([[2], [0.5]]), labels)
-    warm = scoring.answers(logits, labels, temperatures=[2, 0.5])
+    policy = ExitPolicy(thresholds=[0], temperatures=[2, 0.5])
+    warm = scoring.answers(logits, labels, policy)
     np.testing.assert_allclose(warm.probabilities, plain.probabilities, rtol=1e-5)
     np.testing.assert_allclose(warm.scores, plain.scores, rtol=1e-4)
 
@@ -129,3 +133,17 @@ def test_plain_accuracy():
     assert scoring.plain_accuracy(model, data.Split(split.images, wrong)) == (
         pytest.approx(0.6)
     )
+
+
+def test_a_graph_that_decides_otherwise_than_the_scores_is_noticed(monkeypatch):
+    model, dataset = small.model(), small.dataset()
+    _, scores = EarlyExitPredictor(model, [0]).all_exits(dataset.test.images)
+    policy = ExitPolicy(thresholds=[float(np.sort(scores[:, 0])[4:6].mean())])
+    result = scoring.evaluate(model, policy, dataset).result
+    assert result["exit_rates"].tolist() == [0.5, 0.5]
+    # As it is where a threshold is denormal: none leaves.
+    monkeypatch.setattr(routing, "leaves", lambda scores, limits: scores < 0 * limits)
+    with pytest.raises(BranchyError) as caught:
+        scoring.evaluate(model, policy, dataset)
+    assert "The routed graph sends 5 of 10 rows to another exit" in str(caught.value)
+    assert "Exit rates 0.0%, 100.0%; expected 50.0%, 50.0%" in str(caught.value)

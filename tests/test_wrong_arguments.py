@@ -23,7 +23,7 @@ from branchy_tf.serving import (
 from branchy_tf.serving.embedded import EmbeddedServer
 from branchy_tf.serving.options import ServerOptions
 from branchy_tf.training import RunFolder, Settings, copy_layers, read_history, train
-from branchy_tf.tuning import Policy, ThresholdTuner
+from branchy_tf.tuning import Strategy, ThresholdTuner
 
 DATA = "the folder of mnist_folder"
 WRONG = {
@@ -134,11 +134,11 @@ CALLS = {
         {"macs": [1, 4]},
         ("macs", "budget", "window", "share", "state_file", "seed"),
     ),
-    "Policy": Call(
-        Policy, {"costs": [1, 4]}, ("costs", "budget", "window", "share", "seed")
+    "Strategy": Call(
+        Strategy, {"costs": [1, 4]}, ("costs", "budget", "window", "share", "seed")
     ),
-    "Policy.observe": Call(
-        lambda **rows: Policy([1, 4]).observe(**rows),
+    "Strategy.observe": Call(
+        lambda **rows: Strategy([1, 4]).observe(**rows),
         {"scores": SCORES[:, :2], "labels": np.zeros((4, 2), int)},
         ("scores", "labels"),
     ),
@@ -272,16 +272,14 @@ WITH_MODEL = {
         lambda model, **options: saved_model.export(
             exits.baseline(model) if isinstance(model, keras.Model) else model, **options
         ),
-        {"thresholds": [0.5], "model_name": "small", "export_dir": "EXPORTS"},
+        {"policy": [0.5], "model_name": "small", "export_dir": "EXPORTS"},
         (
             "model",
             "export_dir",
             "model_name",
-            "thresholds",
-            "criterion",
+            "policy",
             "freeze",
             "input_dtype",
-            "temperatures",
             "precision",
             "max_disagreement",
         ),

@@ -16,6 +16,7 @@ from branchy_tf.benchmarking.machine import machine
 from branchy_tf.benchmarking.processes import Process
 from branchy_tf.benchmarking.worker import rows_of_pass
 from branchy_tf.errors import BranchyError
+from branchy_tf.policy import ExitPolicy
 from branchy_tf.predictor import EarlyExitPredictor
 from branchy_tf.results import Predictions
 
@@ -37,15 +38,13 @@ _LEAST_IN_BFLOAT16 = 0.8
 
 def compare(
     model: keras.Model,
-    thresholds: Sequence[float],
-    criterion: str,
+    policy: ExitPolicy,
     images: np.ndarray,
     folder: pathlib.Path,
     batch_sizes: Sequence[int],
     threads: Sequence[int],
     seconds: float,
     progress: Callable[[str], object] = lambda what: None,
-    temperatures: Sequence[float] | None = None,
     peers: Sequence[str] = tuple(contenders.PEERS),
     bfloat16: bool = True,
 ) -> dict[str, Any]:
@@ -53,15 +52,13 @@ def compare(
 
     Args:
         model: one input of images.
-        thresholds: N-1 numbers, the calibrated ones.
-        criterion: name of the score.
+        policy: the calibrated one.
         images: real ones; their mix of easy and hard decides the gain.
         folder: an empty one, for the files of the contenders.
         batch_sizes: to time.
         threads: numbers of threads to time.
         seconds: for each batch size and number of threads.
         progress: called with a word on what is done now.
-        temperatures: N numbers that the exits' logits are divided by; default: 1.
         peers: other engines to try, of `contenders.PEERS`.
         bfloat16: whether to time early exit in bfloat16 too.
 
@@ -79,12 +76,8 @@ def compare(
             predictor.
     """
     progress("writing the contenders")
-    programs, left_out = contenders.write(
-        model, images, thresholds, criterion, temperatures, folder, peers, bfloat16
-    )
-    answers, full = _expected(
-        EarlyExitPredictor(model, thresholds, criterion, temperatures), images
-    )
+    programs, left_out = contenders.write(model, images, policy, folder, peers, bfloat16)
+    answers, full = _expected(EarlyExitPredictor(model, policy), images)
     results: list[dict[str, Any]] = []
     gains: list[dict[str, Any]] = []
     short_gains: list[dict[str, Any]] = []
@@ -101,7 +94,7 @@ def compare(
                 common = {"batch": batch, "threads": count}
                 results += [row | common for row in rows.values()]
                 left = answers.exits[: rows_of_pass(len(images), batch)]
-                reach = [(left >= k).mean() for k in range(len(thresholds) + 1)]
+                reach = [(left >= k).mean() for k in range(policy.num_exits)]
                 gains += [gain | common for gain in _gains(rows, reach)]
                 short_gains += [gain | common for gain in _bfloat16_gains(rows)]
                 routing.append(common | _routing(rows, batch))

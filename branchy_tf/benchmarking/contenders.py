@@ -15,9 +15,9 @@ import tensorflow as tf
 from branchy_tf import exits, stages
 from branchy_tf.benchmarking.processes import Process
 from branchy_tf.errors import BranchyError
+from branchy_tf.policy import ExitPolicy, forcing
 from branchy_tf.saved_model import EarlyExitModule, plain
 from branchy_tf.saved_model.bfloat16 import in_bfloat16
-from branchy_tf.thresholds import forcing
 
 # Early exit at the same thresholds, as `export --precision=bfloat16` writes it.
 BFLOAT16 = "early_exit_bfloat16"
@@ -32,9 +32,7 @@ Programs = dict[str, tuple[str, dict[str, Any]]]
 def write(
     model: keras.Model,
     images: np.ndarray,
-    thresholds: Sequence[float],
-    criterion: str,
-    temperatures: Sequence[float] | None,
+    policy: ExitPolicy,
     folder: pathlib.Path,
     peers: Sequence[str],
     bfloat16: bool = False,
@@ -48,11 +46,6 @@ def write(
     """
     np.save(folder / "images.npy", images)
     baseline = exits.baseline(model)
-    temperatures = temperatures or [1.0] * len(exits.exit_names(model))
-
-    def routed(network: keras.Model) -> EarlyExitModule:
-        return EarlyExitModule(network, thresholds, criterion, temperatures=temperatures)
-
     programs: Programs = {
         "keras_export": (
             "tensorflow",
@@ -62,13 +55,13 @@ def write(
             "tensorflow",
             _plain(plain.write_frozen, baseline, folder / "frozen"),
         ),
-        "early_exit": ("tensorflow", _early_exit(routed(model), thresholds, folder)),
+        "early_exit": ("tensorflow", _early_exit(EarlyExitModule(model, policy), folder)),
         "parts": ("tensorflow", _parts(model, folder)),
     }
     left_out = {}
     if bfloat16:
         try:
-            held = _bfloat16(routed(in_bfloat16(model)), thresholds, folder)
+            held = _bfloat16(EarlyExitModule(in_bfloat16(model), policy), folder)
         except BranchyError as error:
             left_out[BFLOAT16] = str(error)
         else:
@@ -79,12 +72,7 @@ def write(
             if peer == "onnxruntime":
                 held = _onnx(baseline, folder)
             else:
-                gates = {
-                    "thresholds": list(thresholds),
-                    "criterion": criterion,
-                    "temperatures": list(temperatures),
-                }
-                held = _pytorch(model, gates, folder)
+                held = _pytorch(model, policy, folder)
         except BranchyError as error:
             left_out[peer] = str(error)
         else:
@@ -135,14 +123,12 @@ def _plain(
     return {path.name: {"path": str(path), "signature": plain.SIGNATURE}}
 
 
-def _early_exit(
-    module: EarlyExitModule, thresholds: Sequence[float], folder: pathlib.Path
-) -> dict[str, Any]:
-    path, count = folder / "early_exit", len(thresholds) + 1
+def _early_exit(module: EarlyExitModule, folder: pathlib.Path) -> dict[str, Any]:
+    path, count = folder / "early_exit", module.policy.num_exits
     module.save(path)
     leave, stay = forcing(0, count), forcing(count - 1, count)
     asked: dict[str, Sequence[Any]] = {
-        "early_exit": [thresholds],
+        "early_exit": [module.policy.thresholds],
         "half_exit_1": [leave, stay],
     }
     asked |= {
@@ -151,12 +137,10 @@ def _early_exit(
     return {contender: _routed(path, rows) for contender, rows in asked.items()}
 
 
-def _bfloat16(
-    module: EarlyExitModule, thresholds: Sequence[float], folder: pathlib.Path
-) -> dict[str, Any]:
+def _bfloat16(module: EarlyExitModule, folder: pathlib.Path) -> dict[str, Any]:
     path = folder / BFLOAT16
     module.save(path)
-    return {BFLOAT16: _routed(path, [thresholds])}
+    return {BFLOAT16: _routed(path, [module.policy.thresholds])}
 
 
 def _routed(path: pathlib.Path, rows: Sequence[Any]) -> dict[str, Any]:
@@ -206,8 +190,8 @@ def _onnx(baseline: keras.Model, folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _pytorch(
-    model: keras.Model, gates: dict[str, Any], folder: pathlib.Path
+    model: keras.Model, policy: ExitPolicy, folder: pathlib.Path
 ) -> dict[str, Any]:
     path = folder / "model.keras"
     model.save(path)
-    return {"pytorch": {"path": str(path), "gates": gates}}
+    return {"pytorch": {"path": str(path), "policy": policy.to_json()}}

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from branchy_tf.benchmarking.pytorch_layers import Network
+from branchy_tf.policy import ExitPolicy, leaves
 
 
 def load(programs: dict[str, dict[str, Any]], threads: int) -> PyTorchEngine:
@@ -22,7 +23,7 @@ def load(programs: dict[str, dict[str, Any]], threads: int) -> PyTorchEngine:
     for contender, program in programs.items():
         model = keras.models.load_model(program["path"], compile=False)
         parts = [Network(stage.model) for stage in stages.split(model)]
-        networks[contender] = EarlyExit(parts, **program["gates"])
+        networks[contender] = EarlyExit(parts, ExitPolicy(**program["policy"]))
     return PyTorchEngine(networks)
 
 
@@ -48,22 +49,13 @@ class EarlyExit:
 
     Args:
         stages: N of them; each from tensors to [logits, *carried].
-        thresholds: N-1 numbers.
-        criterion: name of the score.
-        temperatures: N numbers.
+        policy: who leaves where.
     """
 
-    def __init__(
-        self,
-        stages: list[torch.nn.Module],
-        thresholds: list[float],
-        criterion: str,
-        temperatures: list[float],
-    ) -> None:
+    def __init__(self, stages: list[torch.nn.Module], policy: ExitPolicy) -> None:
         self._stages = stages
-        self._thresholds = thresholds
-        self._score = _SCORES[criterion]
-        self._temperatures = temperatures
+        self._policy = policy
+        self._score = _SCORES[policy.criterion]
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> tuple:
@@ -75,7 +67,7 @@ class EarlyExit:
         for k, stage in enumerate(self._stages):
             logits, *live = stage(live)
             shifted = logits - logits.amax(-1, keepdim=True)
-            log = torch.log_softmax(shifted / self._temperatures[k], -1)
+            log = torch.log_softmax(shifted / self._policy.temperature(k), -1)
             scores = self._score(log)
             found = (log.exp(), torch.full_like(rows, k), scores)
             if answers is None:
@@ -83,8 +75,8 @@ class EarlyExit:
             else:
                 for whole, part in zip(answers, found, strict=True):
                     whole[rows] = part
-            if k < len(self._thresholds):
-                stays = ~(scores < self._thresholds[k])
+            if k < len(self._policy.thresholds):
+                stays = ~leaves(scores, self._policy.thresholds[k])
                 if not stays.any():
                     break
                 if not stays.all():

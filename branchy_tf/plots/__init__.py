@@ -4,7 +4,7 @@ from branchy_tf.plots.classes import classes
 from branchy_tf.plots.contenders import contenders
 from branchy_tf.plots.frontier import frontier
 from branchy_tf.plots.gallery import gallery
-from branchy_tf.plots.gates import histograms, leaving
+from branchy_tf.plots.leaving import histograms, leaving
 from branchy_tf.plots.load import load
 from branchy_tf.plots.reliability import reliability
 from branchy_tf.plots.training import training

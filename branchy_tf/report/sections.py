@@ -12,6 +12,7 @@ from branchy_tf import files, plots, thresholds
 from branchy_tf.calibration import Calibrated
 from branchy_tf.data import Split
 from branchy_tf.plots.gallery import can_show
+from branchy_tf.policy import ExitPolicy
 from branchy_tf.report.page import Section
 from branchy_tf.report.tables import (
     calibration_table,
@@ -77,9 +78,9 @@ def validation_section(
         (knee.cost, knee.accuracy),
         baseline,
     )
-    _gates(section, calibrated.answers, chosen.thresholds, calibrated.criterion)
+    _leaving(section, calibrated.answers, calibrated.policy)
     _exits(section, calibrated.answers, logits)
-    exits = thresholds.exit_indices(calibrated.answers.scores, chosen.thresholds)
+    exits = calibrated.policy.exit_indices(calibrated.answers.scores)
     given = calibrated.answers.given[np.arange(len(exits)), exits]
     _rows(section, split, exits, given, len(macs))
     return section
@@ -87,6 +88,7 @@ def validation_section(
 
 def test_section(
     folder: files.Path,
+    policy: ExitPolicy,
     evaluation: Evaluation,
     split: Split,
     frontier: Sequence[dict[str, Any]],
@@ -95,6 +97,7 @@ def test_section(
 
     Args:
         folder: where its pictures go.
+        policy: who leaves where.
         evaluation: what was measured.
         split: the rows.
         frontier: of the thresholds.json; its thresholds are counted on these rows.
@@ -113,11 +116,11 @@ def test_section(
         "network without branches."
     )
     section.table(*evaluation_table(result))
-    macs, limits = result["exit_macs"], result["thresholds"]
+    macs = result["exit_macs"]
     curve = [point["thresholds"] for point in frontier]
     if curve:
         # The file keeps a part of the frontier; the chosen thresholds lie on the curve.
-        curve.append(limits)
+        curve.append(result["thresholds"])
     points = sorted(
         (thresholds.evaluate(every.scores, every.correct, macs, one) for one in curve),
         key=lambda point: point.cost,
@@ -133,7 +136,7 @@ def test_section(
         None,
         None if alone is None else (result["full_macs"], alone),
     )
-    _gates(section, every, limits, result["criterion"])
+    _leaving(section, every, policy)
     _exits(section, every, evaluation.logits)
     routed = evaluation.routed
     _rows(section, split, routed.exits, routed.labels, len(macs))
@@ -182,27 +185,24 @@ def _frontier(
     )
 
 
-def _gates(
-    section: Section, every: Answers, limits: Sequence[float], criterion: str
-) -> None:
-    if not limits:
+def _leaving(section: Section, every: Answers, policy: ExitPolicy) -> None:
+    if not policy.thresholds:
         return
-    gates: dict[str, Any] = {
+    drawn: dict[str, Any] = {
         "scores": every.scores,
         "correct": every.correct,
-        "thresholds": limits,
-        "criterion": criterion,
+        "policy": policy,
     }
     section.picture(
         "leaving",
         "Share of the images whose score is below a threshold, and the accuracy on them. "
         "The vertical line is the chosen threshold.",
-        functools.partial(plots.leaving, **gates),
+        functools.partial(plots.leaving, **drawn),
     )
     section.picture(
         "scores",
         "Scores of correct and wrong answers; the lower, the surer the exit.",
-        functools.partial(plots.histograms, **gates),
+        functools.partial(plots.histograms, **drawn),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ class Agreement:
         )
 
 
-def measure(one: EarlyExitModule, other: EarlyExitModule, images: Any) -> Agreement:
+def compare(one: EarlyExitModule, other: EarlyExitModule, images: Any) -> Agreement:
     """Routes the images through both.
 
     Args:
@@ -54,28 +55,44 @@ def measure(one: EarlyExitModule, other: EarlyExitModule, images: Any) -> Agreem
             "`images` is missing: bfloat16 is compared with float32 before it is "
             "exported. Pass validation images."
         )
-    expected = {
-        spec.name: inputs.Expected(tuple(spec.shape), np.dtype(dtype))
-        for spec, dtype in zip(one.specs, one.model_dtypes, strict=True)
-    }
-    arrays, rows = inputs.check(images, expected)
-    if not rows:
-        raise BranchyError("There are no images to compare the precisions on.")
-    labels, exits = 0, 0
-    size = min(_BATCH_SIZE, one.max_rows or _BATCH_SIZE)
-    for start in range(0, rows, size):
-        batch = {
-            spec.name: tf.cast(arrays[spec.name][start : start + size], spec.dtype)
-            for spec in one.specs
-        }
+    rows, labels, exits = 0, 0, 0
+    for batch in batches(one, images):
         answers = [
             module.functions["serving_default"](**batch) for module in (one, other)
         ]
         given = [answer["probabilities"].numpy().argmax(axis=1) for answer in answers]
         taken = [answer["exit"].numpy() for answer in answers]
+        rows += len(given[0])
         labels += int((given[0] == given[1]).sum())
         exits += int((taken[0] == taken[1]).sum())
     return Agreement(rows, labels / rows, exits / rows)
+
+
+def batches(module: EarlyExitModule, images: Any) -> Iterator[dict[str, np.ndarray]]:
+    """The images as the signatures take them, some at a time.
+
+    Args:
+        module: what is to be asked.
+        images: as for `compare`.
+
+    Raises:
+        BranchyError: there are none, or they do not fit.
+    """
+    expected = {
+        spec.name: inputs.Expected(tuple(spec.shape), np.dtype(dtype))
+        for spec, dtype in zip(module.specs, module.model_dtypes, strict=True)
+    }
+    arrays, rows = inputs.check(images, expected)
+    if not rows:
+        raise BranchyError("There are no images to compare answers on.")
+    size = min(_BATCH_SIZE, module.max_rows or _BATCH_SIZE)
+    for start in range(0, rows, size):
+        yield {
+            spec.name: tf.cast(
+                arrays[spec.name][start : start + size], spec.dtype
+            ).numpy()
+            for spec in module.specs
+        }
 
 
 def check(agreement: Agreement, max_disagreement: float) -> None:

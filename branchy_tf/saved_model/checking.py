@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import pathlib
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from branchy_tf import exits
-from branchy_tf.confidence import probabilities_and_scores
+from branchy_tf.confidence import exit_answer
 from branchy_tf.errors import BranchyError, first_line
-from branchy_tf.saved_model import warmup
+from branchy_tf.policy import ExitPolicy, exit_indices, forcing
+from branchy_tf.saved_model import agreement, warmup
 from branchy_tf.saved_model.early_exit import EarlyExitModule, cast_input
 from branchy_tf.saved_model.session import SessionModel
-from branchy_tf.thresholds import exit_indices, forcing
 
 # Freezing folds and fuses; the order of the sums changes, and logits with it by
 # this much relative to the largest. In bfloat16, what is fused is not rounded between.
@@ -27,8 +28,9 @@ def check_version(
     path: pathlib.Path,
     model: keras.Model,
     module: EarlyExitModule,
-    defaults: np.ndarray,
+    policy: ExitPolicy,
     tolerance: float = TOLERANCE,
+    images: Any = None,
 ) -> None:
     """Compares a written version, in a Session, with the Keras model.
 
@@ -36,8 +38,10 @@ def check_version(
         path: folder of the version.
         model: what was exported.
         module: what it was exported as.
-        defaults: float32 [1, N-1], the thresholds that must have been kept.
+        policy: its thresholds must have been kept as defaults.
         tolerance: how far logits may be off, relative to the largest.
+        images: real ones, on which the rows must leave where the policy's rule says;
+            None to do without.
 
     Raises:
         BranchyError: it does not load or does not answer like the model. The
@@ -50,7 +54,9 @@ def check_version(
             f"The exported model does not load: {first_line(error)}"
         ) from None
     try:
-        _check_answers(session, model, module, defaults, tolerance)
+        _check_answers(session, model, module, policy, tolerance)
+        if images is not None:
+            _check_decisions(session, module, policy, tolerance, images)
     except tf.errors.OpError as error:
         raise BranchyError(
             f"The exported model fails on a valid request: {first_line(error)}"
@@ -63,9 +69,10 @@ def _check_answers(
     session: SessionModel,
     model: keras.Model,
     module: EarlyExitModule,
-    defaults: np.ndarray,
+    policy: ExitPolicy,
     relative: float,
 ) -> None:
+    defaults = policy.limits
     kept = session.signatures["early_exit"].defaults
     if "thresholds" not in kept or not np.array_equal(
         tf.make_ndarray(kept["thresholds"]), defaults
@@ -73,7 +80,8 @@ def _check_answers(
         raise BranchyError("The exported model lost its default thresholds.")
 
     inputs = warmup.example_inputs(module, min(_ROWS, module.max_rows or _ROWS))
-    expected, scores, largest = _keras_answers(model, inputs, module)
+    logits = _keras_logits(model, inputs, module)
+    expected, scores, largest = _answers(logits, policy)
     tolerance = relative * max(1.0, largest)
     everything = session.run("all_exits", inputs)
     _same("probabilities of all_exits", everything["probabilities"], expected, tolerance)
@@ -100,33 +108,58 @@ def _check_answers(
                 )
 
 
-def _keras_answers(
-    model: keras.Model, inputs: dict[str, np.ndarray], module: EarlyExitModule
+def _check_decisions(
+    session: SessionModel,
+    module: EarlyExitModule,
+    policy: ExitPolicy,
+    relative: float,
+    images: Any,
+) -> None:
+    """That real rows leave where the rule on every exit's scores lets them leave."""
+    logits, answers = [], []
+    for batch in agreement.batches(module, images):
+        logits.append(module.logits(**batch)["logits"].numpy())
+        answers.append(session.run("serving_default", batch))
+    expected, scores, largest = _answers(np.concatenate(logits), policy)
+    answer = {name: np.concatenate([a[name] for a in answers]) for name in answers[0]}
+    tolerance = relative * max(1.0, largest)
+    policy.check_routing(scores, answer["exit"], tolerance, "The exported graph")
+    rows = np.flatnonzero(policy.exit_indices(scores) == answer["exit"])
+    _same(
+        "probabilities of early_exit on real images",
+        answer["probabilities"][rows],
+        expected[rows, answer["exit"][rows]],
+        tolerance,
+    )
+
+
+def _answers(
+    logits: np.ndarray, policy: ExitPolicy
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Probabilities [B, N, C], scores [B, N], and the largest size of a finite logit."""
+    each = [exit_answer(logits[:, k], policy, k) for k in range(policy.num_exits)]
+    probabilities, scores = (
+        np.stack([np.asarray(part[i]) for part in each], axis=1) for i in range(2)
+    )
+    scaled = logits / np.array(policy.temperatures, np.float32)[:, None]
+    # A class that is masked out has -inf.
+    largest = np.abs(scaled[np.isfinite(scaled)]).max(initial=0)
+    return probabilities, scores, float(largest)
+
+
+def _keras_logits(
+    model: keras.Model, inputs: dict[str, np.ndarray], module: EarlyExitModule
+) -> np.ndarray:
+    """Logits [B, N, C] of the Keras model itself."""
     tensors = [
         cast_input(tf.constant(inputs[name]), dtype)
         for name, dtype in zip(module.input_names, module.model_dtypes, strict=True)
     ]
     flat = keras.tree.pack_sequence_as(model.input, tensors)
     outputs = model(flat, training=False)
-    logits = np.stack(
+    return np.stack(
         [np.asarray(outputs[name], np.float32) for name in exits.exit_names(model)],
         axis=1,
-    )
-    each = [
-        probabilities_and_scores(logits[:, k], module.criterion, temperature)
-        for k, temperature in enumerate(module.temperatures)
-    ]
-    probabilities, scores = (
-        np.stack([np.asarray(part[i]) for part in each], axis=1) for i in range(2)
-    )
-    logits /= np.array(module.temperatures, np.float32)[:, None]
-    # A class that is masked out has -inf.
-    return (
-        probabilities,
-        scores,
-        float(np.abs(logits[np.isfinite(logits)]).max(initial=0)),
     )
 
 

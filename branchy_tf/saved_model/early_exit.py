@@ -14,45 +14,31 @@ import numpy as np
 import tensorflow as tf
 
 from branchy_tf import checks, exits, graphs
-from branchy_tf.confidence import check_criterion
 from branchy_tf.errors import BranchyError
+from branchy_tf.policy import ExitPolicy, PolicyLike
 from branchy_tf.saved_model import freezing, routing
-from branchy_tf.thresholds import check, check_temperatures
 
 _UNNAMED = re.compile(r"(keras_tensor|input_layer)(_\d+)?")
 
 
-class EarlyExitModule(tf.Module):
-    """A multi-exit model with the signatures that are served.
-
-    | signature | inputs | outputs |
-    | --- | --- | --- |
-    | early_exit | the model's, thresholds [B or 1, N-1] | probabilities, exit, score |
-    | serving_default | the model's | the same, with the default thresholds |
-    | all_exits | the model's | probabilities [B, N, C], scores [B, N] |
+class LogitsModule(tf.Module):
+    """Every exit's logits of a multi-exit model; nothing is decided.
 
     Args:
         model: outputs `{"exit_1": logits, ..., "exit_N": logits}`.
-        thresholds: N-1 numbers, what a request without thresholds gets.
-        criterion: name of the score.
         frozen: weights as constants instead of variables.
-        input_dtype: dtype of the served inputs; default: the model's own. They
-            are cast to the model's in the graph.
-        temperatures: N numbers that the exits' logits are divided by; default: 1.
+        input_dtype: dtype of the inputs; default: the model's own. They are cast to
+            the model's in the graph.
         max_rows: the most rows of a request, checked before anything is computed;
             default: any number.
 
     Attributes:
-        functions: `{signature name: tf.function}`, as `tf.saved_model.save` takes them.
         logits: a `tf.function` from the model's inputs to every exit's logits
             [B, N, C]; it is not served.
         specs: of the model's inputs in the signatures, in order.
         input_names: their names.
         model_dtypes: the dtypes that they are cast to.
         max_rows: the most rows of a request, or None.
-
-    A row with NaN or infinity in its inputs never exits early; its answer is what the
-    final exit makes of it.
 
     Raises:
         BranchyError: an argument does not fit the model.
@@ -61,11 +47,8 @@ class EarlyExitModule(tf.Module):
     def __init__(
         self,
         model: keras.Model,
-        thresholds: Sequence[float],
-        criterion: str = "entropy",
         frozen: bool = True,
         input_dtype: str | None = None,
-        temperatures: Sequence[float] | None = None,
         max_rows: int | None = None,
     ) -> None:
         super().__init__()
@@ -74,9 +57,6 @@ class EarlyExitModule(tf.Module):
         exits.check_logits(tensors)
         self.exit_names = list(tensors)
         self.classes = exits.num_classes(model)
-        self.criterion = check_criterion(criterion)
-        self.temperatures = check_temperatures(temperatures, len(self.exit_names))
-        self._defaults = check(thresholds, len(self.exit_names), rows=1)
         self.specs = _input_specs(model, input_dtype)
         self.input_names = [spec.name for spec in self.specs]
         self.model_dtypes = [tensor.dtype for tensor in model.inputs]
@@ -88,16 +68,7 @@ class EarlyExitModule(tf.Module):
         # The plain variables: a Session does not restore those that are only
         # reached through Keras layers.
         self._weights = [] if frozen else [v.value for v in model.variables]
-        self.functions = {
-            "early_exit": self._early_exit(),
-            "serving_default": self._serving_default(),
-            "all_exits": self._all_exits(),
-        }
         self.logits = self._all_logits()
-
-    def save(self, path: pathlib.Path) -> None:
-        """Writes a SavedModel with the signatures, and nothing else."""
-        save(self, path, self.functions)
 
     def _check(self, tensors: Sequence[Any], thresholds: Any = None) -> list:
         """The inputs, once their shapes are checked; nothing may touch them before."""
@@ -143,6 +114,66 @@ class EarlyExitModule(tf.Module):
             for tensor, dtype in zip(checked, self.model_dtypes, strict=True)
         ]
 
+    def _all_logits(self):
+        def logits(*tensors):
+            prepared = self._cast(self._check(tensors))
+            return {"logits": routing.all_logits(self._stages, prepared, self.classes)}
+
+        return _signature(logits, self.specs)
+
+
+class EarlyExitModule(LogitsModule):
+    """A multi-exit model with the signatures that are served.
+
+    | signature | inputs | outputs |
+    | --- | --- | --- |
+    | early_exit | the model's, thresholds [B or 1, N-1] | probabilities, exit, score |
+    | serving_default | the model's | the same, with the default thresholds |
+    | all_exits | the model's | probabilities [B, N, C], scores [B, N] |
+
+    Args:
+        model: outputs `{"exit_1": logits, ..., "exit_N": logits}`.
+        policy: of a request without thresholds; a request that brings its own gets
+            them with this criterion and these temperatures. Plain numbers are
+            thresholds for entropy.
+        frozen: weights as constants instead of variables.
+        input_dtype: dtype of the served inputs; default: the model's own. They
+            are cast to the model's in the graph.
+        max_rows: the most rows of a request, checked before anything is computed;
+            default: any number.
+
+    Attributes:
+        functions: `{signature name: tf.function}`, as `tf.saved_model.save` takes them.
+        policy: the `ExitPolicy`.
+
+    A row with NaN or infinity in its inputs never exits early; its answer is what the
+    final exit makes of it.
+
+    Raises:
+        BranchyError: an argument does not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        policy: PolicyLike,
+        frozen: bool = True,
+        input_dtype: str | None = None,
+        max_rows: int | None = None,
+    ) -> None:
+        number = len(exits.exit_names(model))
+        self.policy = ExitPolicy.of(policy).check_exits(number)
+        super().__init__(model, frozen, input_dtype, max_rows)
+        self.functions = {
+            "early_exit": self._early_exit(),
+            "serving_default": self._serving_default(),
+            "all_exits": self._all_exits(),
+        }
+
+    def save(self, path: pathlib.Path) -> None:
+        """Writes a SavedModel with the signatures, and nothing else."""
+        save(self, path, self.functions)
+
     def _route(self, tensors: Sequence[Any], thresholds: Any) -> dict[str, Any]:
         thresholds = tf.ensure_shape(thresholds, [None, len(self.exit_names) - 1])
         checked = self._check(tensors, thresholds)
@@ -150,16 +181,15 @@ class EarlyExitModule(tf.Module):
             self._stages,
             self._cast(checked),
             _only_finite_leave(checked, thresholds),
-            self.criterion,
-            self.temperatures,
+            self.policy,
             self.classes,
         )
         return {"probabilities": probabilities, "exit": exit_index, "score": score}
 
     def _early_exit(self):
         # Only a default that is a tensor reaches the SignatureDef.
-        thresholds = tf.constant(self._defaults)
-        spec = tf.TensorSpec([None, self._defaults.shape[1]], tf.float32, "thresholds")
+        thresholds = tf.constant(self.policy.limits)
+        spec = tf.TensorSpec([None, thresholds.shape[1]], tf.float32, "thresholds")
 
         def early_exit(*arguments):
             *tensors, limits = arguments
@@ -169,7 +199,7 @@ class EarlyExitModule(tf.Module):
 
     def _serving_default(self):
         def serving_default(*tensors):
-            return self._route(tensors, tf.constant(self._defaults))
+            return self._route(tensors, tf.constant(self.policy.limits))
 
         return _signature(serving_default, self.specs)
 
@@ -178,20 +208,12 @@ class EarlyExitModule(tf.Module):
             probabilities, scores = routing.all_exits(
                 self._stages,
                 self._cast(self._check(tensors)),
-                self.criterion,
-                self.temperatures,
+                self.policy,
                 self.classes,
             )
             return {"probabilities": probabilities, "scores": scores}
 
         return _signature(all_exits, self.specs)
-
-    def _all_logits(self):
-        def logits(*tensors):
-            prepared = self._cast(self._check(tensors))
-            return {"logits": routing.all_logits(self._stages, prepared, self.classes)}
-
-        return _signature(logits, self.specs)
 
 
 def save(module: tf.Module, path: pathlib.Path, signatures: dict[str, Any]) -> None:

@@ -9,23 +9,21 @@ which all rows agree, is passed on as it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from branchy_tf.confidence import probabilities_and_scores
+from branchy_tf.confidence import exit_answer
 from branchy_tf.exits import exit_name
+from branchy_tf.policy import ExitPolicy, leaves
 from branchy_tf.saved_model.freezing import StageFunction
-from branchy_tf.thresholds import leaves
 
 
 def early_exit(
     stages: list[StageFunction],
     tensors: list,
     thresholds: Any,
-    criterion: str,
-    temperatures: Sequence[float],
+    policy: ExitPolicy,
     classes: int,
 ) -> tuple[Any, Any, Any]:
     """Routes each row to the first exit that is sure enough of it.
@@ -33,9 +31,8 @@ def early_exit(
     Args:
         stages: N of them, from `freezing.stage_functions`.
         tensors: the model's inputs, each [B, ...].
-        thresholds: float32 [B or 1, N-1].
-        criterion: name of the score.
-        temperatures: N numbers, of each exit's softmax.
+        thresholds: float32 [B or 1, N-1], in place of the policy's.
+        policy: what the rows are scored by: its criterion and temperatures.
         classes: number of classes.
 
     Returns:
@@ -50,7 +47,7 @@ def early_exit(
     thresholds = tf.broadcast_to(thresholds, [rows, len(stages) - 1])
 
     def answer():
-        return _from_stage(0, stages, tensors, thresholds, criterion, temperatures)
+        return _from_stage(0, stages, tensors, thresholds, policy)
 
     def nothing():
         return (
@@ -68,11 +65,10 @@ def _from_stage(
     stages: list,
     tensors: list,
     thresholds: Any,
-    criterion: str,
-    temperatures: Sequence[float],
+    policy: ExitPolicy,
 ) -> tuple:
     logits, carried = stages[k](tensors)
-    probabilities, scores = probabilities_and_scores(logits, criterion, temperatures[k])
+    probabilities, scores = exit_answer(logits, policy, k)
     exits = tf.fill(tf.shape(scores), k)
     here = (probabilities, exits, scores)
     if k == len(stages) - 1:
@@ -96,9 +92,7 @@ def _from_stage(
         # From the root, not inside this one: each name would hold all those above it,
         # and the graph grow with the square of the exits.
         with tf.name_scope(f"{exit_name(k + 2)}/"):
-            further = _from_stage(
-                k + 1, stages, onward, their_thresholds, criterion, temperatures
-            )
+            further = _from_stage(k + 1, stages, onward, their_thresholds, policy)
 
         def merged():
             return tuple(
@@ -114,8 +108,7 @@ def _from_stage(
 def all_exits(
     stages: list[StageFunction],
     tensors: list,
-    criterion: str,
-    temperatures: Sequence[float],
+    policy: ExitPolicy,
     classes: int,
 ) -> tuple[Any, Any]:
     """Every exit's answer to every row.
@@ -126,9 +119,9 @@ def all_exits(
 
     def answer():
         results, live = [], tensors
-        for stage, temperature in zip(stages, temperatures, strict=True):
+        for k, stage in enumerate(stages):
             logits, live = stage(live)
-            results.append(probabilities_and_scores(logits, criterion, temperature))
+            results.append(exit_answer(logits, policy, k))
         probabilities, scores = zip(*results, strict=True)
         return tf.stack(probabilities, axis=1), tf.stack(scores, axis=1)
 

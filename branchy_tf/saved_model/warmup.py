@@ -18,8 +18,8 @@ from tensorflow_serving.apis import (
     prediction_log_pb2,
 )
 
+from branchy_tf.policy import forcing
 from branchy_tf.saved_model.early_exit import EarlyExitModule
-from branchy_tf.thresholds import forcing
 
 FILE_NAME = "tf_serving_warmup_requests"
 # Batches that reach each exit, whole; what a batch of mixed rows leaves for

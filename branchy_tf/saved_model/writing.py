@@ -10,11 +10,9 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 from absl import logging
 
@@ -22,6 +20,7 @@ import branchy_tf
 from branchy_tf import checks, costs, files, graphs
 from branchy_tf.errors import BranchyError, first_line
 from branchy_tf.files import next_version
+from branchy_tf.policy import PolicyLike
 from branchy_tf.saved_model import agreement, freezing, warmup
 from branchy_tf.saved_model.agreement import Agreement
 from branchy_tf.saved_model.bfloat16 import BFLOAT16, check_precision, in_bfloat16
@@ -31,7 +30,7 @@ from branchy_tf.saved_model.checking import (
     check_version,
 )
 from branchy_tf.saved_model.early_exit import EarlyExitModule
-from branchy_tf.thresholds import check
+from branchy_tf.zoo.policies import policy_for
 
 # Above what EarlyExitClient sends at once and TF Serving merges by default, 1000.
 MAX_ROWS = 1024
@@ -44,11 +43,10 @@ def export(
     model: keras.Model,
     export_dir: files.Path,
     model_name: str,
-    thresholds: Sequence[float],
-    criterion: str = "entropy",
+    policy: PolicyLike,
+    *,
     freeze: str = "auto",
     input_dtype: str | None = None,
-    temperatures: Sequence[float] | None = None,
     precision: str = "float32",
     images: Any = None,
     max_disagreement: float = 0.01,
@@ -64,20 +62,22 @@ def export(
         model: outputs `{"exit_1": logits, ..., "exit_N": logits}`.
         export_dir: folder of all models.
         model_name: what clients ask for.
-        thresholds: N-1 calibrated thresholds, the defaults of requests.
-        criterion: name of the score.
+        policy: what requests get that bring no thresholds; an `ExitPolicy`, the path of
+            a thresholds.json, what brings a policy, or plain thresholds for entropy.
         freeze: `true`: weights are constants, 1.4 to 1.8 times faster on a CPU;
             `false`: they stay variables; `auto`: constants while three times
             their bytes are at most 500 MB.
         input_dtype: dtype of the served inputs; default: the model's own, which
             is uint8 for the zoo's.
-        temperatures: N numbers that the exits' logits are divided by; default: 1.
         precision: `float32`, or `bfloat16`: half the bytes, and faster on CPUs that
             know it; logits and all that follows stay float32.
-        images: what bfloat16 is compared with float32 on, at the thresholds: [n, ...]
-            of the model's input shape and dtype; for several inputs a dict by name.
-        max_disagreement: the largest share of them that may get another label, and
-            that may leave at another exit.
+        images: real ones, validation images for example: [n, ...] of the model's input
+            shape and dtype; for several inputs a dict by name. On these the exported
+            graph must let each row leave where the policy's rule on every exit's scores
+            says. bfloat16 is compared with float32 on them and needs them; float32 is
+            checked on noise alone without.
+        max_disagreement: the largest share of them that may get another label in
+            bfloat16, and that may leave at another exit.
         max_rows: the most rows of a request; more are refused with INVALID_ARGUMENT
             before anything is computed. None: any number. A server that merges
             requests counts the merged batch, so at least its `max_batch_size`. The
@@ -95,7 +95,7 @@ def export(
     Example:
 
     ```python
-    export(model, "exports", "branchy_lenet", thresholds=[0.025])
+    export(model, "exports", "branchy_lenet", ExitPolicy(thresholds=[0.025]))
     ```
     """
     folder = files.folder(export_dir)
@@ -111,16 +111,18 @@ def export(
     check_precision(precision)
     graphs.check_functional(model)
     frozen = freezing.should_freeze(model, freeze)
-    settings = (thresholds, criterion, frozen, input_dtype, temperatures, max_rows)
+    policy = policy_for(model, policy)
+    settings = (policy, frozen, input_dtype, max_rows)
     module = EarlyExitModule(model, *settings)
     agreed = None
     if precision == BFLOAT16:
         model = in_bfloat16(model)
         exact, module = module, EarlyExitModule(model, *settings)
-        agreed = agreement.measure(exact, module, images)
+        agreed = agreement.compare(exact, module, images)
         logging.info("In bfloat16, %s.", agreed)
         agreement.check(agreed, max_disagreement)
-    defaults = check(thresholds, len(module.exit_names), rows=1)
+    if images is not None:
+        next(agreement.batches(module, images))
     for function in module.functions.values():
         # What cannot be traced is found before a file is touched.
         function.get_concrete_function()
@@ -136,12 +138,12 @@ def export(
         (beside / "assets.extra").mkdir()
         files.write_json(
             beside / "assets.extra" / "branchy.json",
-            _description(model, module, defaults, frozen, agreed),
+            _description(model, module, frozen, agreed),
         )
         warmup.write(module, beside, model_name)
         logging.info("Comparing it with the Keras model, in a Session ...")
         tolerance = TOLERANCE if agreed is None else TOLERANCE_BFLOAT16
-        check_version(beside, model, module, defaults, tolerance)
+        check_version(beside, model, module, policy, tolerance, images)
         return _rename_to_next(beside, folder)
     except (OSError, tf.errors.OpError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
@@ -188,15 +190,14 @@ def _macs(model: keras.Model) -> dict:
 def _description(
     model: keras.Model,
     module: EarlyExitModule,
-    defaults: np.ndarray,
     frozen: bool,
     agreed: Agreement | None,
 ) -> dict:
     return {
         "exits": module.exit_names,
-        "criterion": module.criterion,
-        "thresholds": defaults[0],
-        "temperatures": module.temperatures,
+        "criterion": module.policy.criterion,
+        "thresholds": module.policy.limits[0],
+        "temperatures": module.policy.temperatures,
         "classes": module.classes,
         **_macs(model),
         "inputs": {

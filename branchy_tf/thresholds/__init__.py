@@ -1,11 +1,29 @@
-"""Thresholds: the rule, the search for the best ones, thresholds.json.
+"""Thresholds: the search for the best ones, what they do, thresholds.json.
+
+The rule that they follow stands in `branchy_tf.policy`, and is to be had here too.
 
 Importing it needs numpy alone, so that the serving client can check thresholds
 too; guarantees and temperatures need scipy where they are computed.
 """
 
+from branchy_tf.policy import (
+    check,
+    check_temperatures,
+    exit_indices,
+    exits_by_vector,
+    forcing,
+    leaves,
+    near,
+)
 from branchy_tf.thresholds.budgets import check_budget, choose, find_knee, quantiles
-from branchy_tf.thresholds.file import Calibration
+from branchy_tf.thresholds.calibrated import Calibration, fit_temperature
+from branchy_tf.thresholds.counting import (
+    Point,
+    agreement,
+    bootstrap,
+    count_losses_only,
+    evaluate,
+)
 from branchy_tf.thresholds.guarantee import (
     EXPECTATION,
     Guarantee,
@@ -14,19 +32,7 @@ from branchy_tf.thresholds.guarantee import (
     halves,
     rows_needed,
 )
-from branchy_tf.thresholds.intervals import bootstrap
-from branchy_tf.thresholds.losses import agreement, count_losses_only
-from branchy_tf.thresholds.points import Point, evaluate
-from branchy_tf.thresholds.rule import (
-    check,
-    exit_indices,
-    exits_by_vector,
-    forcing,
-    leaves,
-    near,
-)
 from branchy_tf.thresholds.search import frontier
-from branchy_tf.thresholds.temperature import check_temperatures, fit_temperature
 
 __all__ = [
     "EXPECTATION",

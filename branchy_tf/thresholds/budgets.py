@@ -9,12 +9,15 @@ import numpy as np
 
 from branchy_tf import checks
 from branchy_tf.errors import BranchyError
-from branchy_tf.thresholds.cuts import between
+from branchy_tf.policy import check_scores, leaves
+from branchy_tf.thresholds.counting import (
+    Point,
+    check_arrays,
+    count_losses_only,
+    evaluate,
+)
 from branchy_tf.thresholds.guarantee import check_guarantee, control_risk
-from branchy_tf.thresholds.losses import count_losses_only
-from branchy_tf.thresholds.points import Point, check_arrays, evaluate
-from branchy_tf.thresholds.rule import check_scores, leaves
-from branchy_tf.thresholds.search import frontier
+from branchy_tf.thresholds.search import between, frontier
 
 
 def choose(

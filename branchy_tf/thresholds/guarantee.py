@@ -19,10 +19,9 @@ import numpy as np
 
 from branchy_tf import checks
 from branchy_tf.errors import BranchyError
-from branchy_tf.thresholds.cuts import between
-from branchy_tf.thresholds.points import check_arrays
-from branchy_tf.thresholds.rule import exit_indices, leaves
-from branchy_tf.thresholds.search import frontier
+from branchy_tf.policy import exit_indices, flushed, leaves
+from branchy_tf.thresholds.counting import check_arrays
+from branchy_tf.thresholds.search import between, frontier
 
 EXPECTATION = "expectation"
 # Steps from T=0 to the frontier, as shares of the rows that leave there.
@@ -128,7 +127,7 @@ def control_risk(
 
     Args:
         scores: [n, N] float32.
-        kept: [n, N] bool, where leaving loses nothing; from `losses`.
+        kept: [n, N] bool, where leaving loses nothing; from `counting`.
         costs: [N] cumulative.
         max_risk: between 0 and 1.
         level: the probability, from 0.5 to below 1, or "expectation".
@@ -208,6 +207,7 @@ def safest_first(scores: np.ndarray, kept: np.ndarray, costs: np.ndarray) -> lis
         kept: bool [n, N], where leaving loses nothing.
         costs: float64 [N] cumulative.
     """
+    scores = flushed(scores)
     front = [point.thresholds for point in frontier(scores, kept, costs)][::-1]
     below = []
     for limit, column in zip(front[0], scores.T, strict=False):

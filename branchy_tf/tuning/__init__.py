@@ -5,7 +5,7 @@ from branchy_tf.tuning import ThresholdTuner
 ```
 """
 
-from branchy_tf.tuning.policy import Policy
+from branchy_tf.tuning.strategy import Strategy
 from branchy_tf.tuning.tuner import ThresholdTuner
 
-__all__ = ["Policy", "ThresholdTuner"]
+__all__ = ["Strategy", "ThresholdTuner"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from branchy_tf.thresholds import exit_indices
+from branchy_tf.policy import exit_indices
 
 # One row in so many shapes the path of thresholds; the others test it.
 _SHAPING = 3

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from branchy_tf.thresholds import exit_indices, exits_by_vector
+from branchy_tf.policy import exit_indices, exits_by_vector, flushed
 from branchy_tf.thresholds.guarantee import safest_first
 from branchy_tf.tuning import bounds
 from branchy_tf.tuning.evidence import Evidence
@@ -34,7 +34,7 @@ class ThresholdPath:
     """
 
     def __init__(self, vectors: Any, savings: Any) -> None:
-        self.vectors = np.asarray(vectors, np.float32)
+        self.vectors = flushed(vectors)
         self.savings = np.asarray(savings, np.float64)
         self.losses = np.zeros(len(self.vectors), np.int64)
         self.rows = 0

@@ -11,9 +11,11 @@ import numpy as np
 from absl import logging
 
 from branchy_tf import checks, files
+from branchy_tf.errors import BranchyError
+from branchy_tf.policy import ExitPolicy, PolicyLike
 from branchy_tf.results import Predictions
 from branchy_tf.tuning import state
-from branchy_tf.tuning.policy import Policy
+from branchy_tf.tuning.strategy import Strategy
 
 # The state is written when so many more rows are known, and when its kind changes.
 _ROWS_BETWEEN_WRITES = 200
@@ -26,7 +28,7 @@ class ThresholdTuner:
     from these answers which rows could have left early: where an exit gives the label
     that the last one gives. No true labels are needed. Then most requests get the tuned
     thresholds; a random share, and all while something seems to have changed, asks
-    every exit and is answered by the last one, which has been paid for. `Policy` says
+    every exit and is answered by the last one, which has been paid for. `Strategy` says
     how it decides and what is promised.
 
     One tuner is for one model and one version at a time: when another version answers,
@@ -44,6 +46,9 @@ class ThresholdTuner:
         share: of the requests that ask every exit when all is well.
         state_file: where to keep what was learned; read at the start if it is there.
         seed: of the random share.
+        policy: what the model is served with, for example from its thresholds.json;
+            `tuner.policy` is this one with the tuned thresholds. Default: the
+            client's, where it has one, as the predictor does.
 
     Raises:
         BranchyError: arguments out of range, or a state file that is damaged or of
@@ -68,11 +73,16 @@ class ThresholdTuner:
         share: float = 0.01,
         state_file: files.Path | None = None,
         seed: int = 0,
+        policy: PolicyLike | None = None,
     ) -> None:
         if state_file is not None:
             checks.path("state_file", state_file)
         self._client = client
-        self._policy = Policy(macs, budget, window, share, seed)
+        given = getattr(client, "policy", None) if policy is None else policy
+        self._served = None if given is None else ExitPolicy.of(given)
+        if self._served is not None:
+            self._served.check_exits(len(macs))
+        self._strategy = Strategy(macs, budget, window, share, seed)
         self._random = np.random.default_rng(seed)
         self._version: int | None = None
         self._rows_unwritten = 0
@@ -81,8 +91,8 @@ class ThresholdTuner:
         self._writing = threading.Lock()
         self._file = None if state_file is None else files.path(state_file)
         if self._file is not None and self._file.exists():
-            self._version = state.read(self._file, self._policy)
-            logging.info("Goes on from %s: %s.", self._file, self._policy.status())
+            self._version = state.read(self._file, self._strategy)
+            logging.info("Goes on from %s: %s.", self._file, self._strategy.status())
 
     def __enter__(self) -> ThresholdTuner:
         return self
@@ -98,7 +108,22 @@ class ThresholdTuner:
     def thresholds(self) -> np.ndarray:
         """Those in force, float32 [N-1]."""
         with self._lock:
-            return self._policy.thresholds
+            return self._strategy.thresholds
+
+    @property
+    def policy(self) -> ExitPolicy:
+        """The policy in force: the served one, with the tuned thresholds.
+
+        Raises:
+            BranchyError: nobody said what the model is served with.
+        """
+        if self._served is None:
+            raise BranchyError(
+                "The tuner does not know the criterion and the temperatures that are "
+                "served. Pass policy=, for example the path of the thresholds.json that "
+                "was exported."
+            )
+        return self._served.replace(thresholds=self.thresholds)
 
     def status(self) -> dict[str, Any]:
         """What it is at.
@@ -110,7 +135,7 @@ class ThresholdTuner:
             "changes": how often it learned anew, "model_version"}`.
         """
         with self._lock:
-            return self._policy.status() | {"model_version": self._version}
+            return self._strategy.status() | {"model_version": self._version}
 
     def predict(self, images: Any, **options: Any) -> Predictions:
         """Asks for each row's answer, with the thresholds in force.
@@ -127,18 +152,18 @@ class ThresholdTuner:
             BranchyError, ServerError: as the client does; nothing is learned then.
         """
         with self._lock:
-            limits = self._policy.thresholds
-            ask_all = self._random.random() < self._policy.share
+            limits = self._strategy.thresholds
+            ask_all = self._random.random() < self._strategy.share
         if ask_all:
             return self._ask_all(images, options)
         answer = self._client.predict(images, limits, **options)
         with self._lock:
             # Meanwhile another request may have changed the thresholds: then these rows
             # are not comparable with what is known.
-            same = np.array_equal(limits, self._policy.thresholds)
+            same = np.array_equal(limits, self._strategy.thresholds)
             if self._is_of_version(answer.model_version) and same:
                 with self._noting_changes():
-                    self._policy.watch(answer.exits, answer.scores)
+                    self._strategy.watch(answer.exits, answer.scores)
         self._write_if_due()
         return answer
 
@@ -164,7 +189,7 @@ class ThresholdTuner:
         with self._lock:
             self._is_of_version(version)
             with self._noting_changes():
-                self._policy.observe(scores, probabilities.argmax(axis=-1))
+                self._strategy.observe(scores, probabilities.argmax(axis=-1))
             self._rows_unwritten += len(scores)
         self._write_if_due()
         last = np.full(len(scores), scores.shape[1] - 1, np.int32)
@@ -180,19 +205,19 @@ class ThresholdTuner:
         logging.warning(
             "Version %s answers after %s: thresholds are learned anew.", version, known
         )
-        self._policy.forget()
+        self._strategy.forget()
         self._rows_unwritten = _ROWS_BETWEEN_WRITES
         return False
 
     @contextlib.contextmanager
     def _noting_changes(self) -> Iterator[None]:
         """Tells of another state afterwards, and has it written."""
-        before = self._policy.state
+        before = self._strategy.state
         yield
-        now = self._policy.state
+        now = self._strategy.state
         if now != before:
             logging.info(
-                "Thresholds %s (were %s): %s", now, before, self._policy.thresholds
+                "Thresholds %s (were %s): %s", now, before, self._strategy.thresholds
             )
             self._rows_unwritten = _ROWS_BETWEEN_WRITES
 
@@ -206,7 +231,7 @@ class ThresholdTuner:
         with self._writing:
             with self._lock:
                 self._rows_unwritten = 0
-                content, version = self._policy.to_json(), self._version
+                content, version = self._strategy.to_json(), self._version
             try:
                 state.write(self._file, content, version)
             except OSError as error:

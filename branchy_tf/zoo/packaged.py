@@ -63,6 +63,12 @@ def sha256(path: pathlib.Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def everything() -> list[Packaged]:
+    """All that is packaged, of every model."""
+    models = files.read_json(REGISTRY)
+    return [entry for model in models for entry in every(model).values()]
+
+
 def every(model: str) -> dict[str, Packaged]:
     """`{tag: Packaged}` of one model."""
     entries = files.read_json(REGISTRY).get(model, {})

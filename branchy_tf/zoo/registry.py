@@ -79,8 +79,7 @@ def calibration(model: str, tag: str) -> Calibration:
         tag: one of `list_weights(model)`.
 
     Returns:
-        A `Calibration`: `.thresholds`, `.criterion`, `.temperatures` and what they
-        do on the validation split.
+        A `Calibration`: its `.policy`, and what that does on the validation split.
 
     Raises:
         BranchyError: no such weights, or a damaged file.
@@ -89,8 +88,7 @@ def calibration(model: str, tag: str) -> Calibration:
 
     ```python
     model = branchy_lenet(weights="mnist")
-    known = calibration("branchy_lenet", "mnist")
-    EarlyExitPredictor(model, known.thresholds, known.criterion, known.temperatures)
+    EarlyExitPredictor(model, calibration("branchy_lenet", "mnist"))
     ```
     """
     get_builder(model)

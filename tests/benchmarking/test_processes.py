@@ -11,6 +11,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from branchy_tf.benchmarking import contenders
 from branchy_tf.benchmarking.processes import Process
 from branchy_tf.errors import BranchyError
+from branchy_tf.policy import ExitPolicy
 from branchy_tf.predictor import EarlyExitPredictor
 
 IMAGES = small.dataset().train.images
@@ -38,11 +39,14 @@ def test_a_process_that_ends_is_noticed(tmp_path):
         process.close()
 
 
+POLICY = ExitPolicy(thresholds=[1.0], temperatures=[1.0, 2.0])
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("contenders")
     programs, left_out = contenders.write(
-        small.model(), IMAGES, [1.0], "entropy", [1.0, 2.0], folder, ["onnxruntime"]
+        small.model(), IMAGES, POLICY, folder, ["onnxruntime"]
     )
     assert left_out == {}
     return programs, folder
@@ -57,7 +61,7 @@ def started(written):
 
 
 def test_contenders_answer_as_the_predictor_does(started):
-    predictor = EarlyExitPredictor(small.model(), [1.0], temperatures=[1.0, 2.0])
+    predictor = EarlyExitPredictor(small.model(), POLICY)
     probabilities, _ = predictor.all_exits(IMAGES)
     labels = probabilities.argmax(axis=-1)
     routed = predictor.predict(IMAGES)
@@ -98,7 +102,7 @@ def test_passes_are_timed_and_memory_is_told(started):
 def test_a_peer_that_is_not_installed_is_left_out(tmp_path, monkeypatch):
     monkeypatch.setitem(contenders.PEERS, "pytorch", ("no_such_package",))
     programs, left_out = contenders.write(
-        small.model(), IMAGES, [1.0], "entropy", None, tmp_path, ["pytorch"]
+        small.model(), IMAGES, POLICY, tmp_path, ["pytorch"]
     )
     assert left_out == {
         "pytorch": "no_such_package not installed: pip install branchy_tf[peers]"

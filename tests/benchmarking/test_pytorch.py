@@ -8,6 +8,7 @@ import pytest
 from keras import layers
 
 from branchy_tf import confidence, exits, stages, zoo
+from branchy_tf.policy import ExitPolicy
 from branchy_tf.predictor import EarlyExitPredictor
 
 torch = pytest.importorskip(
@@ -47,24 +48,22 @@ def built(name, arguments):
 def test_rows_leave_where_the_predictor_says(name, arguments, criterion):
     model, images = built(name, arguments)
     count = len(exits.exit_names(model))
-    temperatures = [1.0 + 0.5 * k for k in range(count)]
-    _, scores = EarlyExitPredictor(
-        model, [0.0] * (count - 1), criterion, temperatures
-    ).all_exits(images)
+    policy = ExitPolicy(
+        criterion=criterion,
+        thresholds=[0.0] * (count - 1),
+        temperatures=[1.0 + 0.5 * k for k in range(count)],
+    )
+    _, scores = EarlyExitPredictor(model, policy).all_exits(images)
     # Between two scores, far from both.
     limits = []
     for gate in range(count - 1):
         ordered = np.sort(scores[:, gate])
         widest = 3 + np.diff(ordered[3:12]).argmax()
         limits.append(float(ordered[widest : widest + 2].mean()))
-    expected = EarlyExitPredictor(model, limits, criterion, temperatures).predict(images)
+    policy = policy.replace(thresholds=limits)
+    expected = EarlyExitPredictor(model, policy).predict(images)
     assert len(set(expected.exits)) > 1
-    network = EarlyExit(
-        [Network(stage.model) for stage in stages.split(model)],
-        limits,
-        criterion,
-        temperatures,
-    )
+    network = EarlyExit([Network(stage.model) for stage in stages.split(model)], policy)
     probabilities, left, found = network(images)
     np.testing.assert_array_equal(left, expected.exits)
     np.testing.assert_allclose(probabilities, expected.probabilities, atol=1e-4)

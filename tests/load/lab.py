@@ -86,7 +86,7 @@ class Pair:
         self.images = images
         self._models = {1: model, 0: _shifted(model)}
         self._predictors = {
-            odd: branchy_tf.EarlyExitPredictor(each, [0.5], temperatures=[3 - odd] * 2)
+            odd: branchy_tf.EarlyExitPredictor(each, _policy(odd))
             for odd, each in self._models.items()
         }
         self._expected = {
@@ -107,9 +107,8 @@ class Pair:
             self._models[odd],
             folder,
             servers.MODEL,
-            [0.5],
+            _policy(odd),
             freeze=freeze,
-            temperatures=[3 - odd] * 2,
         )
 
     def add(self, base: pathlib.Path, number: int) -> pathlib.Path:
@@ -135,6 +134,11 @@ class Pair:
         """Requests of `rows` images, whose answers are checked."""
         expected = expected or self.expected
         return load.Traffic(client, self.images, rows, self.thresholds, expected)
+
+
+def _policy(odd: int) -> branchy_tf.ExitPolicy:
+    """What versions of odd and of even numbers are exported with."""
+    return branchy_tf.ExitPolicy(thresholds=[0.5], temperatures=[3 - odd] * 2)
 
 
 def _shifted(model: keras.Model) -> keras.Model:

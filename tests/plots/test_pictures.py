@@ -10,6 +10,7 @@ from samples import rows
 from branchy_tf import plots
 from branchy_tf.plots.classes import by_class
 from branchy_tf.plots.reliability import bins
+from branchy_tf.policy import ExitPolicy
 
 SCORES, CORRECT = rows(300, 3)
 RANDOM = np.random.default_rng(0)
@@ -43,7 +44,7 @@ def draw(path, name, many):
         gains = [row | {"over": "keras_export", "share_of_ideal": 0.9} for row in common]
         plots.contenders(path, {"results": timings, "gains": gains})
     elif name in ("leaving", "histograms"):
-        getattr(plots, name)(path, SCORES, CORRECT, limits, "entropy")
+        getattr(plots, name)(path, SCORES, CORRECT, ExitPolicy(thresholds=limits))
     elif name == "load":
         rows = [
             {"loop": loop, "callers": n, "rate": 9.5 * n, "seconds": 2, "requests": 90}

@@ -187,12 +187,12 @@ def modules(limit: float) -> list[saved_model.EarlyExitModule]:
 def test_labels_and_exits_are_compared_row_by_row(images, monkeypatch):
     monkeypatch.setattr(agreement, "_BATCH_SIZE", 7)
     one, other = modules(np.inf)
-    found = agreement.measure(one, other, images)
+    found = agreement.compare(one, other, images)
     labels = one.functions["serving_default"](images)["probabilities"].numpy().argmax(1)
     assert found == agreement.Agreement(len(images), (labels == 0).mean(), 1.0)
     # Sure enough of it to leave, where no row of the first model is.
     one, other = modules(1e-9)
-    assert agreement.measure(one, other, images).exits == 0
+    assert agreement.compare(one, other, images).exits == 0
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ import branchy_tf
 from branchy_tf import costs, saved_model
 from branchy_tf.errors import BranchyError
 from branchy_tf.files import version_folders
-from branchy_tf.saved_model import checking, freezing, warmup
+from branchy_tf.policy import ExitPolicy
+from branchy_tf.saved_model import checking, freezing, routing, warmup
 from branchy_tf.saved_model.session import SessionModel
 
 
@@ -143,7 +144,8 @@ def test_auto_freezes_what_is_small(lenet, monkeypatch):
 
 
 def test_other_criteria_are_exported_too(lenet, digits, tmp_path):
-    version = saved_model.export(lenet, tmp_path, "m", [0.5], criterion="max_prob")
+    policy = ExitPolicy(criterion="max_prob", thresholds=[0.5])
+    version = saved_model.export(lenet, tmp_path, "m", policy)
     answer = SessionModel(version).run("all_exits", {"images": digits})
     np.testing.assert_allclose(
         answer["scores"], 1 - answer["probabilities"].max(axis=-1), atol=1e-5
@@ -151,7 +153,8 @@ def test_other_criteria_are_exported_too(lenet, digits, tmp_path):
 
 
 def test_temperatures_are_applied_and_told(lenet, digits, tmp_path):
-    version = saved_model.export(lenet, tmp_path, "m", [0.5], temperatures=[2.5, 0.7])
+    policy = ExitPolicy(thresholds=[0.5], temperatures=[2.5, 0.7])
+    version = saved_model.export(lenet, tmp_path, "m", policy)
     session = SessionModel(version)
     logits = lenet(digits)
     expected = np.stack(
@@ -174,7 +177,7 @@ def test_temperatures_are_applied_and_told(lenet, digits, tmp_path):
         expected[np.arange(len(digits)), answer["exit"]],
         atol=1e-5,
     )
-    predictor = branchy_tf.EarlyExitPredictor(lenet, [middle], temperatures=[2.5, 0.7])
+    predictor = branchy_tf.EarlyExitPredictor(lenet, policy)
     np.testing.assert_allclose(predictor.all_exits(digits)[1], every["scores"], atol=1e-5)
     logits = np.stack([logits["exit_1"], logits["exit_2"]], axis=1)
     np.testing.assert_allclose(predictor.logits(digits), logits, atol=1e-4)
@@ -212,35 +215,68 @@ def test_a_masked_class_does_not_blind_the_check(tmp_path, monkeypatch):
         },
     )
     saved_model.export(model, tmp_path, "m", [0.1])
-    right = checking._keras_answers
+    right = checking._answers
 
     def slightly_off(*arguments):
         probabilities, scores, largest = right(*arguments)
         return probabilities, scores + 0.01, largest
 
-    monkeypatch.setattr(checking, "_keras_answers", slightly_off)
+    monkeypatch.setattr(checking, "_answers", slightly_off)
     with pytest.raises(BranchyError, match=r"scores of all_exits differ by 0\.01"):
         saved_model.export(model, tmp_path, "m", [0.1])
 
 
 def test_a_failed_check_leaves_nothing_and_says_why(lenet, tmp_path, monkeypatch):
     saved_model.export(lenet, tmp_path, "m", [0.1])
-    right = checking._keras_answers
+    right = checking._answers
 
     def slightly_off(*arguments):
         probabilities, scores, largest = right(*arguments)
         return probabilities, scores + 0.01, largest
 
-    monkeypatch.setattr(checking, "_keras_answers", slightly_off)
+    monkeypatch.setattr(checking, "_answers", slightly_off)
     with pytest.raises(BranchyError, match=r"scores of all_exits differ by 0\.01"):
         saved_model.export(lenet, tmp_path, "m", [0.1])
     assert names_in(tmp_path / "m") == ["1"]
 
 
+def test_rows_that_leave_elsewhere_on_real_images_are_refused(
+    lenet, digits, tmp_path, monkeypatch
+):
+    _, scores = branchy_tf.EarlyExitPredictor(lenet, [0]).all_exits(digits)
+    policy = ExitPolicy(thresholds=[float(np.median(scores[:, 0]))])
+    version = saved_model.export(lenet, tmp_path, "m", policy, images=digits)
+    exits = SessionModel(version).run("serving_default", {"images": digits})["exit"]
+    assert np.bincount(exits).tolist() == [32, 32]
+
+    # Noise does not show it.
+    monkeypatch.setattr(checking, "_check_answers", lambda *_: None)
+    monkeypatch.setattr(routing, "leaves", lambda scores, limits: scores < 0.99 * limits)
+    with pytest.raises(BranchyError, match="The exported graph sends") as caught:
+        saved_model.export(lenet, tmp_path, "m", policy, images=digits)
+    assert "expected 50.0%, 50.0%" in str(caught.value)
+    assert names_in(tmp_path / "m") == ["1"]
+    with pytest.raises(BranchyError, match="`images` has shape"):
+        saved_model.export(lenet, tmp_path / "n", "n", policy, images=digits[:, 1:])
+    assert not (tmp_path / "n").exists()
+
+
+def test_an_export_without_data_says_what_is_not_checked(run_dir, tmp_path):
+    flags = ["--model=branchy_lenet", f"--weights={run_dir / 'model.keras'}"]
+    flags += ["--thresholds=0.1", f"--export_dir={tmp_path}"]
+    done = commands.run("export", *flags)
+    assert done.status == 0, done.stderr
+    assert "Not checked: that exit rates and answers are the calibrated" in done.stderr
+    assert "--dataset is missing" in done.stderr
+    done = commands.run("export", *flags, "--dataset=mnist_5k")
+    assert done.status == 0, done.stderr
+    assert "Not checked" not in done.stderr
+
+
 def test_a_lost_default_is_noticed(lenet, tmp_path, monkeypatch):
     kept = saved_model.EarlyExitModule.__init__
 
-    def losing(self, model, thresholds, *rest):
+    def losing(self, model, policy, *rest):
         kept(self, model, [9.0], *rest)
 
     monkeypatch.setattr(saved_model.EarlyExitModule, "__init__", losing)
@@ -312,9 +348,11 @@ def test_a_kill_while_exporting_leaves_no_version(run_dir, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"thresholds": [0.1, 0.2]}, "expected 1"),
-        ({"thresholds": [-1]}, "at least 0"),
-        ({"criterion": "mood"}, "entropy, max_prob, margin"),
+        ({"policy": [0.1, 0.2]}, "expected 1"),
+        ({"policy": [-1]}, "at least 0"),
+        ({"policy": ExitPolicy(thresholds=[0.1, 0.2])}, "expected 1"),
+        ({"policy": ExitPolicy(thresholds=[0.1], weights="ab")}, "for other weights"),
+        ({"policy": "no_such.json"}, "There are no thresholds"),
         ({"freeze": "maybe"}, "auto, true, false"),
         ({"input_dtype": "uint9"}, "dtype such as"),
         ({"input_dtype": "string"}, "dtype such as"),
@@ -330,7 +368,7 @@ def test_bad_arguments_are_refused_before_a_file_is_touched(
         "model": lenet,
         "export_dir": tmp_path / "exports",
         "model_name": "m",
-        "thresholds": [0.1],
+        "policy": [0.1],
     }
     with pytest.raises(BranchyError, match=message):
         saved_model.export(**(arguments | change))

@@ -82,9 +82,7 @@ def calibrated(calibration) -> list[float]:
 @pytest.fixture(scope="session")
 def predictor(trained, calibration) -> branchy_tf.EarlyExitPredictor:
     """What a server of `exported` must agree with."""
-    return branchy_tf.EarlyExitPredictor(
-        trained, calibration.thresholds, temperatures=calibration.temperatures
-    )
+    return branchy_tf.EarlyExitPredictor(trained, calibration)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import pretend
 import pytest
 
 from branchy_tf import thresholds
-from branchy_tf.tuning import Policy
+from branchy_tf.tuning import Strategy
 from zoo.studies import drifting
 
 MACS = np.array(pretend.MACS)
@@ -77,7 +77,7 @@ def test_the_oracle_is_the_cheapest_within_the_budget():
 def test_tuned_thresholds_keep_the_budget_through_a_drift_where_static_break_it():
     clean, changed = pretended(6000), pretended(6000, harm=0.08, factor=0.4)
     requests = drifting.stream(clean, changed, drifting.drift_share(12_000), seed=1)
-    policy = Policy(pretend.MACS)
+    policy = Strategy(pretend.MACS)
     static = policy.observe(*pretend.rows(5000, seed=9))
     exits = drifting.serve(policy, requests, seed=1)
     tuned = drifting.by_window(requests, exits, MACS, 2000)

@@ -20,7 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from samples import rows
 
 from branchy_tf import costs, data, scoring, thresholds
-from branchy_tf.predictor import EarlyExitPredictor
+from branchy_tf.predictor import LogitsPredictor
 from branchy_tf.training import RunFolder
 
 
@@ -47,8 +47,8 @@ def screen(run_dir: str) -> None:
         recorded["dataset"], recorded.get("data_dir"), None, int(recorded["seed"])
     )
     split, macs = dataset.validation, np.array(costs.cumulative_macs(model), float)
-    predictor = EarlyExitPredictor(model, [0.0] * (len(macs) - 1))
-    every = scoring.answers(scoring.every_exit(predictor, split), split.labels)
+    logits = scoring.every_exit(LogitsPredictor(model), split)
+    every = scoring.answers(logits, split.labels)
     scores, correct = every.scores, every.correct
     points = thresholds.frontier(scores, correct, macs)
     cost = np.array([point.cost for point in points])

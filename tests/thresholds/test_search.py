@@ -10,9 +10,9 @@ from samples import rows
 
 from branchy_tf import scoring, thresholds
 from branchy_tf.errors import BranchyError
-from branchy_tf.thresholds import grid, search
-from branchy_tf.thresholds.cuts import stoppers, threshold_cuts
-from branchy_tf.thresholds.descent import refine
+from branchy_tf.policy import SMALLEST
+from branchy_tf.thresholds import search
+from branchy_tf.thresholds.search import refine, stoppers, threshold_cuts
 
 
 def brute_force(scores, right, costs):
@@ -158,13 +158,13 @@ def test_arrays_that_do_not_fit_together_are_refused(scores, right, costs):
 
 @pytest.mark.parametrize("exits", [2, 3, 7])
 def test_of_ten_thousand_rows_few_vectors_are_compared(exits, monkeypatch):
-    compared, cheapest = [], grid.cheapest
+    compared, cheapest = [], search.best_of_grid
 
     def counted(scores, right, costs, cuts):
         compared.append(math.prod(map(len, cuts)))
         return cheapest(scores, right, costs, cuts)
 
-    monkeypatch.setattr(grid, "cheapest", counted)
+    monkeypatch.setattr(search, "best_of_grid", counted)
     scores, right = rows(10_000, exits)
     thresholds.frontier(scores, right, np.arange(1, exits + 1))
     (count,) = compared
@@ -258,7 +258,7 @@ def test_blocks_of_the_grid_make_no_difference(monkeypatch):
     scores, right = rows(150, 3, decimals=2)
     costs = np.array([1, 2, 5.0])
     whole = thresholds.frontier(scores, right, costs)
-    monkeypatch.setattr(grid, "_BLOCK", 7)
+    monkeypatch.setattr(search, "_BLOCK", 7)
     assert thresholds.frontier(scores, right, costs) == whole
 
 
@@ -293,3 +293,56 @@ def test_memory_is_far_below_that_of_the_grid():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 300e6  # of 300 * 15^6 * 8 bytes
+
+
+def tiny_scores(n, exits):
+    """Scores that crowd at 0: zeros, denormal numbers, the smallest normal ones."""
+    random = np.random.default_rng(n)
+    sizes = [0, 1.4e-45, 1e-42, SMALLEST / 2, SMALLEST, 1.5 * SMALLEST, 1e-37, 1e-3]
+    scores = random.choice(np.float32(sizes), (n, exits))
+    return scores, random.random((n, exits)) < np.linspace(0.7, 0.9, exits)
+
+
+BUDGETS = [
+    {},
+    {"max_accuracy_drop": 0.1},
+    {"max_cost": 1.4},
+    {"knee": True},
+    {"exit_rates": "some"},
+    {"max_accuracy_drop": 0.2, "guarantee": 0.9},
+    {"max_accuracy_drop": 0.2, "guarantee": "expectation"},
+]
+
+
+@pytest.mark.parametrize("exits", [2, 3, 5, 9])
+@pytest.mark.parametrize("budget", BUDGETS, ids=str)
+def test_no_threshold_is_a_denormal_number(monkeypatch, exits, budget):
+    # Small enough that grid, thinning and refinement are all used.
+    monkeypatch.setattr(search, "_MAX_VECTORS", 60)
+    monkeypatch.setattr(search, "_LEAST_CUTS", 3)
+    scores, right = tiny_scores(300, exits)
+    if "exit_rates" in budget:
+        budget = {"exit_rates": [0.3 / (exits - 1)] * (exits - 1)}
+    costs = np.arange(1, exits + 1)
+    points = [thresholds.choose(scores, right, costs, **budget)]
+    points += thresholds.frontier(scores, right, costs)
+    for point in points:
+        limits = np.float32(point.thresholds)
+        assert ((limits == 0) | (limits >= SMALLEST)).all(), limits
+        # As TensorFlow counts: what is denormal is 0, in scores and thresholds.
+        below = np.where(scores < SMALLEST, 0, scores)[:, :-1] < limits
+        leave = np.hstack([below, np.ones((300, 1), bool)]).argmax(axis=1)
+        rates = np.bincount(leave, minlength=exits) / 300
+        assert rates.tolist() == list(point.exit_rates)
+
+
+def test_rows_that_score_zero_can_leave():
+    scores, right = np.zeros((50, 2), np.float32), np.ones((50, 2), bool)
+    point = thresholds.choose(scores, right, [1, 2])
+    assert point.exit_rates == (1.0, 0.0)
+    assert point.thresholds == (SMALLEST,)
+    half = np.where(np.arange(50) % 2, SMALLEST, 0).astype(np.float32)
+    scores[:, 0] = half
+    right[:, 0] = half == 0
+    point = thresholds.choose(scores, right, [1, 2])
+    assert point.exit_rates == (0.5, 0.5)

@@ -13,6 +13,7 @@ import small
 
 from branchy_tf import costs
 from branchy_tf.errors import BranchyError, ServerError
+from branchy_tf.policy import ExitPolicy
 from branchy_tf.predictor import EarlyExitPredictor
 from branchy_tf.tuning import ThresholdTuner
 
@@ -116,11 +117,11 @@ def test_rows_that_left_by_older_thresholds_are_no_news():
             return super().predict(images, thresholds, **options)
 
     tuner._client = Slow(SCORES, LABELS)
-    tuner._policy._alarm.see = None  # watching would fail
-    learn = tuner._policy.observe
-    tuner._policy.observe = lambda scores, labels: (
-        tuner._policy.forget(), learn(scores, labels),
-        setattr(tuner._policy._alarm, "see", None),
+    tuner._strategy._alarm.see = None  # watching would fail
+    learn = tuner._strategy.observe
+    tuner._strategy.observe = lambda scores, labels: (
+        tuner._strategy.forget(), learn(scores, labels),
+        setattr(tuner._strategy._alarm, "see", None),
     )  # fmt: skip
     tuner.predict(np.array([1]))
     assert (tuner.thresholds != older).all()
@@ -247,6 +248,21 @@ def test_works_around_a_predictor():
     )
     assert (answer.exits == 1).all()
     assert tuner.status()["rows"] == len(images)
+    # The predictor knows what its scores are.
+    assert tuner.policy == predictor.policy.replace(thresholds=[0.0])
+
+
+def test_hands_on_the_policy_in_force(tmp_path):
+    served = ExitPolicy(criterion="margin", thresholds=[0.5], temperatures=[2, 1])
+    served.save(tmp_path / "thresholds.json")
+    for given in (served, tmp_path / "thresholds.json"):
+        tuner = taught(client(), policy=given)
+        assert tuner.thresholds.any()
+        assert tuner.policy == served.replace(thresholds=tuner.thresholds)
+    with pytest.raises(BranchyError, match="Pass policy="):
+        taught(client()).policy  # noqa: B018
+    with pytest.raises(BranchyError, match="expected 1"):
+        taught(client(), policy=[0.1, 0.2])
 
 
 def test_comes_without_tensorflow_and_keras():

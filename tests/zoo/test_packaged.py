@@ -72,10 +72,9 @@ def test_thresholds_come_with_the_weights():
     known = zoo.calibration("branchy_lenet", "mnist")
     model = zoo.branchy_lenet(weights="mnist")
     assert known.exits == ["exit_1", "exit_2"]
-    assert known.weights == graphs.fingerprint(model)
-    predictor = branchy_tf.EarlyExitPredictor(
-        model, known.thresholds, known.criterion, known.temperatures
-    )
+    assert known.policy.weights == graphs.fingerprint(model)
+    predictor = branchy_tf.EarlyExitPredictor(model, known)
+    assert predictor.policy == known.policy
     assert len(predictor.predict(np.zeros((2, 28, 28, 1), np.uint8)).labels) == 2
 
 

@@ -21,12 +21,8 @@ SETS = [(model, tag) for model in zoo.list_models() for tag in zoo.list_weights(
 
 @pytest.mark.parametrize(("model", "tag"), SETS)
 def test_shipped_weights_answer_as_recorded(model, tag):
-    known = zoo.calibration(model, tag)
     predictor = branchy_tf.EarlyExitPredictor(
-        zoo.build(model, weights=tag),
-        known.thresholds,
-        known.criterion,
-        known.temperatures,
+        zoo.build(model, weights=tag), zoo.calibration(model, tag)
     )
     images = RECORDED["images_mnist" if tag == "mnist" else "images_cifar10"]
     answer = predictor.predict(images)

@@ -16,7 +16,7 @@ import numpy as np
 from scipy import ndimage
 
 from branchy_tf import thresholds
-from branchy_tf.tuning import Policy
+from branchy_tf.tuning import Strategy
 
 
 def noisy(images: np.ndarray, deviation: float, seed: int = 0) -> np.ndarray:
@@ -93,7 +93,7 @@ def drift_share(requests: int, slowly: bool = False) -> np.ndarray:
     return np.clip(done, 0, 1)
 
 
-def serve(policy: Policy, requests: Rows, seed: int) -> np.ndarray:
+def serve(policy: Strategy, requests: Rows, seed: int) -> np.ndarray:
     """Serves one request after the other as a `ThresholdTuner` would.
 
     Args:

@@ -29,7 +29,8 @@ from branchy_tf import (
 )
 from branchy_tf.confidence import CRITERIA
 from branchy_tf.errors import BranchyError
-from branchy_tf.predictor import EarlyExitPredictor
+from branchy_tf.policy import ExitPolicy
+from branchy_tf.predictor import LogitsPredictor
 from branchy_tf.training import RunFolder
 from zoo.studies.resampling import violations
 
@@ -65,14 +66,14 @@ def main() -> None:
         thresholds.check(fixed, len(names))
     dataset = command_line.chosen_dataset(folder, model)
     macs, full_macs = costs.cumulative_macs(model), costs.full_macs(model)
-    predictor = EarlyExitPredictor(model, [0.0] * (len(names) - 1))
+    predictor = LogitsPredictor(model)
     validation = scoring.every_exit(predictor, dataset.validation)
     test = scoring.every_exit(predictor, dataset.test)
 
     every = scoring.answers(
         np.concatenate([validation, test]),
         np.concatenate([dataset.validation.labels, dataset.test.labels]),
-        FLAGS.criterion,
+        ExitPolicy.to_the_end(len(names)).replace(criterion=FLAGS.criterion),
     )
     with tqdm(total=FLAGS.resamplings, unit=" calibrations", desc="resampling") as bar:
         kept = calibration.kept(every, FLAGS.risk)
@@ -91,8 +92,8 @@ def main() -> None:
         row["gain"] = full_macs / row["mean_cost"]
     choices = _choices(validation, dataset, macs, fixed)
     tested = [
-        {"choice": name} | _tested(gates, test, dataset.test.labels, macs, full_macs)
-        for name, gates in choices.items()
+        {"choice": name} | _tested(policy, test, dataset.test.labels, macs, full_macs)
+        for name, policy in choices.items()
     ]
     result = {
         "dataset": dataset.name,
@@ -111,7 +112,7 @@ def main() -> None:
     logging.info("Wrote %s.", path)
 
 
-def _choices(logits, dataset, macs, fixed) -> dict[str, command_line.Gates]:
+def _choices(logits, dataset, macs, fixed) -> dict[str, ExitPolicy]:
     """What each way chooses on the validation split."""
     wanted: dict[str, tuple[dict[str, Any], str]] = {
         "plain, no less accurate": ({}, "accuracy"),
@@ -130,17 +131,15 @@ def _choices(logits, dataset, macs, fixed) -> dict[str, command_line.Gates]:
             # The other rows are worth having without it.
             logging.warning("Left out: %s. %s", name, error)
             continue
-        choices[name] = command_line.Gates(
-            list(found.chosen.thresholds), FLAGS.criterion, found.temperatures
-        )
+        choices[name] = found.policy
     if fixed is not None:
-        choices["fixed"] = command_line.Gates(fixed, "entropy", (1.0,) * len(macs))
+        choices["fixed"] = ExitPolicy(thresholds=fixed)
     return choices
 
 
-def _tested(gates, logits, labels, macs, full_macs) -> dict[str, Any]:
-    every = scoring.answers(logits, labels, gates.criterion, gates.temperatures)
-    limits = gates.thresholds
+def _tested(policy, logits, labels, macs, full_macs) -> dict[str, Any]:
+    every = scoring.answers(logits, labels, policy)
+    limits = policy.thresholds
     correct = every.correct
     exits_taken = thresholds.exit_indices(every.scores, limits)
     right = correct[np.arange(len(labels)), exits_taken]

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from branchy_tf.thresholds.budgets import choose
+from branchy_tf.thresholds.counting import check_arrays, evaluate
 from branchy_tf.thresholds.guarantee import EXPECTATION, control_risk
-from branchy_tf.thresholds.points import check_arrays, evaluate
 
 
 def violations(

@@ -20,6 +20,7 @@ import numpy as np
 from branchy_tf import exits, stages
 from branchy_tf.benchmarking import timing
 from branchy_tf.errors import BranchyError
+from branchy_tf.policy import ExitPolicy
 from branchy_tf.saved_model import EarlyExitModule, plain
 from branchy_tf.saved_model.session import SessionModel
 from branchy_tf.thresholds import forcing
@@ -155,7 +156,8 @@ class _Exports(contextlib.ExitStack):
         for name, part in parts.items():
             plain.write_frozen(part, folder / name)
         for count in {1, 2, self._count}:
-            module = EarlyExitModule(_cut(model, count), [0.0] * (count - 1), criterion)
+            policy = ExitPolicy.to_the_end(count).replace(criterion=criterion)
+            module = EarlyExitModule(_cut(model, count), policy)
             module.save(folder / f"exits_{count}")
         self._sessions = {
             path.name: self._load(path) for path in sorted(folder.iterdir())

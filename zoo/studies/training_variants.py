@@ -15,7 +15,7 @@ from tabulate import tabulate
 from branchy_tf import costs, data, files, scoring, thresholds, training, zoo
 from branchy_tf.errors import BranchyError
 from branchy_tf.exits import conv_head, pool_head
-from branchy_tf.predictor import EarlyExitPredictor
+from branchy_tf.predictor import LogitsPredictor
 from zoo.studies.training_plot import plot
 
 
@@ -143,8 +143,7 @@ def _measure(
     )
     with tempfile.TemporaryDirectory() as folder:
         training.train(model, dataset, settings, training.RunFolder(folder))
-    predictor = EarlyExitPredictor(model, [0.0])
-    logits = scoring.every_exit(predictor, dataset.validation)
+    logits = scoring.every_exit(LogitsPredictor(model), dataset.validation)
     every = scoring.answers(logits, dataset.validation.labels)
     by_exit = costs.cumulative_macs(model)
     best = thresholds.choose(every.scores, every.correct, by_exit, max_accuracy_drop=0.0)

@@ -23,8 +23,9 @@ from tqdm import tqdm
 from branchy_tf import command_line, costs, exits, files, thresholds
 from branchy_tf.confidence import CRITERIA
 from branchy_tf.errors import BranchyError
+from branchy_tf.policy import ExitPolicy
 from branchy_tf.predictor import EarlyExitPredictor
-from branchy_tf.tuning import Policy
+from branchy_tf.tuning import Strategy
 from zoo.studies import drifting
 from zoo.studies.tuner_plot import plot
 
@@ -58,8 +59,9 @@ def main() -> None:
     macs = np.array(costs.cumulative_macs(choice.model))
     # Before the minutes that the scores take.
     _policy(macs)
-    gates = len(exits.exit_names(choice.model)) - 1
-    predictor = EarlyExitPredictor(choice.model, [0.0] * gates, FLAGS.criterion)
+    policy = ExitPolicy.to_the_end(len(exits.exit_names(choice.model)))
+    policy = policy.replace(criterion=FLAGS.criterion)
+    predictor = EarlyExitPredictor(choice.model, policy)
     validation = _rows(predictor, dataset.validation.images, "validation")
     test = dataset.test.images
     clean = _rows(predictor, test, "clean")
@@ -109,8 +111,8 @@ def main() -> None:
     logging.info("Wrote tuner_study.json and tuner_study.png to %s.", output)
 
 
-def _policy(macs: np.ndarray, seed: int = 0) -> Policy:
-    return Policy(macs.tolist(), FLAGS.budget, FLAGS.window, FLAGS.share, seed)
+def _policy(macs: np.ndarray, seed: int = 0) -> Strategy:
+    return Strategy(macs.tolist(), FLAGS.budget, FLAGS.window, FLAGS.share, seed)
 
 
 def _rows(predictor: EarlyExitPredictor, images: np.ndarray, name: str) -> drifting.Rows:

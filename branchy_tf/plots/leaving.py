@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from branchy_tf import files
 from branchy_tf.plots.style import BLUE, GREEN, ORANGE, SKY, panels, save
+from branchy_tf.policy import ExitPolicy
 from branchy_tf.results import exit_name
 
 # Below, the axis of scores is linear.
@@ -20,8 +20,7 @@ def leaving(
     path: files.Path,
     scores: np.ndarray,
     correct: np.ndarray,
-    thresholds: Sequence[float],
-    criterion: str,
+    policy: ExitPolicy,
 ) -> None:
     """Draws, for each early exit, the share below a threshold and its accuracy.
 
@@ -29,14 +28,13 @@ def leaving(
         path: .png to write.
         scores: float32 [n, N].
         correct: bool [n, N].
-        thresholds: N-1 numbers.
-        criterion: name of the score.
+        policy: its thresholds are drawn, and its criterion is named.
 
     References:
         BranchyNet (2016), Figure 4.
     """
-    figure, axes = panels(len(thresholds), sharex=True)
-    for k, (panel, limit) in enumerate(zip(axes, thresholds, strict=True)):
+    figure, axes = panels(len(policy.thresholds), sharex=True)
+    for k, (panel, limit) in enumerate(zip(axes, policy.thresholds, strict=True)):
         order = np.argsort(scores[:, k])
         number = np.arange(1, len(order) + 1)
         panel.plot(
@@ -55,7 +53,7 @@ def leaving(
         )
         _mark(panel, k, limit)
         panel.set(ylabel="%", ylim=(0, 105))
-    _score_axis(figure, axes, criterion)
+    _score_axis(figure, axes, policy.criterion)
     save(figure, path)
 
 
@@ -63,8 +61,7 @@ def histograms(
     path: files.Path,
     scores: np.ndarray,
     correct: np.ndarray,
-    thresholds: Sequence[float],
-    criterion: str,
+    policy: ExitPolicy,
 ) -> None:
     """Draws, for each early exit, the scores of correct and of wrong answers.
 
@@ -72,13 +69,12 @@ def histograms(
         path: .png to write.
         scores: float32 [n, N].
         correct: bool [n, N].
-        thresholds: N-1 numbers.
-        criterion: name of the score.
+        policy: its thresholds are drawn, and its criterion is named.
     """
-    figure, axes = panels(len(thresholds), sharex=True)
+    figure, axes = panels(len(policy.thresholds), sharex=True)
     top = max(float(scores[:, :-1].max(initial=0)), 10 * _LINEAR)
     edges = np.concatenate([[0], np.geomspace(_LINEAR, 1.001 * top, _BINS)])
-    for k, (panel, limit) in enumerate(zip(axes, thresholds, strict=True)):
+    for k, (panel, limit) in enumerate(zip(axes, policy.thresholds, strict=True)):
         right = correct[:, k]
         panel.hist(scores[right, k], edges, color=SKY, edgecolor=BLUE, label="correct")
         panel.hist(
@@ -92,7 +88,7 @@ def histograms(
         _mark(panel, k, limit)
         panel.set_yscale("log")
         panel.set(ylim=(0.7, None), ylabel="images")
-    _score_axis(figure, axes, criterion)
+    _score_axis(figure, axes, policy.criterion)
     save(figure, path)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from branchy_tf import checks
 from branchy_tf.errors import BranchyError
-from branchy_tf.thresholds import agreement, exit_indices
+from branchy_tf.policy import exit_indices, flushed
+from branchy_tf.thresholds import agreement
 from branchy_tf.tuning import bounds, change
 from branchy_tf.tuning.evidence import Evidence
 from branchy_tf.tuning.path import ThresholdPath
@@ -24,7 +25,7 @@ _MOST_ROWS = 6000  # of evidence
 _FEWEST_ROWS, _GROWTH = 600, 1.5  # of the evidence, for a first path and another
 
 
-class Policy:
+class Strategy:
     """Chooses thresholds from what is seen, without asking anybody for anything.
 
     It is in one of three states. *Learning*: thresholds are 0, every row asks all
@@ -55,9 +56,9 @@ class Policy:
     Example:
 
     ```python
-    policy = Policy(costs=[1, 4])
-    thresholds = policy.observe(scores, labels)     # [B, N] each, of all exits
-    thresholds = policy.watch(exits, scores)        # [B] each, of rows that left
+    strategy = Strategy(costs=[1, 4])
+    thresholds = strategy.observe(scores, labels)   # [B, N] each, of all exits
+    thresholds = strategy.watch(exits, scores)      # [B] each, of rows that left
     ```
     """
 
@@ -221,7 +222,7 @@ class Policy:
             self._known = np.sort(change.places(*self._evidence.where_left(self._tuned)))
 
     def _checked_rows(self, scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
-        scores = checks.real_array("scores", scores).astype(np.float32, copy=False)
+        scores = flushed(checks.real_array("scores", scores))
         labels = checks.real_array("labels", labels)
         number = len(self._costs)
         if scores.ndim != 2 or scores.shape != labels.shape or scores.shape[1] != number:
@@ -249,7 +250,7 @@ class Policy:
         }
 
     def from_json(self, value: dict[str, Any]) -> None:
-        """Goes on where another policy of the same costs and budget was.
+        """Goes on where another strategy of the same costs and budget was.
 
         Raises:
             KeyError, TypeError, ValueError: not from `to_json`.
@@ -263,7 +264,7 @@ class Policy:
             self._paths = int(value["paths"])
             self._path = ThresholdPath.from_json(value["path"])
             self._choose(self._path)
-        if not np.array_equal(self._tuned, np.array(value["thresholds"], np.float32)):
+        if not np.array_equal(self._tuned, flushed(value["thresholds"])):
             raise ValueError("its thresholds do not follow from its evidence")
         self._shaped_at = int(value["shaped_at"])
         self.suspicions, self.changes = int(value["suspicions"]), int(value["changes"])

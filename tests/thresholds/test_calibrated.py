@@ -6,12 +6,14 @@ import pytest
 
 from branchy_tf import files, thresholds
 from branchy_tf.errors import BranchyError
+from branchy_tf.policy import ExitPolicy
 
 EXITS = ["exit_1", "exit_2", "exit_3"]
 
 
 def calibration(limits):
-    return thresholds.Calibration("entropy", EXITS, limits, {"accuracy": 0.5}, [])
+    policy = ExitPolicy(thresholds=limits)
+    return thresholds.Calibration(policy, EXITS, {"accuracy": 0.5}, [])
 
 
 def test_round_trip_with_infinity(tmp_path):
@@ -29,14 +31,14 @@ def test_a_file_without_temperatures_means_one(tmp_path):
         del value[name]
     files.write_json(path, value)
     assert thresholds.Calibration.read(path, EXITS, "any") == calibration([0.25, 1.0])
-    assert thresholds.Calibration.read(path, EXITS).temperatures == [1.0, 1.0, 1.0]
+    assert thresholds.Calibration.read(path, EXITS).temperatures == (1.0, 1.0, 1.0)
 
 
 def test_a_file_for_other_weights_is_refused(tmp_path):
     path = tmp_path / "thresholds.json"
     calibration([0.25, 1.0]).write(path)
     files.write_json(path, files.read_json(path) | {"weights": "ab"})
-    assert thresholds.Calibration.read(path, EXITS, "ab").weights == "ab"
+    assert thresholds.Calibration.read(path, EXITS, "ab").policy.weights == "ab"
     with pytest.raises(BranchyError, match="other weights than this model has"):
         thresholds.Calibration.read(path, EXITS, "cd")
 
@@ -76,6 +78,8 @@ def test_another_models_file_is_refused(tmp_path):
         ({"frontier": {}}, "frontier is {}; expected a list of objects with thresholds"),
         ({"frontier": [{"accuracy": 1, "macs": 2}]}, "expected a list of objects with"),
         ({"frontier": [["x" * 999]]}, r"x\.\.\.; expected a list of objects with"),
+        ({"criterion": "mood"}, "Unknown criterion 'mood'"),
+        ({"thresholds": [0.1, 1.4e-45]}, "TensorFlow takes it as 0"),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path, change, message):

@@ -7,12 +7,13 @@ import pretend
 import pytest
 
 from branchy_tf.errors import BranchyError
+from branchy_tf.policy import SMALLEST
 from branchy_tf.thresholds import exit_indices
-from branchy_tf.tuning import Policy
+from branchy_tf.tuning import Strategy
 
 
-def taught(n=3000, **options) -> Policy:
-    policy = Policy(pretend.MACS, **options)
+def taught(n=3000, **options) -> Strategy:
+    policy = Strategy(pretend.MACS, **options)
     policy.observe(*pretend.rows(n))
     return policy
 
@@ -25,7 +26,7 @@ def leave(policy, scores, labels):
 
 
 def test_learns_thresholds_that_save_and_keep_the_budget():
-    policy = Policy(pretend.MACS)
+    policy = Strategy(pretend.MACS)
     assert (policy.state, policy.share) == ("learning", 1.0)
     assert policy.thresholds.dtype == np.float32
     assert policy.thresholds.tolist() == [0]
@@ -138,7 +139,7 @@ def test_keeps_the_newest_rows_only():
 def test_nan_never_leaves_and_is_no_news():
     scores, labels = pretend.rows(3000)
     scores[::50, 0] = np.nan
-    policy = Policy(pretend.MACS)
+    policy = Strategy(pretend.MACS)
     policy.observe(scores, labels)
     assert policy.state == "tuned"
     assert exit_indices(scores[::50], policy.thresholds).all()
@@ -150,7 +151,7 @@ def test_three_exits_take_thresholds_that_pay():
     # A second exit that always agrees, at a price between.
     scores = np.stack([scores[:, 0], scores[:, 1], scores[:, 1]], axis=1)
     labels = np.stack([labels[:, 0], labels[:, 1], labels[:, 1]], axis=1)
-    policy = Policy([1, 2, 4])
+    policy = Strategy([1, 2, 4])
     policy.observe(scores, labels)
     exits = exit_indices(scores, policy.thresholds)
     assert (exits == 2).mean() < 0.01
@@ -158,7 +159,7 @@ def test_three_exits_take_thresholds_that_pay():
 
 
 def test_goes_on_from_json():
-    first, second = taught(2000), Policy(pretend.MACS)
+    first, second = taught(2000), Strategy(pretend.MACS)
     second.from_json(first.to_json())
     np.testing.assert_array_equal(first.thresholds, second.thresholds)
     for seed in range(8, 14):
@@ -183,14 +184,26 @@ def test_goes_on_from_json():
 )
 def test_refuses_what_cannot_be_meant(arguments, expected):
     with pytest.raises(BranchyError, match=expected):
-        Policy(**({"costs": pretend.MACS} | arguments))
+        Strategy(**({"costs": pretend.MACS} | arguments))
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 3), (2, 1)])
 def test_refuses_rows_of_other_exits(shape):
-    policy = Policy(pretend.MACS)
+    policy = Strategy(pretend.MACS)
     with pytest.raises(BranchyError, match=r"all 2 exits, \[B, 2\] each"):
         policy.observe(np.zeros(shape), np.zeros(shape, int))
     with pytest.raises(BranchyError, match="Received"):
         policy.observe(np.zeros((3, 2)), np.zeros((2, 2), int))
     assert policy.status()["rows"] == 0
+
+
+def test_thresholds_are_no_denormal_numbers():
+    scores, labels = pretend.rows(3000)
+    # NumPy alone can tell these from 0.
+    scores[:, 0] = 1.4e-45
+    strategy = Strategy(pretend.MACS)
+    given = strategy.observe(scores, np.ones_like(labels))
+    assert strategy.state == "tuned"
+    assert given.tolist() == [SMALLEST]
+    vectors = strategy.to_json()["path"]["vectors"]
+    assert ((vectors == 0) | (vectors >= SMALLEST)).all()

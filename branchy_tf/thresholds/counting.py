@@ -1,4 +1,10 @@
-"""What one vector of thresholds does on stored scores."""
+"""What thresholds do on stored scores: the count, its intervals, and kinds of loss.
+
+A risk is the mean of a loss that is 1 or 0. `count_losses_only` and `agreement` give
+it as [n, N] bool, true where leaving at that exit loses nothing; the last column is
+true all over, since the full network's own answer is what is compared with. Given to
+the search in place of correctness, a drop in accuracy is then the risk.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +16,12 @@ import numpy as np
 
 from branchy_tf import checks
 from branchy_tf.errors import BranchyError
-from branchy_tf.thresholds.rule import check, leaves
+from branchy_tf.policy import check, exit_indices, flushed, leaves
 
 # Rows times vectors that are looked at together: some megabytes.
 _BLOCK = 2_000_000
+# Of a bootstrap.
+_DRAWS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +65,7 @@ def evaluate_all(
     points: list[Point] = []
     step = max(_BLOCK // len(scores), 1)
     for start in range(0, len(vectors), step):
-        limits = np.array(vectors[start : start + step], np.float32)
+        limits = flushed(vectors[start : start + step])
         going = np.ones((len(limits), len(scores)), bool)
         counts, right = [], np.zeros(len(limits), np.int64)
         for k in range(len(costs)):
@@ -98,7 +106,7 @@ def check_arrays(scores: Any, correct: Any, costs: Any) -> tuple:
         BranchyError: shapes that do not fit together, no rows, or costs that are
             not positive.
     """
-    scores = checks.real_array("scores", scores).astype(np.float32, copy=False)
+    scores = flushed(checks.real_array("scores", scores))
     correct = _as_array(correct)
     costs = checks.real_array("costs", costs).astype(np.float64, copy=False)
     if (
@@ -117,6 +125,90 @@ def check_arrays(scores: Any, correct: Any, costs: Any) -> tuple:
     if not (np.isfinite(costs).all() and (costs > 0).all()):
         raise BranchyError(f"Costs must be positive. Received {costs.tolist()}.")
     return scores, correct, costs
+
+
+def count_losses_only(correct: Any) -> np.ndarray:
+    """Correctness in which no row that an exit wins makes up for one it loses.
+
+    A row counts as right at an exit unless the final exit alone is right. With
+    these, an accuracy drop is the share of rows that leaving early answers
+    wrongly although the full network knew them: never less than the drop in
+    accuracy, and far less a matter of luck on few rows.
+
+    Args:
+        correct: [n, N] bool.
+
+    Returns:
+        [n, N] bool.
+
+    References:
+        The clipped loss of Fast yet Safe (Jazbec et al., NeurIPS 2024,
+        arXiv 2405.20915).
+    """
+    correct = np.asarray(correct)
+    return correct | ~correct[:, -1:]
+
+
+def agreement(labels: Any) -> np.ndarray:
+    """Where an exit answers as the final one does; it needs no true labels.
+
+    Args:
+        labels: int [n, N], the answer of each exit.
+
+    Returns:
+        [n, N] bool.
+    """
+    labels = np.asarray(labels)
+    return labels == labels[:, -1:]
+
+
+def bootstrap(
+    scores: Any,
+    correct: Any,
+    costs: Any,
+    thresholds: Any,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, list[float]]:
+    """Percentile bootstrap intervals of what thresholds do.
+
+    Rows that leave at the same exit and fare alike are alike to all three
+    figures. Drawing n rows with replacement is therefore drawing how many there
+    are of each kind, from a multinomial distribution.
+
+    Args:
+        scores: [n, N] float32.
+        correct: [n, N] bool.
+        costs: [N] cumulative.
+        thresholds: N-1 numbers.
+        confidence: of the intervals.
+        seed: of the draws.
+
+    Returns:
+        `{"accuracy": [low, high], "accuracy_drop": ..., "cost": ...}`; the drop is
+        below the final exit on the same rows. They hold for thresholds chosen on
+        other rows; for those chosen on these, accuracy is a little flattered.
+
+    References:
+        Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
+    """
+    scores, correct, costs = check_arrays(scores, correct, costs)
+    confidence = checks.real_number("confidence", confidence, above=0, below=1)
+    seed = checks.whole_number("seed", seed, at_least=0)
+    rows, exits = np.arange(len(scores)), exit_indices(scores, thresholds)
+    right = correct[rows, exits].astype(np.int64)
+    final = correct[:, -1].astype(np.int64)
+    kinds = np.stack([exits, right, final])
+    values, counts = np.unique(kinds, axis=1, return_counts=True)
+    random = np.random.default_rng(seed)
+    drawn = random.multinomial(len(rows), counts / len(rows), _DRAWS) / len(rows)
+    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    figures = {
+        "accuracy": drawn @ values[1],
+        "accuracy_drop": drawn @ (values[2] - values[1]),
+        "cost": drawn @ costs[values[0]],
+    }
+    return {name: np.quantile(x, tails).tolist() for name, x in figures.items()}
 
 
 def _as_array(value: Any) -> np.ndarray:

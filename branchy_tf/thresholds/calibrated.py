@@ -1,0 +1,224 @@
+"""What a calibration keeps: thresholds.json; and the temperatures it fits."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from branchy_tf import checks, files
+from branchy_tf.errors import BranchyError
+from branchy_tf.policy import ExitPolicy, check
+
+# An exit without an error on the calibration rows would be called infinitely sure.
+_RANGE = (0.05, 20.0)
+# What a thresholds.json must have.
+_REQUIRED = ("criterion", "exits", "thresholds", "validation", "frontier")
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """The content of a thresholds.json.
+
+    Attributes:
+        policy: criterion, thresholds, temperatures, and for which weights.
+        exits: names of all N exits.
+        validation: what the policy does on the validation split.
+        frontier: `[{"thresholds", "accuracy", "macs"}, ...]`, rising cost; for the
+            policy's criterion and temperatures.
+        budget: what was asked for, by the names of calibrate's flags.
+        guarantee: what is promised of the policy, or None.
+    """
+
+    policy: ExitPolicy
+    exits: Sequence[str]
+    validation: dict[str, Any]
+    frontier: Sequence[dict[str, Any]]
+    budget: dict[str, Any] = dataclasses.field(default_factory=dict)
+    guarantee: dict[str, Any] | None = None
+
+    @property
+    def criterion(self) -> str:
+        """The policy's."""
+        return self.policy.criterion
+
+    @property
+    def thresholds(self) -> Sequence[float]:
+        """The policy's, N-1 numbers. Pass the policy on, not these alone."""
+        return self.policy.thresholds
+
+    @property
+    def temperatures(self) -> Sequence[float] | None:
+        """The policy's, N numbers."""
+        return self.policy.temperatures
+
+    def write(self, path: files.Path) -> None:
+        """Writes the file; infinity becomes the string "inf"."""
+        policy = self.policy.to_json()
+        files.write_json(
+            path,
+            {
+                "criterion": policy.pop("criterion"),
+                "exits": self.exits,
+                "thresholds": policy.pop("thresholds"),
+                "validation": self.validation,
+                "frontier": self.frontier,
+                "temperatures": policy.pop("temperatures"),
+                "budget": self.budget,
+                "guarantee": self.guarantee,
+                **policy,
+            },
+        )
+
+    @classmethod
+    def read(
+        cls, path: files.Path, exits: Sequence[str], weights: str = ""
+    ) -> Calibration:
+        """Reads the file for a model with these exits.
+
+        Args:
+            path: of the file.
+            exits: names of all N exits of the model.
+            weights: fingerprint of its weights; "" accepts any.
+
+        Raises:
+            BranchyError: no file, an incomplete one, or one of another model.
+        """
+        path = files.path(path)
+        if not path.is_file():
+            raise BranchyError(
+                f"There are no thresholds: {path} is missing. Run python -m "
+                "branchy_tf.calibrate with the same --run_dir, or pass --thresholds."
+            )
+        value = files.read_json(path)
+        missing = [name for name in _REQUIRED if name not in value]
+        if missing:
+            raise BranchyError(
+                f"{path} lacks {', '.join(missing)}. Calibrate again to replace it."
+            )
+        _check_kinds(path, value)
+        if value["exits"] != list(exits):
+            others = ", ".join(value["exits"])
+            raise BranchyError(
+                f"{path} is for a model with exits {others}; this one has "
+                f"{', '.join(exits)}. Calibrate this model."
+            )
+        try:
+            check(value["thresholds"], len(exits), rows=1)
+        except BranchyError as error:
+            raise BranchyError(f"{path}: {error} Calibrate again.") from None
+        policy = ExitPolicy.from_json(value, path)
+        policy.check_weights(weights, path)
+        optional = {
+            name: value[name] for name in ("budget", "guarantee") if name in value
+        }
+        return cls(
+            policy, value["exits"], value["validation"], value["frontier"], **optional
+        )
+
+
+def _numbers(value: Any) -> bool:
+    # True and False are ints in Python, and no number in a file.
+    return isinstance(value, list) and all(
+        isinstance(x, (int, float)) and not isinstance(x, bool) for x in value
+    )
+
+
+def _points(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(point, dict)
+        and _numbers(point.get("thresholds"))
+        and _numbers([point.get("accuracy"), point.get("macs")])
+        for point in value
+    )
+
+
+# `{field: (what it must be, whether a value is)}`.
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "criterion": ("a string", lambda value: isinstance(value, str)),
+    "exits": (
+        "a list of strings",
+        lambda value: isinstance(value, list) and all(isinstance(x, str) for x in value),
+    ),
+    "thresholds": ("a list of numbers", _numbers),
+    "validation": ("an object", lambda value: isinstance(value, dict)),
+    "frontier": ("a list of objects with thresholds, accuracy and macs", _points),
+    "temperatures": ("a list of numbers", _numbers),
+    "budget": ("an object", lambda value: isinstance(value, dict)),
+    "guarantee": (
+        "an object or null",
+        lambda value: value is None or isinstance(value, dict),
+    ),
+    "weights": ("a string", lambda value: isinstance(value, str)),
+}
+
+
+def _check_kinds(path: pathlib.Path, value: dict[str, Any]) -> None:
+    for name, (expected, is_one) in _KINDS.items():
+        if name in value and not is_one(value[name]):
+            shown = " ".join(repr(value[name]).split())
+            shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+            raise BranchyError(
+                f"{path}: {name} is {shown}; expected {expected}. Calibrate again to "
+                "replace the file."
+            )
+
+
+def fit_temperature(logits: Any, labels: Any) -> float:
+    """The temperature T with which softmax(logits / T) is likeliest to be right.
+
+    Args:
+        logits: [n, classes], any float dtype.
+        labels: [n] class indices.
+
+    Returns:
+        A number from 0.05 to 20; above 1 for an exit that was too sure. Rows to
+        which the exit gives no finite logit of their label do not count; 1 if there
+        are no others.
+
+    Raises:
+        BranchyError: no rows, or shapes that do not fit together.
+
+    References:
+        Guo, Pleiss, Sun, Weinberger, On Calibration of Modern Neural Networks
+        (ICML 2017, arXiv 1706.04599), section 4.2.
+    """
+    # Not at the top: a serving client imports this package and has numpy alone.
+    from scipy import optimize
+
+    logits = checks.real_array("logits", logits).astype(np.float64, copy=False)
+    labels = checks.real_array("labels", labels)
+    if logits.ndim != 2 or labels.shape != logits.shape[:1] or not logits.size:
+        raise BranchyError(
+            "Expected logits [n, classes] and labels [n], one row at least. Received "
+            f"{logits.shape} and {labels.shape}."
+        )
+    if labels.dtype.kind == "f" or not 0 <= labels.min() <= labels.max() < len(logits[0]):
+        raise BranchyError(
+            f"`labels` must be class indices from 0 to {len(logits[0]) - 1}. Received "
+            f"{checks.shown(labels)}."
+        )
+
+    largest = logits.max(axis=1)
+    own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    # Masked out (-inf), a label is impossible at every temperature.
+    possible = np.isfinite(own) & np.isfinite(largest)
+    if not possible.any():
+        return 1.0
+    # Once, where scipy's logsumexp would at each temperature; it takes ten times as
+    # long, and more memory, with thousands of classes.
+    shifted = logits[possible] - largest[possible, None]
+    own = own[possible] - largest[possible]
+
+    def surprise(log_temperature: float) -> float:
+        temperature = math.exp(log_temperature)
+        scaled = shifted / temperature
+        np.exp(scaled, out=scaled)
+        return float((np.log(scaled.sum(axis=1)) - own / temperature).mean())
+
+    bounds = tuple(math.log(limit) for limit in _RANGE)
+    return math.exp(optimize.minimize_scalar(surprise, bounds=bounds).x)

@@ -1,0 +1,91 @@
+"""The policy that a model is used with, checked against what is known of it."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from branchy_tf import exits, graphs
+from branchy_tf.errors import BranchyError
+from branchy_tf.policy import ExitPolicy, PolicyLike
+from branchy_tf.thresholds import Calibration
+from branchy_tf.zoo import packaged
+
+
+def policy_for(
+    model: keras.Model,
+    given: PolicyLike,
+    criterion: str | None = None,
+    temperatures: Sequence[float] | None = None,
+) -> ExitPolicy:
+    """The policy that a user means for a model.
+
+    Args:
+        model: a multi-exit model.
+        given: a policy, what brings one, the path of a thresholds.json, or plain
+            thresholds.
+        criterion: of plain thresholds; default: entropy.
+        temperatures: of plain thresholds; default: 1 each, with a warning where the
+            model has weights of the zoo that were calibrated with others.
+
+    Raises:
+        BranchyError: it does not fit the model, or was calibrated for other weights.
+    """
+    names = exits.exit_names(model)
+    if _is_plain(given):
+        plain: dict[str, Any] = {"thresholds": given, "temperatures": temperatures}
+        # Of the wrong number, they would be blamed on the temperatures.
+        ExitPolicy.of(given).check_exits(len(names))
+        policy = ExitPolicy(criterion=criterion or "entropy", **plain)
+        if temperatures is None:
+            _warn_of_temperatures(model, policy)
+        return policy
+    if criterion is not None or temperatures is not None:
+        raise BranchyError(
+            "A policy has its own criterion and temperatures. Leave them out, or pass "
+            "plain thresholds with them."
+        )
+    weights = graphs.fingerprint(model)
+    if isinstance(given, (str, os.PathLike)):
+        return Calibration.read(given, names, weights).policy
+    return ExitPolicy.of(given).check_exits(len(names)).check_weights(weights)
+
+
+def calibration_of(model: keras.Model) -> tuple[packaged.Packaged, ExitPolicy] | None:
+    """The packaged weights that a model has, and their policy; None for others."""
+    number = len(exits.exit_names(model))
+    fingerprint = ""
+    for entry in packaged.everything():
+        if not entry.thresholds.is_file():
+            continue
+        policy = ExitPolicy.load(entry.thresholds)
+        if policy.num_exits != number:
+            continue
+        fingerprint = fingerprint or graphs.fingerprint(model)
+        if policy.weights == fingerprint:
+            return entry, policy
+    return None
+
+
+def _is_plain(given: Any) -> bool:
+    brought = isinstance(given, (ExitPolicy, str, os.PathLike))
+    return not brought and not isinstance(getattr(given, "policy", None), ExitPolicy)
+
+
+def _warn_of_temperatures(model: keras.Model, policy: ExitPolicy) -> None:
+    known = calibration_of(model)
+    if known is None or known[1].temperatures == policy.temperatures:
+        return
+    entry = known[0]
+    # To whoever calls the predictor, or whatever else asks for a policy.
+    warnings.warn(
+        f"These are the zoo's weights {entry.tag!r} of {entry.model}, which were "
+        "calibrated with temperatures; plain thresholds are used with none, and rows "
+        "leave elsewhere than calibrated. Pass "
+        f"zoo.calibration({entry.model!r}, {entry.tag!r}) in place of its thresholds.",
+        stacklevel=4,
+    )
