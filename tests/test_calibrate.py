@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 
 import commands
 import keras
@@ -125,4 +127,23 @@ def test_refuses_rows_of_one_class_and_damaged_weights(copy, tmp_path):
     model.set_weights([np.full_like(w, np.nan) for w in model.get_weights()])
     model.save(copy / "model.keras")
     assert "gives NaN for" in commands.run("calibrate", f"--run_dir={copy}").error
+    assert not (copy / "thresholds.json").exists()
+
+
+def test_a_graph_that_does_not_keep_what_is_promised_is_refused(copy):
+    # As a graph does to which the chosen thresholds are zeros.
+    script = (
+        "import runpy, sys; from branchy_tf.saved_model import routing;"
+        "routing.leaves = lambda scores, limits: scores < 0 * limits;"
+        "runpy.run_module('branchy_tf.calibrate', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, f"--run_dir={copy}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "error: The routed graph sends" in done.stderr
+    assert "Exit rates 0.0%, 100.0%; expected" in done.stderr
     assert not (copy / "thresholds.json").exists()
