@@ -10,7 +10,6 @@ import numpy as np
 import tensorflow as tf
 
 from branchy_tf import checks, inputs
-from branchy_tf.errors import BranchyError
 from branchy_tf.policy import PolicyLike, check
 from branchy_tf.results import Predictions
 from branchy_tf.saved_model.early_exit import EarlyExitModule, LogitsModule
@@ -110,13 +109,7 @@ class EarlyExitPredictor(LogitsPredictor):
         *,
         thresholds: Sequence[float] | None = None,
     ) -> None:
-        given = thresholds if policy is None else policy
-        if given is None or (policy is not None and thresholds is not None):
-            raise BranchyError(
-                "Pass a policy, or plain thresholds=[...], one of the two: one number "
-                "for each exit but the last."
-            )
-        self.policy = policy_for(model, given, criterion, temperatures)
+        self.policy = policy_for(model, policy, criterion, temperatures, thresholds)
         self._module: EarlyExitModule = EarlyExitModule(model, self.policy)
 
     def predict(

@@ -10,6 +10,7 @@ import re
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -43,8 +44,9 @@ def export(
     model: keras.Model,
     export_dir: files.Path,
     model_name: str,
-    policy: PolicyLike,
+    policy: PolicyLike | None = None,
     *,
+    thresholds: Sequence[float] | None = None,
     freeze: str = "auto",
     input_dtype: str | None = None,
     precision: str = "float32",
@@ -64,6 +66,7 @@ def export(
         model_name: what clients ask for.
         policy: what requests get that bring no thresholds; an `ExitPolicy`, the path of
             a thresholds.json, what brings a policy, or plain thresholds for entropy.
+        thresholds: plain thresholds by their own name, in place of `policy`.
         freeze: `true`: weights are constants, 1.4 to 1.8 times faster on a CPU;
             `false`: they stay variables; `auto`: constants while three times
             their bytes are at most 500 MB.
@@ -111,7 +114,7 @@ def export(
     check_precision(precision)
     graphs.check_functional(model)
     frozen = freezing.should_freeze(model, freeze)
-    policy = policy_for(model, policy)
+    policy = policy_for(model, policy, thresholds=thresholds)
     settings = (policy, frozen, input_dtype, max_rows)
     module = EarlyExitModule(model, *settings)
     agreed = None

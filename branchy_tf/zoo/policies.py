@@ -18,9 +18,10 @@ from branchy_tf.zoo import packaged
 
 def policy_for(
     model: keras.Model,
-    given: PolicyLike,
+    given: PolicyLike | None,
     criterion: str | None = None,
     temperatures: Sequence[float] | None = None,
+    thresholds: Sequence[float] | None = None,
 ) -> ExitPolicy:
     """The policy that a user means for a model.
 
@@ -28,6 +29,7 @@ def policy_for(
         model: a multi-exit model.
         given: a policy, what brings one, the path of a thresholds.json, or plain
             thresholds.
+        thresholds: plain thresholds by their own name, in place of `given`.
         criterion: of plain thresholds; default: entropy.
         temperatures: of plain thresholds; default: 1 each, with a warning where the
             model has weights of the zoo that were calibrated with others.
@@ -36,10 +38,17 @@ def policy_for(
         BranchyError: it does not fit the model, or was calibrated for other weights.
     """
     names = exits.exit_names(model)
+    if (given is None) == (thresholds is None):
+        raise BranchyError(
+            "Pass either a policy or plain thresholds=[...], one number for each early "
+            "exit."
+        )
+    given = thresholds if given is None else given
+    assert given is not None
     if _is_plain(given):
         plain: dict[str, Any] = {"thresholds": given, "temperatures": temperatures}
         # Of the wrong number, they would be blamed on the temperatures.
-        ExitPolicy.of(given).check_exits(len(names))
+        ExitPolicy(thresholds=given).check_exits(len(names))  # type: ignore[arg-type]
         policy = ExitPolicy(criterion=criterion or "entropy", **plain)
         if temperatures is None:
             _warn_of_temperatures(model, policy)
