@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 if sys.argv[:1] == ["-m"]:
-    # Python is looking for the command of `python -m branchy_tf.X`: before its imports.
+    # Python is looking for the command of `python -m`: before its imports.
     from branchy_tf import startup
 
     startup.begin()

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from branchy_tf import checks
 from branchy_tf.errors import BranchyError, first_line
 
 Path = str | os.PathLike
@@ -52,9 +53,9 @@ def path(given: Path) -> pathlib.Path:
     files.path("~/runs/lenet")      # PosixPath('/home/me/runs/lenet')
     ```
     """
+    if not isinstance(given, (str, os.PathLike)) or not os.fspath(given):
+        raise BranchyError(f"Expected a path as text. Received {checks.shown(given)}.")
     text = os.fspath(given)
-    if not isinstance(text, str):
-        raise BranchyError(f"Expected a path as text, received {given!r}.")
     shown = printable(text)
     if is_url(text):
         raise BranchyError(

@@ -8,6 +8,7 @@ from scipy import special, stats
 
 from branchy_tf import confidence, thresholds
 from branchy_tf.errors import BranchyError
+from branchy_tf.policy import ExitPolicy
 from branchy_tf.predictor import EarlyExitPredictor
 from branchy_tf.saved_model import export
 from branchy_tf.saved_model.session import SessionModel
@@ -99,12 +100,20 @@ def odd_logits(seed: int) -> np.ndarray:
                    out=logits).astype(np.float32)  # fmt: skip
 
 
+def at_exit_1(logits, criterion, temperature):
+    """Probabilities and scores at an exit with this temperature."""
+    policy = ExitPolicy(
+        criterion=criterion, thresholds=[0.1], temperatures=[temperature, 1.0]
+    )
+    return confidence.exit_answer(logits, policy, 0)
+
+
 def as_graph(criterion, temperature, classes=None):
     """The scores in an optimised graph, run as a server does."""
 
     @tf.function(input_signature=[tf.TensorSpec([None, classes], tf.float32)])
     def run(logits):
-        return confidence.probabilities_and_scores(logits, criterion, temperature)
+        return at_exit_1(logits, criterion, temperature)
 
     return run
 
@@ -119,7 +128,7 @@ def test_scores_follow_the_formula_for_logits_of_any_kind(criterion, temperature
         ask = (
             as_graph(criterion, temperature, logits.shape[-1])
             if kind == "graph"
-            else lambda x: confidence.probabilities_and_scores(x, criterion, temperature)
+            else lambda x: at_exit_1(x, criterion, temperature)
         )
         probabilities, scores = ask(given)
         expected = [reference(row, criterion, temperature) for row in logits]
@@ -134,7 +143,7 @@ def test_scores_follow_the_formula_for_logits_of_any_kind(criterion, temperature
 def test_what_is_no_prediction_scores_nan_and_never_leaves(criterion, temperature, row):
     logits = np.float32([row, [3, 1, 2]])
     for ask in (
-        lambda x: confidence.probabilities_and_scores(x, criterion, temperature),
+        lambda x: at_exit_1(x, criterion, temperature),
         as_graph(criterion, temperature, 3),
     ):
         probabilities, scores = ask(logits)
@@ -169,7 +178,7 @@ def test_scores_at_the_edges(row, entropy, max_prob, margin, dtype):
 @pytest.mark.parametrize("criterion", list(confidence.CRITERIA))
 def test_masked_classes_in_short_formats(dtype, criterion):
     logits = keras.ops.cast([[1.5, -2.0, -INF], [-INF, -INF, 60000.0]], dtype)
-    _, scores = confidence.probabilities_and_scores(logits, criterion, 2.0)
+    _, scores = at_exit_1(logits, criterion, 2.0)
     expected = [
         reference(row, criterion, 2.0)
         for row in np.array(keras.ops.cast(logits, "float32"))
@@ -192,7 +201,8 @@ def test_masked_classes_leave_through_an_exported_version(criterion, tmp_path):
         for name in ("exit_1", "exit_2")
     }
     model = keras.Model([values, kind], sums)
-    folder = export(model, tmp_path, "masked", [0.4], criterion, temperatures=[0.5, 2.0])
+    policy = ExitPolicy(criterion=criterion, thresholds=[0.4], temperatures=[0.5, 2.0])
+    folder = export(model, tmp_path, "masked", policy)
     rows = np.random.default_rng(1).normal(size=(6, 5)).astype("float32")
     kinds = np.arange(6, dtype="uint8")[:, None]
     feed = {"values": rows, "kind": kinds}

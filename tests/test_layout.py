@@ -264,5 +264,6 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
     expected = {str(path.relative_to(ROOT)) for path in MODULES}
     weights = ROOT.glob("branchy_tf/zoo/weights/*")
     expected |= {str(path.relative_to(ROOT)) for path in weights}
-    assert packaged == expected | {"branchy_tf/py.typed"}
+    expected |= {"branchy_tf/py.typed", "branchy_tf/report/page.html.jinja"}
+    assert packaged == expected
     assert all(".dist-info/" in name for name in set(names) - packaged)

@@ -296,8 +296,8 @@ def test_every_spelling_gives_the_same_answers(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "Pass a policy"),
-        ({"policy": [0.1], "thresholds": [0.1]}, "one of the two"),
+        ({}, "Pass either a policy"),
+        ({"policy": [0.1], "thresholds": [0.1]}, "either a policy"),
         (
             {"policy": ExitPolicy(thresholds=[0.1]), "criterion": "margin"},
             "has its own criterion",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -49,7 +50,7 @@ def test_a_failed_import_shows_what_was_held_back(tmp_path):
 def test_a_real_run_says_only_what_is_ours(tmp_path):
     done = start(
         "branchy_tf", "export", "--model=branchy_lenet", "--weights=mnist",
-        f"--export_dir={tmp_path}/[a b]", "--freeze=false",
+        f"--export_dir={tmp_path}/[a b]",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = done.stderr.decode().splitlines()
@@ -88,7 +89,7 @@ def test_lists_the_commands_without_importing_them():
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
     listed = start("branchy_tf").stdout.decode()
-    assert "train            Trains an early-exit network" in listed
+    assert re.search("train +Trains an early-exit network", listed)
 
 
 def test_every_command_has_a_description():

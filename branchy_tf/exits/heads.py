@@ -192,7 +192,9 @@ def _for_rank(kinds: dict[int, Any], features, head: str, name: str) -> Any:
 
 def _numbers(name: str, given: Any, length: int | None) -> list[int]:
     """A list of `length` positive whole numbers from one or from several."""
-    several = isinstance(given, Sequence | np.ndarray) and np.ndim(given) == 1
+    if isinstance(given, np.ndarray):
+        given = given.tolist()
+    several = isinstance(given, Sequence) and not isinstance(given, (str, bytes))
     values = list(given) if several else [given] * (length or 1)
     try:
         values = [checks.whole_number(name, n, at_least=1) for n in values]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import glob
 import os
 import pathlib
 import re
@@ -111,6 +112,11 @@ def export(
             f"letter or digit. Received {checks.shown(model_name)}."
         )
     folder /= model_name
+    if glob.has_magic(str(folder)):
+        raise BranchyError(
+            f"{folder} contains *, ? or [, and TensorFlow finds no checkpoint in such a "
+            "path. Pass another --export_dir."
+        )
     check_precision(precision)
     graphs.check_functional(model)
     frozen = freezing.should_freeze(model, freeze)

@@ -49,7 +49,9 @@ def policy_for(
         plain: dict[str, Any] = {"thresholds": given, "temperatures": temperatures}
         # Of the wrong number, they would be blamed on the temperatures.
         ExitPolicy(thresholds=given).check_exits(len(names))  # type: ignore[arg-type]
-        policy = ExitPolicy(criterion=criterion or "entropy", **plain)
+        policy = ExitPolicy(
+            criterion="entropy" if criterion is None else criterion, **plain
+        )
         if temperatures is None:
             _warn_of_temperatures(model, policy)
         return policy

@@ -118,7 +118,7 @@ def shows_classes(figure, many):
 def shows_contenders(figure, many):
     assert len(figure.axes) == (2 if many else 1)
     for axes in figure.axes:
-        batches, ms = lines(axes)["early exit"]
+        batches, ms = lines(axes)["early exit, float32"]
         assert list(batches) == ([1, 8, 128] if many else [32])
         assert list(ms) == [2] * len(batches)
 
