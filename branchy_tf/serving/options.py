@@ -103,7 +103,7 @@ class ServerOptions:
         """
         if self.model_config_file:
             return configs.read(self.model_config_file, "ModelServerConfig")
-        config = configs.message_class("ModelServerConfig")()
+        config = configs.ModelServerConfig()
         base = self.model_base_path or ""
         # TF Serving reads s3:// and gs:// itself.
         folder = os.fspath(base if files.is_url(base) else files.absolute(base))
@@ -120,7 +120,7 @@ class ServerOptions:
             return None
         if self.batching_parameters_file:
             return configs.read(self.batching_parameters_file, "BatchingParameters")
-        return configs.message_class("BatchingParameters")()
+        return configs.BatchingParameters()
 
     def ssl(self) -> Any:
         """The SSLConfig, or None."""

@@ -38,7 +38,7 @@ def batched(version):
     made = []
 
     def make(timeout=A_MINUTE, **numbers):
-        parameters = configs.message_class("BatchingParameters")()
+        parameters = configs.BatchingParameters()
         for name, value in {"batch_timeout_micros": timeout, **numbers}.items():
             getattr(parameters, name).value = value
         made.append(BatchedModel(SessionModel(version), parameters))

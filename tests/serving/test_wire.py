@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pathlib
 import subprocess
 import sys
 
@@ -14,17 +15,27 @@ from tensorflow_serving.apis import (
     predict_pb2,
     prediction_service_pb2_grpc,
 )
+from tensorflow_serving.config import model_server_config_pb2  # noqa: F401
 
 from branchy_tf.errors import BranchyError
 from branchy_tf.serving import wire
 
-# Ours stands alone; theirs is nested.
-THEIR_NAMES = {"tensorflow.Dim": "tensorflow.TensorShapeProto.Dim"}
-OURS = [
-    f"{package}.{name}"
-    for package, messages in wire._MESSAGES.items()
-    for name in messages
+PROTOS = pathlib.Path(wire.__file__).parent / "protos"
+COMPILED = descriptor_pb2.FileDescriptorSet.FromString(
+    (PROTOS / "serving.binpb").read_bytes()
+)
+DECLARED = [
+    f"{file.package}.{message.name}"
+    for file in COMPILED.file
+    for message in file.message_type
 ]
+# Config messages that tensorflow-serving-api leaves out; test_configs checks them.
+UNSHIPPED = {
+    f"tensorflow.serving.{name}"
+    for name in (
+        "BatchingParameters", "MonitoringConfig", "PrometheusConfig", "SSLConfig"
+    )
+}  # fmt: skip
 ARRAYS = {
     "float32": np.array([[0.1, -2.5, 3.0], [np.inf, np.nan, 0.0]], np.float32),
     "float64": np.array([0.1, -1e300]),
@@ -51,8 +62,7 @@ def kind(field):
     if field.message_type is not None:
         if field.message_type.GetOptions().map_entry:
             return [*found, "map", *map(kind, field.message_type.fields)]
-        name = field.message_type.full_name
-        found.append(THEIR_NAMES.get(name, name))
+        found.append(field.message_type.full_name)
     return found
 
 
@@ -63,11 +73,47 @@ def ours(message):
     )
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", sorted({*DECLARED} - UNSHIPPED))
 def test_fields_are_those_of_tensorflow_serving_api(name):
-    theirs = descriptor_pool.Default().FindMessageTypeByName(THEIR_NAMES.get(name, name))
+    theirs = descriptor_pool.Default().FindMessageTypeByName(name)
     for field in wire.message_class(name).DESCRIPTOR.fields:
         assert kind(field) == kind(theirs.fields_by_name[field.name]), field.name
+
+
+def test_compiled_messages_match_their_declarations(tmp_path):
+    pytest.importorskip("grpc_tools", reason="grpcio-tools compiles .proto files")
+    made = tmp_path / "serving.binpb"
+    names = [file.name for file in COMPILED.file]
+    done = subprocess.run(
+        [sys.executable, "-m", "grpc_tools.protoc", f"--proto_path={PROTOS}",
+         f"--descriptor_set_out={made}", *names],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in PROTOS.glob("*.proto")} == set(names)
+    assert descriptor_pb2.FileDescriptorSet.FromString(made.read_bytes()) == COMPILED
+
+
+ONE_PROCESS = ["branchy_tf.serving.configs", "tensorflow_serving.apis.predict_pb2"]
+
+
+@pytest.mark.parametrize("order", [ONE_PROCESS, ONE_PROCESS[::-1]])
+def test_shares_a_process_with_tensorflow_serving_api(order):
+    code = f"""
+import importlib
+for name in {order}:
+    importlib.import_module(name)
+from branchy_tf.serving import wire
+from tensorflow_serving.apis import predict_pb2
+request = wire.PredictRequest()
+request.model_spec.name = "lenet"
+print(predict_pb2.PredictRequest.FromString(request.SerializeToString()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'name: "lenet"' in done.stdout
 
 
 def test_methods_are_those_of_tensorflow_serving_api():

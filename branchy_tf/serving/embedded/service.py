@@ -16,7 +16,6 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from branchy_tf.serving import configs
 from branchy_tf.serving.embedded.admission import Admission
 from branchy_tf.serving.embedded.answering import answering, status_of
 from branchy_tf.serving.embedded.metrics import Metrics
@@ -152,8 +151,5 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
 
     @answering
     def HandleReloadConfigRequest(self, request: Any, _: grpc.ServicerContext) -> Any:
-        # Their message and ours are the same on the wire.
-        config = configs.message_class("ModelServerConfig")()
-        config.ParseFromString(request.config.SerializeToString())
-        self._models.reload(config)
+        self._models.reload(request.config)
         return model_management_pb2.ReloadConfigResponse()

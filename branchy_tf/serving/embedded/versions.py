@@ -11,13 +11,13 @@ from typing import Any, Protocol
 
 import numpy as np
 from absl import logging
+from tensorflow_serving.apis import get_model_status_pb2
 
 from branchy_tf.files import version_folders
 from branchy_tf.saved_model import warmup
 from branchy_tf.saved_model.session import SessionModel
 
-# ModelVersionStatus.State
-LOADING, AVAILABLE, UNLOADING, END = 20, 30, 40, 50
+State = get_model_status_pb2.ModelVersionStatus
 
 
 class Model(Protocol):
@@ -39,7 +39,7 @@ class Version:
     """One version and its state."""
 
     number: int
-    state: int = LOADING
+    state: int = State.LOADING
     error: str = ""
     model: Model | None = None
     users: int = 0
@@ -78,7 +78,7 @@ class Versions:
 
     def available(self) -> set[int]:
         """The versions that answer."""
-        return {v.number for v in self.statuses() if v.state == AVAILABLE}
+        return {v.number for v in self.statuses() if v.state == State.AVAILABLE}
 
     def statuses(self) -> list[Version]:
         """All versions known, newest first."""
@@ -92,7 +92,7 @@ class Versions:
         Gives `(number, model)`, or None where it is not being served.
         """
         with self._lock:
-            ready = [v for v in self._versions.values() if v.state == AVAILABLE]
+            ready = [v for v in self._versions.values() if v.state == State.AVAILABLE]
             found = max(
                 (v for v in ready if number in (None, v.number)),
                 key=lambda v: v.number,
@@ -109,7 +109,7 @@ class Versions:
         finally:
             with self._lock:
                 found.users -= 1
-                last = found.state == UNLOADING and found.users == 0
+                last = found.state == State.UNLOADING and found.users == 0
             if last:
                 self._free(found)
 
@@ -132,7 +132,7 @@ class Versions:
     def _serves(self, number: int) -> bool:
         with self._lock:
             version = self._versions.get(number)
-            return version is not None and version.state == AVAILABLE
+            return version is not None and version.state == State.AVAILABLE
 
     def _load(self, number: int, folder: pathlib.Path) -> bool:
         files = _fingerprint(folder)
@@ -152,20 +152,20 @@ class Versions:
             # Whatever a damaged version raises, the server goes on.
             self._failed[number] = files
             with self._lock:
-                version.state = END
+                version.state = State.END
                 version.error = " ".join(str(error).split())[:500] or type(error).__name__
             logging.error("%s cannot be loaded: %s", folder, version.error)
             return False
         with self._lock:
-            version.model, version.state = model, AVAILABLE
+            version.model, version.state = model, State.AVAILABLE
         logging.info("Version %d of %s is ready.", number, self.base_path.name)
         return True
 
     def _retire(self, version: Version) -> None:
         with self._lock:
-            if version.state != AVAILABLE:
+            if version.state != State.AVAILABLE:
                 return
-            version.state = UNLOADING
+            version.state = State.UNLOADING
             idle = version.users == 0
         if idle:
             self._free(version)
@@ -174,7 +174,7 @@ class Versions:
         assert version.model is not None
         version.model.close()
         with self._lock:
-            version.model, version.state = None, END
+            version.model, version.state = None, State.END
         logging.info("Version %d of %s is unloaded.", version.number, self.base_path.name)
 
 
