@@ -24,7 +24,7 @@ __version__ = "0.1.0"
 
 if sys.argv[:1] == ["-m"]:
     # Python is looking for the command of `python -m branchy_tf.X`: before its imports.
-    from branchy_tf import startup
+    from branchy_tf.command_line import startup
 
     startup.begin()
 

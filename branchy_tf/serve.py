@@ -17,7 +17,8 @@ import threading
 
 from absl import flags, logging
 
-from branchy_tf import command_line, startup
+from branchy_tf import command_line
+from branchy_tf.command_line import startup
 from branchy_tf.serving import addresses, backends
 from branchy_tf.serving.options import ServerOptions
 

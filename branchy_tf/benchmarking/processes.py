@@ -1,4 +1,9 @@
-"""Processes that each hold one program, seen from the one that compares them."""
+"""Worker processes, each with one program, and requests to them.
+
+Not `concurrent.futures`: its spawned processes import the command that started them,
+and so TensorFlow, which PyTorch's process must do without and memory figures would
+include; and all share one environment, where each needs its `KERAS_BACKEND`.
+"""
 
 from __future__ import annotations
 

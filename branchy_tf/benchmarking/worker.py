@@ -28,7 +28,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from branchy_tf.benchmarking.memory import resident_most, resident_now
+from branchy_tf.benchmarking.machine import resident_most, resident_now
 
 
 class Engine(Protocol):

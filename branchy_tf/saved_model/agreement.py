@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from branchy_tf import inputs
+from branchy_tf import checks
 from branchy_tf.errors import BranchyError
 from branchy_tf.saved_model.early_exit import EarlyExitModule
 
@@ -55,10 +55,10 @@ def measure(one: EarlyExitModule, other: EarlyExitModule, images: Any) -> Agreem
             "exported. Pass validation images."
         )
     expected = {
-        spec.name: inputs.Expected(tuple(spec.shape), np.dtype(dtype))
+        spec.name: checks.TensorSpec(tuple(spec.shape), np.dtype(dtype))
         for spec, dtype in zip(one.specs, one.model_dtypes, strict=True)
     }
-    arrays, rows = inputs.check(images, expected)
+    arrays, rows = checks.batch(images, expected)
     if not rows:
         raise BranchyError("There are no images to compare the precisions on.")
     labels, exits = 0, 0

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from branchy_tf import inputs
+from branchy_tf import checks
 from branchy_tf.errors import BranchyError
 from branchy_tf.results import AllExits, Predictions
 from branchy_tf.serving.conversation import IN_FLIGHT, Send
@@ -61,7 +61,7 @@ class AsyncEarlyExitClient(Driver):
 
     async def describe(
         self, timeout: float | None = None
-    ) -> tuple[dict[str, inputs.Expected], int]:
+    ) -> tuple[dict[str, checks.TensorSpec], int]:
         """See `EarlyExitClient.describe`."""
         return await self._hold(self._conversation.describe(timeout))
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 
-from branchy_tf import inputs
+from branchy_tf import checks
 from branchy_tf.results import AllExits, Predictions
 from branchy_tf.serving.conversation import IN_FLIGHT, Send
 from branchy_tf.serving.driver import Driver, finish
@@ -106,11 +106,11 @@ class EarlyExitClient(Driver):
 
     def describe(
         self, timeout: float | None = None
-    ) -> tuple[dict[str, inputs.Expected], int]:
+    ) -> tuple[dict[str, checks.TensorSpec], int]:
         """Asks what the served model takes.
 
         Returns:
-            `({input: inputs.Expected}, number of exits)`.
+            `({input: checks.TensorSpec}, number of exits)`.
 
         Raises:
             BranchyError: the model is no early-exit export.

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from branchy_tf import checks, inputs, thresholds
+from branchy_tf import checks, thresholds
 from branchy_tf.errors import BranchyError, ServerError
 from branchy_tf.results import AllExits, Predictions
 from branchy_tf.serving import messages, wire
@@ -135,7 +135,7 @@ class Conversation:
         name = messages.CALIBRATED if limits is None else messages.EARLY_EXIT
 
         def fit(signature: Signature) -> dict[str, np.ndarray]:
-            arrays, rows = inputs.check(images, signature.inputs)
+            arrays, rows = checks.batch(images, signature.inputs)
             if limits is not None:
                 checked = thresholds.check(limits, signature.num_exits, rows)
                 # A row of its own for each image: a batching server wants every
@@ -154,7 +154,7 @@ class Conversation:
         """See `EarlyExitClient.all_exits`."""
 
         def fit(signature: Signature) -> dict[str, np.ndarray]:
-            return inputs.check(images, signature.inputs)[0]
+            return checks.batch(images, signature.inputs)[0]
 
         with self._watch("all_exits"):
             question = _Question(messages.ALL_EXITS, fit, messages.read_all_exits)
@@ -162,7 +162,7 @@ class Conversation:
 
     def describe(
         self, timeout: float | None
-    ) -> Steps[tuple[dict[str, inputs.Expected], int]]:
+    ) -> Steps[tuple[dict[str, checks.TensorSpec], int]]:
         """See `EarlyExitClient.describe`."""
         with self._watch("describe"):
             signature = yield from self._ask_signature(self._deadline(timeout))

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from branchy_tf import checks, inputs
+from branchy_tf import checks
+from branchy_tf.checks import TensorSpec
 from branchy_tf.errors import BranchyError, ServerError
 from branchy_tf.results import AllExits, Predictions
 from branchy_tf.serving import addresses, wire
@@ -100,7 +101,7 @@ class Signature:
     """
 
     version: int
-    inputs: Mapping[str, inputs.Expected]
+    inputs: Mapping[str, TensorSpec]
     num_exits: int
     classes: int | None
     names: tuple[str, ...]
@@ -125,12 +126,12 @@ def read_signature(target: Target, data: bytes) -> Signature:
     served = target.parse(wire.SignatureDefMap, packed).signature_def
     names = tuple(sorted(served))
     definition = served.get(EARLY_EXIT, wire.SignatureDef())
-    expected = {
-        name: inputs.Expected(wire.shape_of(info.tensor_shape), wire.dtype_of(info.dtype))
+    specs = {
+        name: TensorSpec(wire.shape_of(info.tensor_shape), wire.dtype_of(info.dtype))
         for name, info in sorted(definition.inputs.items())
     }
-    gates = wire.shape_of(definition.inputs["thresholds"].tensor_shape)
-    if "thresholds" not in expected or len(gates) != 2 or gates[1] < 0:
+    limits = wire.shape_of(definition.inputs["thresholds"].tensor_shape)
+    if specs.pop("thresholds", None) is None or len(limits) != 2 or limits[1] < 0:
         raise BranchyError(
             f"Model {target.model!r} on {target.server} has no {EARLY_EXIT} signature "
             f"with thresholds; it has {', '.join(names) or 'none'}. Ask for a model that "
@@ -139,8 +140,8 @@ def read_signature(target: Target, data: bytes) -> Signature:
     shape = wire.shape_of(definition.outputs["probabilities"].tensor_shape)
     return Signature(
         version=response.model_spec.version.value,
-        inputs={name: expected[name] for name in expected if name != "thresholds"},
-        num_exits=gates[1] + 1,
+        inputs=specs,
+        num_exits=limits[1] + 1,
         classes=shape[-1] if len(shape) == 2 and shape[-1] > 0 else None,
         names=names,
     )
@@ -247,7 +248,7 @@ def _outputs(
             raise target.nonsense(f"no {name}")
         proto = response.outputs[name]
         got = wire.shape_of(proto.tensor_shape)
-        wanted = inputs.Expected(shape, dtype)
+        wanted = TensorSpec(shape, dtype)
         fits = len(got) == len(shape) and all(
             have == want or (want is None and have > 0)
             for have, want in zip(got, shape, strict=True)

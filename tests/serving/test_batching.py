@@ -13,7 +13,7 @@ from branchy_tf.saved_model.session import SessionModel
 from branchy_tf.serving import EarlyExitClient, configs
 from branchy_tf.serving.embedded import EmbeddedServer
 from branchy_tf.serving.embedded.batching import BatchedModel
-from branchy_tf.serving.embedded.refusals import Refusal
+from branchy_tf.serving.embedded.statuses import Refusal
 
 A_MINUTE = 60_000_000  # microseconds; longer than any of these tests
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from branchy_tf import inputs
+from branchy_tf import checks
 from branchy_tf.errors import BranchyError, ServerError
 from branchy_tf.serving import messages, wire
 from branchy_tf.serving.messages import Signature, Target
@@ -12,7 +12,7 @@ TARGET = Target("host:1", "lenet")
 ROWS, EXITS, CLASSES = 4, 3, 5
 SIGNATURE = Signature(
     version=7,
-    inputs={"images": inputs.Expected((-1, 2), np.uint8)},
+    inputs={"images": checks.TensorSpec((-1, 2), np.uint8)},
     num_exits=EXITS,
     classes=CLASSES,
     names=("all_exits", "early_exit", "serving_default"),
@@ -146,7 +146,7 @@ def metadata(thresholds, classes=None):
 def test_signatures_are_read(given, known):
     read = messages.read_signature(TARGET, metadata([-1, 2], given))
     assert read == Signature(
-        7, {"images": inputs.Expected((-1, 2), np.dtype("uint8"))}, 3, known,
+        7, {"images": checks.TensorSpec((-1, 2), np.dtype("uint8"))}, 3, known,
         ("early_exit",),
     )  # fmt: skip
 

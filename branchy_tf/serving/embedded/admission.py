@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import grpc
 
-from branchy_tf.serving.embedded.refusals import Refusal
+from branchy_tf.serving.embedded.statuses import Refusal
 
 
 class Admission:

@@ -18,7 +18,7 @@ from absl import logging
 
 from branchy_tf.saved_model.session import SessionModel
 from branchy_tf.serving import configs
-from branchy_tf.serving.embedded.refusals import invalid
+from branchy_tf.serving.embedded.statuses import invalid
 
 
 class BatchedModel:

@@ -16,7 +16,7 @@ from branchy_tf.errors import BranchyError
 from branchy_tf.saved_model.session import SessionModel
 from branchy_tf.serving import configs
 from branchy_tf.serving.embedded.batching import BatchedModel
-from branchy_tf.serving.embedded.refusals import Refusal, invalid, not_found, unmet
+from branchy_tf.serving.embedded.statuses import Refusal, invalid, not_found, unmet
 from branchy_tf.serving.embedded.versions import Model, Version, Versions
 from branchy_tf.serving.options import ServerOptions
 

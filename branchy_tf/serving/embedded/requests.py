@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from branchy_tf.serving import wire
-from branchy_tf.serving.embedded.refusals import invalid
+from branchy_tf.serving.embedded.statuses import invalid
 
 # Bytes of a tensor whose message spells out fewer values than its shape has: the last
 # one is repeated, or zero. TF Serving fills any shape, so that 70 bytes can cost 16 GB.

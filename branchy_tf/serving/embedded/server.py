@@ -14,11 +14,10 @@ from branchy_tf import files
 from branchy_tf.errors import BranchyError
 from branchy_tf.serving import addresses
 from branchy_tf.serving.embedded.admission import Admission
-from branchy_tf.serving.embedded.answering import handlers
 from branchy_tf.serving.embedded.metrics import Metrics, MetricsServer
 from branchy_tf.serving.embedded.models import Models
-from branchy_tf.serving.embedded.refusals import Refusal
 from branchy_tf.serving.embedded.service import ModelService, PredictionService
+from branchy_tf.serving.embedded.statuses import Refusal, handlers
 from branchy_tf.serving.options import ServerOptions
 
 # Requests that run at a time for each core, as TF Serving has it. More only take turns

@@ -17,15 +17,14 @@ from tensorflow_serving.apis import (
 )
 
 from branchy_tf.serving.embedded.admission import Admission
-from branchy_tf.serving.embedded.answering import answering, status_of
 from branchy_tf.serving.embedded.metrics import Metrics
 from branchy_tf.serving.embedded.models import Models
-from branchy_tf.serving.embedded.refusals import invalid, unmet
 from branchy_tf.serving.embedded.requests import (
     read_inputs,
     read_outputs,
     write_output,
 )
+from branchy_tf.serving.embedded.statuses import answering, invalid, status_of, unmet
 
 # What loading runs. It stands beside the signatures of every export, and TF Serving
 # finds it there.

@@ -12,8 +12,11 @@ from typing import Any, NamedTuple
 
 from absl import app, flags, logging
 
-from branchy_tf import files, flagfiles, startup
+import branchy_tf
+from branchy_tf import files
+from branchy_tf.command_line import startup
 from branchy_tf.errors import BranchyError, ServerError, one_line
+from branchy_tf.files import flagfiles
 
 FLAGS = flags.FLAGS
 
@@ -49,7 +52,7 @@ def run(main: Callable[[], None]) -> None:
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
     logging.get_absl_handler().setFormatter(_Plain())
-    is_news = _from_folders(__file__, main.__code__.co_filename)
+    is_news = _from_folders(branchy_tf.__file__, main.__code__.co_filename)
     logging.get_absl_handler().addFilter(is_news)
     std_logging.getLogger("tensorflow").setLevel(std_logging.WARNING)
     # An orderly end: what is half done is tidied away, children are ended.

@@ -1,7 +1,7 @@
-"""Files: which paths are taken, how they are written, how they are read.
+"""Reads and writes files.
 
-Writers write beside and rename, so that nobody ever meets half a file. Readers are other
-libraries, and each may raise anything for a damaged file: `reading` turns that into one
+Writers write beside the file and rename, so nobody meets half a file. Readers call other
+libraries, which may raise anything for a damaged file: `reading` turns that into one
 line.
 """
 
@@ -13,105 +13,12 @@ import json
 import math
 import os
 import pathlib
-import re
 import tempfile
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from branchy_tf.errors import BranchyError, first_line
-
-Path = str | os.PathLike
-
-# With one slash too: a URL that went through a path function.
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
-_LONGEST_NAME = 255
-
-
-def is_url(path: Path) -> bool:
-    """Whether it names something that is not on this machine, like gs://bucket/net."""
-    return bool(_URL.match(os.fspath(path)))
-
-
-def path(given: Path) -> pathlib.Path:
-    """A path on this machine, with ~ for the home folder.
-
-    Every path that a user gives comes through here. Brackets, spaces and trailing
-    dots are characters like others.
-
-    Raises:
-        BranchyError: a URL, a Windows drive, or a name that no file here can have,
-            or that TensorFlow, which takes UTF-8 alone, could not open.
-
-    Example:
-
-    ```python
-    files.path("~/runs/lenet")      # PosixPath('/home/me/runs/lenet')
-    ```
-    """
-    text = os.fspath(given)
-    if not isinstance(text, str):
-        raise BranchyError(f"Expected a path as text, received {given!r}.")
-    shown = printable(text)
-    if is_url(text):
-        raise BranchyError(
-            f"{shown} is a URL; expected a path on this machine, because files are "
-            "written beside and renamed, which object stores cannot do. Copy from or "
-            "to it with its own tool, or mount it."
-        )
-    if _DRIVE.match(text) and os.name != "nt":
-        raise BranchyError(
-            f"{shown} is a Windows path; expected one of this machine, such as /mnt/c."
-        )
-    if shown != text:
-        raise BranchyError(
-            f"The path {shown} has bytes that are not UTF-8, or control characters; "
-            "TensorFlow cannot open it. Rename it."
-        )
-    if any(len(os.fsencode(name)) > _LONGEST_NAME for name in text.split("/")):
-        raise BranchyError(
-            f"The path {shown[:60]}... has a name of more than {_LONGEST_NAME} bytes. "
-            "Shorten it."
-        )
-    try:
-        return pathlib.Path(text).expanduser()
-    except RuntimeError:
-        raise BranchyError(
-            f"{shown}: there is no home folder for its ~. Write the path out."
-        ) from None
-
-
-def absolute(given: Path) -> pathlib.Path:
-    """`path`, from the root."""
-    return path(given).absolute()
-
-
-def folder(given: Path) -> pathlib.Path:
-    """`absolute`, for a folder that is there or can be made.
-
-    Raises:
-        BranchyError: as `path`, or a file stands in its place or above it.
-    """
-    found = absolute(given)
-    for place in (found, *found.parents):
-        if place.is_dir():
-            break
-        if place.exists():
-            raise BranchyError(
-                f"{place} is a file; expected a folder. Not a directory: {found}."
-            )
-    return found
-
-
-def printable(text: str) -> str:
-    r"""The text in one line of UTF-8; what cannot be shown becomes \x escapes."""
-    odd = {"Cc", "Cs"}  # control characters, and what stands for bytes that are no UTF-8
-    return "".join(
-        ascii(char)[1:-1] if unicodedata.category(char) in odd else char for char in text
-    )
+from branchy_tf.files.paths import Path
 
 
 @contextlib.contextmanager
@@ -251,7 +158,7 @@ def _encode(value: Any) -> Any:
         return {str(key): _encode(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_encode(item) for item in value]
-    if isinstance(value, (np.ndarray, np.generic)):
+    if hasattr(value, "tolist"):  # NumPy's, which need not be imported for it
         return _encode(value.tolist())
     if isinstance(value, float) and math.isinf(value) and value > 0:
         return "inf"
@@ -264,29 +171,3 @@ def _decode(value: Any) -> Any:
     if isinstance(value, list):
         return [_decode(item) for item in value]
     return math.inf if value == "inf" else value
-
-
-def version_folders(folder: pathlib.Path) -> dict[int, pathlib.Path]:
-    """`{version: its folder}`, rising; empty if there is no such folder."""
-    return {
-        number: entry
-        for number, entry in sorted(_numbered(folder).items())
-        if entry.is_dir()
-    }
-
-
-def next_version(folder: pathlib.Path) -> int:
-    """The highest there is plus 1; the first is 1."""
-    # A plain file of that name stands in the way too.
-    return max(_numbered(folder), default=0) + 1
-
-
-def _numbered(folder: pathlib.Path) -> dict[int, pathlib.Path]:
-    if not folder.is_dir():
-        return {}
-    return {
-        int(entry.name): entry
-        for entry in sorted(folder.iterdir())
-        # What TF Serving reads as a version: an int64.
-        if entry.name.isascii() and entry.name.isdigit() and int(entry.name) < 2**63
-    }
