@@ -11,7 +11,7 @@ from branchy_tf import files
 from branchy_tf.errors import BranchyError
 from branchy_tf.serving import wire
 
-# What a file that says nothing gets, as in TF Serving.
+# TF Serving's defaults.
 MAX_BATCH_SIZE, MAX_ENQUEUED_BATCHES = 1000, 10
 METRICS_PATH = "/monitoring/prometheus/metrics"
 
@@ -20,16 +20,15 @@ BatchingParameters = wire.message_class("tensorflow.serving.BatchingParameters")
 
 
 def read(path: files.Path, kind: str) -> Any:
-    """Reads a text proto and checks what it says.
+    """Reads and checks a config file.
 
     Args:
-        path: the file.
-        kind: its message: ModelServerConfig, BatchingParameters, SSLConfig or
-            MonitoringConfig.
+        path: a text proto.
+        kind: ModelServerConfig, BatchingParameters, SSLConfig or MonitoringConfig.
 
     Raises:
-        BranchyError: there is no such file, it is no text proto of that kind, or
-            no server would take it.
+        BranchyError: the file is missing, is not such a text proto, or has values that
+            servers reject.
 
     Example:
 
@@ -112,7 +111,7 @@ def _check_batching(parameters: Any) -> None:
 
 
 def whole(parameters: Any, name: str, default: int) -> int:
-    """A number of BatchingParameters, or `default` where it is left out."""
+    """A number in BatchingParameters, `default` if it is unset."""
     return getattr(parameters, name).value if parameters.HasField(name) else default
 
 
@@ -125,8 +124,8 @@ def _check_ssl(config: Any) -> None:
             )
     if config.client_verify and not config.custom_ca:
         raise BranchyError(
-            "client_verify asks each client for a certificate, but there is no "
-            "custom_ca that could have signed it. Add custom_ca, as PEM text."
+            "client_verify requires a certificate from each client, but no custom_ca to "
+            "verify it with. Add custom_ca, as PEM text."
         )
 
 

@@ -247,7 +247,7 @@ class Conversation:
                 newest = max(map(_version, replies))
                 for wanted in (pinned, target.version):
                     if wanted is not None and newest != wanted:
-                        raise target.nonsense(f"version {newest}, not {wanted}")
+                        raise target.unexpected(f"version {newest}, not {wanted}")
                 pinned = newest
                 if newest != signature.version:
                     before = signature
@@ -271,7 +271,7 @@ class Conversation:
                     for reply, part in zip(replies, parts, strict=True)
                 ]
                 if len({answer.probabilities.shape[1:] for answer in answers}) > 1:
-                    raise target.nonsense("other numbers of classes for other rows")
+                    raise target.unexpected("other numbers of classes for other rows")
                 return _join(answers)
         raise ServerError(
             "ABORTED",

@@ -66,8 +66,7 @@ GetModelMetadataResponse = message_class("tensorflow.serving.GetModelMetadataRes
 GetModelStatusRequest = message_class("tensorflow.serving.GetModelStatusRequest")
 GetModelStatusResponse = message_class("tensorflow.serving.GetModelStatusResponse")
 
-# DataType by number: numpy's dtype, and the field that holds its values where
-# tensor_content does not.
+# {DataType: (NumPy dtype, the field with its values when tensor_content is empty)}.
 _DTYPES = {
     1: ("float32", "float_val"),
     2: ("float64", "double_val"),
@@ -86,21 +85,21 @@ _NUMBERS = {np.dtype(name): number for number, (name, _) in _DTYPES.items()}
 
 
 def dtype_of(number: int) -> np.dtype:
-    """Numpy's dtype for a DataType.
+    """The NumPy dtype of a DataType.
 
     Raises:
-        BranchyError: numpy has no such dtype.
+        BranchyError: NumPy has no such dtype.
     """
     if number not in _DTYPES:
         raise BranchyError(
-            f"A served tensor has DataType {number}, which numpy lacks. Export with an "
+            f"A served tensor has DataType {number}, which NumPy lacks. Export with an "
             "--input_dtype such as uint8 or float32."
         )
     return np.dtype(_DTYPES[number][0])
 
 
 def shape_of(proto: Any) -> tuple[int, ...]:
-    """The sizes in a TensorShapeProto; -1 where any size will do."""
+    """The sizes in a TensorShapeProto; -1 means any size."""
     return tuple(dim.size for dim in proto.dim)
 
 
@@ -113,14 +112,14 @@ def fill(proto: Any, array: np.ndarray) -> None:
 
 
 def to_array(proto: Any) -> np.ndarray:
-    """The array in a TensorProto, whichever way its values are written.
+    """The array in a TensorProto, in any of its encodings.
 
     Raises:
-        ValueError: a dtype not known here, or values that do not fill the shape.
+        ValueError: an unknown dtype, or values that do not match the shape.
     """
     dtype, field = dtype_of(proto.dtype), _DTYPES.get(proto.dtype, ("", ""))[1]
     shape = shape_of(proto.tensor_shape)
-    # A few bytes can name a shape that no memory holds, and -1 would fit any.
+    # A few bytes can declare a shape larger than memory, and -1 would fit any.
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > MOST_BYTES:
         raise ValueError(f"no message holds a tensor of shape {shape}")
     if proto.tensor_content:
@@ -130,6 +129,6 @@ def to_array(proto: Any) -> np.ndarray:
     values = np.array(getattr(proto, field), kind).view(dtype)
     if not values.size:
         return np.zeros(shape, dtype)
-    # Trailing equal values may be left out.
+    # TensorFlow omits trailing values that repeat.
     missing = max(math.prod(shape) - values.size, 0)
     return np.pad(values, (0, missing), mode="edge").reshape(shape)

@@ -108,7 +108,7 @@ def test_a_port_in_use_is_refused(folder, flag):
 
 def test_a_version_is_no_base_path(folder):
     (folder / "1" / "saved_model.pb").touch()
-    with pytest.raises(BranchyError, match="itself a version") as caught:
+    with pytest.raises(BranchyError, match="is a version") as caught:
         ServerOptions(folder / "1", "lenet", port=0).check()
     assert str(caught.value).endswith(f"Pass its parent: {folder}.")
 

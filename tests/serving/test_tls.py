@@ -100,13 +100,13 @@ def test_without_tls_nothing_is_answered(fake, connect, digits):
     [
         ({"ca": "missing"}, r"`ca`=.*missing\.pem cannot be read: No such file"),
         ({"ca": "folder"}, "`ca`=.* cannot be read: Is a directory"),
-        ({"ca": "notes"}, r"`ca`=.*notes\.pem will not do"),
-        ({"ca": "binary"}, r"`ca`=.*binary\.pem will not do"),
+        ({"ca": "notes"}, r"`ca`=.*notes\.pem is invalid"),
+        ({"ca": "binary"}, r"`ca`=.*binary\.pem is invalid"),
         ({"certificate": "certificate"}, "a `certificate` and no `key`"),
         ({"key": "key"}, "a `key` and no `certificate`"),
         ({"certificate": "certificate", "key": "missing"}, "`key`=.*No such file"),
         ({"certificate": "certificate", "key": "server_key"}, "belong to its cert"),
-        ({"certificate": "notes", "key": "key"}, "will not do"),
+        ({"certificate": "notes", "key": "key"}, "is invalid"),
     ],
 )
 def test_files_that_do_not_do(connect, pki, given, expected):

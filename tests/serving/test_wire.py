@@ -246,8 +246,8 @@ def test_arrays_read_may_be_written_to():
         ({"tensor_content": b"123"}, "multiple of element size"),
         ({"tensor_content": b"1234" * 3}, r"size 3 into shape \(2,\)"),
         ({"float_val": [1, 2, 3]}, r"size 3 into shape \(2,\)"),
-        ({"dtype": 7, "string_val": [b"a", b"b"]}, "DataType 7, which numpy lacks"),
-        ({"dtype": 9999}, "DataType 9999, which numpy lacks"),
+        ({"dtype": 7, "string_val": [b"a", b"b"]}, "DataType 7, which NumPy lacks"),
+        ({"dtype": 9999}, "DataType 9999, which NumPy lacks"),
         (
             {"tensor_shape": {"dim": [{"size": -1}]}, "tensor_content": b"1234" * 2},
             r"no message holds a tensor of shape \(-1,\)",
