@@ -426,14 +426,14 @@ def test_the_answer_is_of_the_version_wanted():
         server.hold(talk(version=1).predict(rows(2), None, None))
 
 
-def test_other_classes_for_other_rows_are_nonsense():
+def test_rejects_rows_with_different_numbers_of_classes():
     server = Server(v1=Model())
 
     def change(number):
         server.models[1].classes = 3 + number
 
     server.before = change
-    with pytest.raises(ServerError, match="other numbers of classes"):
+    with pytest.raises(ServerError, match="different numbers of classes"):
         server.hold(talk(max_rows=1).predict(rows(2), None, None))
 
 

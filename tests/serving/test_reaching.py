@@ -96,7 +96,7 @@ def test_the_rest_port_is_not_grpcs(connect):
     "reply", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.6\r\n"]
 )
 def test_what_is_no_grpc_server_is_called_so(connect, listen, reply):
-    assert "not as a gRPC server" in said(connect, listen(reply))
+    assert "is not a gRPC server" in said(connect, listen(reply))
 
 
 def test_tls_on_one_side_alone_is_told_apart(connect, fake, authority):
@@ -108,9 +108,9 @@ def test_tls_on_one_side_alone_is_told_apart(connect, fake, authority):
         )]
     )  # fmt: skip
     trusting = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
-    assert "does not speak TLS; leave `tls` out" in said(connect, fake.address, trusting)
+    assert "does not speak TLS; omit `tls`" in said(connect, fake.address, trusting)
     with servers.FakeServer(credentials=credentials) as server:
-        assert "hangs up; pass `tls` if it wants TLS" in said(connect, server.address)
+        assert "hangs up; pass `tls` if it uses TLS" in said(connect, server.address)
         assert "do not agree on TLS" in said(connect, server.address, Tls())
         # grpc's own credentials do as well as a Tls.
         with connect(f"localhost:{server.port}", MODEL, tls=trusting) as client:
@@ -188,16 +188,20 @@ def test_a_silent_proxy_is_named(connect, monkeypatch):
             REFUSED,
             r"^UNAVAILABLE: No server answers at h:1; start one",
         ),
-        ("UNAVAILABLE", GONE + "connect timed out", "h:1 cannot be reached; mend host:p"),
+        (
+            "UNAVAILABLE",
+            GONE + "connect timed out",
+            "h:1 cannot be reached; correct host",
+        ),
         ("UNAVAILABLE", GONE + "No route to host", "firewalls"),
-        ("UNAVAILABLE", GONE + "Ssl handshake failed", r"agree on TLS; mend Tls\(ca="),
+        ("UNAVAILABLE", GONE + "Ssl handshake failed", r"agree on TLS; correct Tls\(ca"),
         (
             "UNIMPLEMENTED",
             "Received http2 header with status: 404",
             "^UNAVAILABLE: .*REST",
         ),
         ("UNIMPLEMENTED", "Method not found!", "^UNIMPLEMENTED: Method not found!$"),
-        ("NOT_FOUND", "", "h:1 does not serve model 'm' version 3; mend the name"),
+        ("NOT_FOUND", "", "h:1 does not serve model 'm' version 3; correct the"),
         ("RESOURCE_EXHAUSTED", "", "no room"),
         ("DATA_LOSS", "two\nlines", "^DATA_LOSS: two lines$"),
     ],

@@ -88,7 +88,7 @@ def test_asks_no_other(fake, connect, pki, mutual, digits, wrong):
 def test_without_tls_nothing_is_answered(fake, connect, digits):
     with (
         connect(fake.address, MODEL) as client,
-        pytest.raises(ServerError, match="pass `tls` if it wants TLS") as caught,
+        pytest.raises(ServerError, match="pass `tls` if it uses TLS") as caught,
     ):
         client.predict(digits)
     assert caught.value.code == "UNAVAILABLE"
