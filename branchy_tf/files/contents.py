@@ -23,10 +23,10 @@ from branchy_tf.files.paths import Path
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[pathlib.Path]:
-    """Gives a file name beside `path`; on success that file becomes `path`.
+    """Gives a temporary file beside `path` that replaces it on success.
 
-    The name keeps the suffixes of `path`, for writers that go by it. On an
-    error, `path` is as it was before and the other file is gone.
+    It has the suffixes of `path`, for writers that go by them. On an error `path` stays
+    unchanged and the temporary file is removed.
 
     Example:
 
@@ -38,7 +38,7 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(
-        # Short, so that the longest of names leaves room for what tells them apart.
+        # Short, to leave room for the random part.
         prefix=f".{path.stem[:40]}-",
         suffix="".join(path.suffixes),
         dir=path.parent,
@@ -55,19 +55,18 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def reading(path: Path, expected: str, mend: str = "") -> Iterator[None]:
-    """Turns whatever a reader raises into one line that names the file.
+    """Turns any exception of a reader into one line that names the file.
 
-    h5py, Pillow, zipfile, numpy, csv and TensorFlow raise types for damaged files
-    that none of them lists, so every exception is caught here. Nothing but the
-    reading belongs into the block.
+    h5py, Pillow, zipfile, numpy, csv and TensorFlow raise undocumented types for damaged
+    files, so this catches every exception. Only the reading belongs in the block.
 
     Args:
-        path: of the file.
-        expected: what it should be, e.g. "a Keras model".
-        mend: what to do about it, one sentence or several.
+        path: the file.
+        expected: its content, e.g. "a Keras model".
+        mend: how to fix it, in whole sentences.
 
     Raises:
-        BranchyError: the block raised anything. Its own `BranchyError` passes as it is.
+        BranchyError: the block raised an exception. A `BranchyError` passes unchanged.
 
     Example:
 
@@ -97,23 +96,23 @@ def _umask() -> int:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file, beside and renamed."""
+    """Writes a text file atomically."""
     with replacing(path) as beside:
         beside.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as JSON: numpy values as plain ones, infinity as "inf"."""
+    """Writes JSON, with NumPy values as plain ones and infinity as "inf"."""
     text = json.dumps(_encode(value), indent=2, allow_nan=False)
     write_text(path, text + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object; the string "inf" stands for infinity.
+    """Reads a JSON object, with "inf" as infinity.
 
     Raises:
-        BranchyError: the file is missing or holds no JSON object; it has a key twice
-            in one object, or NaN or Infinity, which are not JSON.
+        BranchyError: the file is missing or not a JSON object, has a duplicate key, or
+            has NaN or Infinity, which are not JSON.
     """
     with reading(path, "JSON"):
         value = json.loads(
@@ -131,7 +130,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} stands twice in one object")
+        raise ValueError(f"the key {twice!r} is duplicated in one object")
     return value
 
 
@@ -140,7 +139,7 @@ def _refuse_constant(name: str) -> Any:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows that have the same keys as CSV: floats of 6 digits, None as nothing."""
+    """Writes rows with the same keys as CSV, floats with 6 digits, None as empty."""
     with (
         replacing(path) as beside,
         open(beside, "w", newline="", encoding="utf-8") as file,
@@ -158,7 +157,7 @@ def _encode(value: Any) -> Any:
         return {str(key): _encode(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_encode(item) for item in value]
-    if hasattr(value, "tolist"):  # NumPy's, which need not be imported for it
+    if hasattr(value, "tolist"):  # NumPy's, without importing it
         return _encode(value.tolist())
     if isinstance(value, float) and math.isinf(value) and value > 0:
         return "inf"

@@ -11,26 +11,26 @@ from branchy_tf.errors import BranchyError
 
 Path = str | os.PathLike
 
-# With one slash too: a URL that went through a path function.
+# One slash is enough: path functions drop the second.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _LONGEST_NAME = 255
 
 
 def is_url(path: Path) -> bool:
-    """Whether it names something that is not on this machine, like gs://bucket/net."""
+    """Whether a path is a URL, such as gs://bucket/net."""
     return bool(_URL.match(os.fspath(path)))
 
 
 def path(given: Path) -> pathlib.Path:
-    """A path on this machine, with ~ for the home folder.
+    """A path on this machine, with ~ expanded.
 
-    Every path that a user gives comes through here. Brackets, spaces and trailing
-    dots are characters like others.
+    Every path from a user passes through here. Brackets, spaces and trailing dots have no
+    special meaning.
 
     Raises:
-        BranchyError: a URL, a Windows drive, or a name that no file here can have,
-            or that TensorFlow, which takes UTF-8 alone, could not open.
+        BranchyError: a URL, a Windows drive, a name too long for a file, or one that is
+            not UTF-8, which TensorFlow requires.
 
     Example:
 
@@ -45,12 +45,12 @@ def path(given: Path) -> pathlib.Path:
     if is_url(text):
         raise BranchyError(
             f"{shown} is a URL; expected a path on this machine, because files are "
-            "written beside and renamed, which object stores cannot do. Copy from or "
-            "to it with its own tool, or mount it."
+            "written under a temporary name and renamed, which object stores cannot do. "
+            "Copy the files with the store's own tool, or mount it."
         )
     if _DRIVE.match(text) and os.name != "nt":
         raise BranchyError(
-            f"{shown} is a Windows path; expected one of this machine, such as /mnt/c."
+            f"{shown} is a Windows path; expected a path of this machine, such as /mnt/c."
         )
     if shown != text:
         raise BranchyError(
@@ -66,20 +66,20 @@ def path(given: Path) -> pathlib.Path:
         return pathlib.Path(text).expanduser()
     except RuntimeError:
         raise BranchyError(
-            f"{shown}: there is no home folder for its ~. Write the path out."
+            f"{shown}: there is no home folder for ~. Write the full path."
         ) from None
 
 
 def absolute(given: Path) -> pathlib.Path:
-    """`path`, from the root."""
+    """`path` as an absolute path."""
     return path(given).absolute()
 
 
 def folder(given: Path) -> pathlib.Path:
-    """`absolute`, for a folder that is there or can be made.
+    """`absolute`, for a folder that exists or can be created.
 
     Raises:
-        BranchyError: as `path`, or a file stands in its place or above it.
+        BranchyError: as `path`, or it or a parent is a file.
     """
     found = absolute(given)
     for place in (found, *found.parents):
@@ -93,15 +93,15 @@ def folder(given: Path) -> pathlib.Path:
 
 
 def printable(text: str) -> str:
-    r"""The text in one line of UTF-8; what cannot be shown becomes \x escapes."""
-    odd = {"Cc", "Cs"}  # control characters, and what stands for bytes that are no UTF-8
+    r"""The text in one line of UTF-8, with \x escapes for unprintable characters."""
+    odd = {"Cc", "Cs"}  # control characters, and surrogates for bytes other than UTF-8
     return "".join(
         ascii(char)[1:-1] if unicodedata.category(char) in odd else char for char in text
     )
 
 
 def version_folders(folder: pathlib.Path) -> dict[int, pathlib.Path]:
-    """`{version: its folder}`, rising; empty if there is no such folder."""
+    """`{version: folder}` in ascending order; empty if the folder is missing."""
     return {
         number: entry
         for number, entry in sorted(_numbered(folder).items())
@@ -110,8 +110,8 @@ def version_folders(folder: pathlib.Path) -> dict[int, pathlib.Path]:
 
 
 def next_version(folder: pathlib.Path) -> int:
-    """The highest there is plus 1; the first is 1."""
-    # A plain file of that name stands in the way too.
+    """The next version: the highest plus 1, or 1."""
+    # Files with a version's name count too, as they would be in the way.
     return max(_numbered(folder), default=0) + 1
 
 
@@ -121,6 +121,6 @@ def _numbered(folder: pathlib.Path) -> dict[int, pathlib.Path]:
     return {
         int(entry.name): entry
         for entry in sorted(folder.iterdir())
-        # What TF Serving reads as a version: an int64.
+        # TF Serving's versions are int64.
         if entry.name.isascii() and entry.name.isdigit() and int(entry.name) < 2**63
     }

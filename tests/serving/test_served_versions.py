@@ -89,7 +89,7 @@ def test_versions_change_under_requests_that_all_succeed(folder, exported):
         assert [version for version, _ in itertools.groupby(versions)] == [1, 2, 3, 2]
 
 
-def test_only_folders_named_by_a_number_are_versions(folder, exported):
+def test_only_numbered_folders_are_versions(folder, exported):
     for name in ("latest", "9.tmp", "-9", "9 ", ".9"):
         shutil.copytree(exported / "1", folder / name)
     (folder / "9").write_text("a file")
@@ -139,7 +139,7 @@ def test_a_damaged_version_waits_until_it_is_whole(folder, exported, damage):
         assert server.states()[2] == (State.AVAILABLE, "")
 
 
-def test_a_start_with_a_damaged_version_serves_the_one_before(folder):
+def test_starts_with_the_version_before_a_damaged_one(folder):
     (folder / "2").mkdir()
     with watched(folder) as server:
         assert server.version() == 1
@@ -156,7 +156,7 @@ def test_a_server_may_start_before_its_first_version(exported, tmp_path):
         assert server.version() == 1
 
 
-def test_an_old_version_finishes_what_it_has_begun(folder, exported):
+def test_an_old_version_finishes_pending_requests(folder, exported):
     versions = Versions(folder)
     versions.poll()
     with versions.use(None) as (number, model):

@@ -227,14 +227,14 @@ def test_tensors_are_read_as_tensorflow_reads_them(name, how):
 
 
 @pytest.mark.parametrize("shape", [(), (0, 28, 28, 1)])
-def test_scalars_and_empty_batches_go_there_and_back(shape):
+def test_scalars_and_empty_batches_round_trip(shape):
     array = np.ones(shape, np.float32)
     proto = wire.TensorProto()
     wire.fill(proto, array)
     assert wire.to_array(proto).shape == shape
 
 
-def test_arrays_read_may_be_written_to():
+def test_parsed_arrays_are_writable():
     proto = wire.TensorProto()
     wire.fill(proto, np.zeros(3, np.float32))
     wire.to_array(proto)[:] = 1
@@ -258,14 +258,14 @@ def test_arrays_read_may_be_written_to():
         ),
     ],
 )
-def test_tensors_that_do_not_fill_their_shape_are_value_errors(broken, expected):
+def test_rejects_tensors_that_do_not_match_their_shape(broken, expected):
     shape = {"dim": [{"size": 2}]}
     proto = wire.TensorProto(**({"dtype": 1, "tensor_shape": shape} | broken))
     with pytest.raises(ValueError, match=expected):
         wire.to_array(proto)
 
 
-def test_a_dtype_that_numpy_lacks_is_named():
+def test_names_dtypes_that_numpy_lacks():
     with pytest.raises(BranchyError, match="DataType 14"):
         wire.dtype_of(tf.bfloat16.as_datatype_enum)
 
