@@ -38,8 +38,8 @@ flags.DEFINE_string(
 flags.DEFINE_list(
     "images",
     None,
-    "PNG, JPEG, WebP, GIF, BMP or TIFF files. Images are resized (bilinear) and made grey "
-    "or RGB as needed; transparency becomes white; animations give their first "
+    "PNG, JPEG, WebP, GIF, BMP or TIFF files. Images are resized (bilinear) and made "
+    "grey or RGB as needed; transparency becomes white; animations give their first "
     "frame. MNIST digits are white on black.",
 )
 command_line.check_path("images")

@@ -240,9 +240,7 @@ def ssl_config(path, authority, *, verify):
 
 
 @pytest.mark.parametrize("verify", [False, True])
-def test_tls_presents_a_certificate_and_may_require_one(
-    folder, tmp_path, authority, verify
-):
+def test_tls_shows_a_certificate_and_may_require_one(folder, tmp_path, authority, verify):
     config = ssl_config(tmp_path / "ssl.config", authority, verify=verify)
     root = authority.cert_pem.bytes()
     mine = authority.issue_cert("client@localhost")
