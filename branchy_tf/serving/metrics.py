@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -54,31 +55,25 @@ class ClientMetrics:
                 "`registry` must be a prometheus_client.CollectorRegistry. Received "
                 f"{checks.shown(registry)}."
             )
+        counter = functools.partial(prometheus.Counter, registry=registry)
+        histogram = functools.partial(prometheus.Histogram, registry=registry)
         try:
-            self._requests = prometheus.Counter(
-                "branchy_client_requests",
-                "Calls of a client's method.",
-                ["model", "method", "code"],
-                registry=registry,
+            self._requests = counter(
+                "branchy_client_requests", "Method calls.", ["model", "method", "code"]
             )
-            self._seconds = prometheus.Histogram(
+            self._seconds = histogram(
                 "branchy_client_request_seconds",
-                "Seconds that calls took.",
+                "Seconds per method call.",
                 ["model", "method"],
-                registry=registry,
                 buckets=_SECONDS,
             )
-            self._exits = prometheus.Counter(
-                "branchy_client_exits",
-                "Predicted rows by the exit they left at.",
-                ["model", "exit"],
-                registry=registry,
+            self._exits = counter(
+                "branchy_client_exits", "Predicted rows by exit.", ["model", "exit"]
             )
-            self._scores = prometheus.Histogram(
+            self._scores = histogram(
                 "branchy_client_score",
-                "Scores of predicted rows at the exit they left at; lower is surer.",
+                "Scores of predicted rows at their exit; lower is surer.",
                 ["model", "exit"],
-                registry=registry,
                 buckets=_SCORES,
             )
         except ValueError:
