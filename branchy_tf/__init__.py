@@ -25,7 +25,7 @@ __version__ = "0.1.0"
 
 if sys.argv[:1] == ["-m"]:
     # Python is looking for the command of `python -m`: before its imports.
-    from branchy_tf import startup
+    from branchy_tf.command_line import startup
 
     startup.begin()
 

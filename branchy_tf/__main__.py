@@ -7,7 +7,7 @@ import pathlib
 import runpy
 import sys
 
-from branchy_tf import startup
+from branchy_tf.command_line import startup
 
 _RUN = "command_line.run(main)"
 

@@ -1,21 +1,20 @@
-"""The exceptions that say what went wrong in one line."""
+"""The exceptions of the package, each with a message of one line."""
 
 
 class BranchyError(ValueError):
-    """What was asked cannot be done as asked.
+    """Invalid arguments, files or settings.
 
-    The message is one line that says what was given, what was expected and
-    how to mend it. Commands print it and exit with status 1; in Python it can
-    be caught as a `ValueError`.
+    The message says in one line what was given, what was expected and how to fix it.
+    Commands print it and exit with status 1.
     """
 
     def __init__(self, message: str) -> None:
-        # A name that was given, such as a file's, may hold the end of a line.
+        # Names, such as those of files, may contain line breaks.
         super().__init__(" ".join(message.splitlines()))
 
 
 class ServerError(RuntimeError):
-    """A server did not answer, or refused.
+    """A server did not answer or refused.
 
     Attributes:
         code: name of the gRPC status, e.g. "UNAVAILABLE".
@@ -26,15 +25,14 @@ class ServerError(RuntimeError):
         self.code = code
 
 
-# Keras ends some messages with a whole model's configuration.
+# Some messages of Keras end with a whole model configuration.
 _LONGEST = 300
 
 
 def one_line(text: str) -> str:
-    """The first line of a text from elsewhere, fit for a message.
+    """The first line of a text from another library, ready for a message.
 
-    Whatever a damaged file brings into it (control characters, half a character) is
-    written as an escape, and a long line is cut.
+    Escapes unprintable characters, as from damaged files, and truncates long lines.
     """
     line = next(iter(text.strip().splitlines()), "")
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
@@ -42,5 +40,5 @@ def one_line(text: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's exception says, in one line; its type if nothing."""
+    """The first line of an exception's message, or its type if it is empty."""
     return one_line(str(error)) or type(error).__name__

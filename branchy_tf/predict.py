@@ -1,4 +1,4 @@
-"""Asks a server about images and prints at which exit each one left.
+"""Classifies images with a server and prints at which exit each one left.
 
 Examples:
 
@@ -21,54 +21,54 @@ from branchy_tf.serving import EarlyExitClient, Tls
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("server", "localhost:8500", "host:port of gRPC.")
+flags.DEFINE_string("server", "localhost:8500", "host:port of the gRPC server.")
 flags.DEFINE_string("model_name", None, "Name of the served model.")
 flags.DEFINE_string(
-    "label", None, "Ask the version that has this label; default: the newest."
+    "label", None, "Label of the version to use. Default: the newest version."
 )
-flags.DEFINE_bool("tls", False, "Connect with TLS. Any of the --tls_ flags does too.")
+flags.DEFINE_bool("tls", False, "Connects with TLS, as any --tls_ flag does.")
 command_line.define_path(
-    "tls_ca", None, "PEM file of the authorities to trust; default: the public ones."
+    "tls_ca", None, "PEM file of trusted authorities. Default: the public ones."
 )
-command_line.define_path("tls_certificate", None, "PEM file of a certificate to show.")
+command_line.define_path("tls_certificate", None, "PEM file of the client's certificate.")
 command_line.define_path("tls_key", None, "PEM file of that certificate's key.")
 flags.DEFINE_string(
-    "tls_server_name", None, "Name in the server's certificate; default: the host's."
+    "tls_server_name", None, "Name in the server's certificate. Default: the host."
 )
 flags.DEFINE_list(
     "images",
     None,
-    "PNG, JPEG, WebP, GIF, BMP or TIFF files. What does not fit is resized (bilinear) "
-    "and made grey or RGB; what is transparent becomes white, and of an animation the "
-    "first frame is taken. MNIST's digits are white on black.",
+    "PNG, JPEG, WebP, GIF, BMP or TIFF files. Images are resized (bilinear) and made "
+    "grey or RGB as needed; transparency becomes white; animations give their first "
+    "frame. MNIST digits are white on black.",
 )
 command_line.check_path("images")
 flags.DEFINE_integer(
     "num_images",
     16,
-    "How many of the data set's test images to ask about.",
+    "Number of the data set's test images to classify.",
     lower_bound=1,
 )
 flags.DEFINE_list(
     "thresholds",
     None,
-    "One for each exit but the last. Default: those the model was exported with.",
+    "One for each exit but the final one. Default: those of the export.",
 )
-flags.DEFINE_float("timeout", 10.0, "Seconds to wait for the answer.")
+flags.DEFINE_float("timeout", 10.0, "Seconds to wait for all answers.")
 command_line.define_data(required=False)
 command_line.define_seed(default=None)
 
 
 def _images(client: EarlyExitClient) -> tuple[np.ndarray, list[str], list[str] | None]:
     """`(images, their names, their labels if known)`."""
-    # First of all: a server that is down is noticed before data is loaded.
+    # First, to notice an unreachable server before data is loaded.
     expected, _ = client.describe()
     if FLAGS.images:
         from branchy_tf import images
 
         shapes = [value.shape[1:] for value in expected.values()]
         if len(shapes) != 1 or len(shapes[0]) != 3:
-            raise BranchyError("The model does not take one image; --images cannot help.")
+            raise BranchyError("--images needs a model that takes one image.")
         arrays, notes = images.read(FLAGS.images, shapes[0])
         print(*notes, sep="\n", end="\n" if notes else "")
         return arrays, list(FLAGS.images), None
@@ -85,7 +85,7 @@ def _tls() -> Tls | None:
 
 def main() -> None:
     if not FLAGS.model_name:
-        raise BranchyError("--model_name is missing: the name of the served model.")
+        raise BranchyError("--model_name is missing: pass the name of the served model.")
     if bool(FLAGS.images) == bool(FLAGS.dataset):
         raise BranchyError("Pass --images=FILE,FILE or --dataset=NAME, one of the two.")
     limits = command_line.parse_numbers("thresholds", FLAGS.thresholds)

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from branchy_tf import checks, inputs
+from branchy_tf import checks
 from branchy_tf.policy import PolicyLike, check
 from branchy_tf.results import Predictions
 from branchy_tf.saved_model.early_exit import EarlyExitModule, LogitsModule
@@ -59,10 +59,10 @@ class LogitsPredictor:
 
     def _check(self, images: Any) -> tuple[dict[str, np.ndarray], int]:
         expected = {
-            spec.name: inputs.Expected(tuple(spec.shape), spec.dtype.as_numpy_dtype)
+            spec.name: checks.TensorSpec(tuple(spec.shape), spec.dtype.as_numpy_dtype)
             for spec in self._module.specs
         }
-        return inputs.check(images, expected)
+        return checks.batch(images, expected)
 
 
 class EarlyExitPredictor(LogitsPredictor):

@@ -1,4 +1,4 @@
-"""What a prediction gives back, and what exits are called. Needs numpy alone."""
+"""Results of predictions, and the names of exits."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def exit_name(number: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """The answers to one batch, from the predictor and the client alike.
+    """The answers to one batch, from the predictor or a client.
 
     Attributes:
-        probabilities: float32 [B, classes], of the exit each row left at.
+        probabilities: float32 [B, classes], at each row's exit.
         exits: int32 [B], 0-based: 0 is exit_1.
         scores: float32 [B], the score at that exit; lower is surer.
-        model_version: the version that answered, or None without a server.
+        model_version: the version that answered; None without a server.
     """
 
     probabilities: np.ndarray
@@ -37,14 +37,14 @@ class Predictions:
         return len(self.exits)
 
     def exit_rates(self, num_exits: int) -> np.ndarray:
-        """float64 [num_exits], the share of the rows that left at each exit."""
+        """float64 [num_exits], the share of rows at each exit."""
         counts = np.bincount(self.exits, minlength=num_exits)
         return counts / max(len(self), 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class AllExits:
-    """What every exit says of one batch, asked of a server.
+    """Every exit's answers to one batch.
 
     Attributes:
         probabilities: float32 [B, N, classes].

@@ -5,9 +5,9 @@ Example:
   python -m branchy_tf.serve --model_base_path=exports/branchy_lenet \
     --model_name=branchy_lenet --port=8500
 
---backend=auto takes tensorflow_model_server if it is on PATH, else docker if an
-engine answers, else the embedded server, which is for development and tests. The
-flags are tensorflow_model_server's, and mean the same to all three.
+--backend=auto uses tensorflow_model_server if it is on PATH, else docker if an engine
+answers, else the embedded server, which is for development and tests. The flags are
+tensorflow_model_server's and mean the same to all three.
 """
 
 import dataclasses
@@ -17,7 +17,8 @@ import threading
 
 from absl import flags, logging
 
-from branchy_tf import command_line, startup
+from branchy_tf import command_line
+from branchy_tf.command_line import startup
 from branchy_tf.serving import addresses, backends
 from branchy_tf.serving.options import ServerOptions
 
@@ -26,95 +27,101 @@ FLAGS = flags.FLAGS
 command_line.define_path(
     "model_base_path",
     None,
-    "Folder with the model's versions; for TF Serving also a URL that it reads itself, "
-    "such as s3:// or gs://.",
+    "Folder with the model's versions; TF Serving also reads URLs such as s3:// or gs://.",
     url=True,
 )
 flags.DEFINE_string(
-    "model_name", None, "What clients ask for. Default: the folder's name."
+    "model_name", None, "Name that clients use. Default: the folder's name."
 )
 command_line.define_path(
     "model_config_file",
     None,
-    "Instead of both: a text ModelServerConfig, for several models, version policies "
-    "and labels.",
+    "A text ModelServerConfig for several models, version policies and labels; replaces "
+    "--model_base_path and --model_name.",
 )
 flags.DEFINE_float(
     "model_config_file_poll_wait_seconds",
     0,
-    "How often to read it again; 0: never.",
+    "Seconds between reads of --model_config_file; 0 reads it once.",
     lower_bound=0,
 )
 flags.DEFINE_float(
     "file_system_poll_wait_seconds",
     1,
-    "How often to look for new versions; 0: at the start alone.",
+    "Seconds between looks for new versions; 0 looks only at the start.",
     lower_bound=0,
 )
 flags.DEFINE_bool(
     "allow_version_labels_for_unavailable_models",
     False,
-    "Whether a new version label may name a version that is not loaded yet.",
+    "Allows new version labels for versions that are not loaded yet.",
 )
-flags.DEFINE_integer("port", 8500, "Of gRPC.", lower_bound=0, upper_bound=65535)
+flags.DEFINE_integer(
+    "port",
+    8500,
+    "Port of gRPC; 0 picks a free one, with --backend=embedded.",
+    lower_bound=0,
+    upper_bound=65535,
+)
 flags.DEFINE_integer(
     "rest_api_port",
     0,
-    "Of metrics, and of REST, which the embedded server lacks; 0: none.",
+    "Port of metrics, and of REST except with --backend=embedded; 0: none.",
     lower_bound=0,
     upper_bound=65535,
 )
 command_line.define_path(
-    "monitoring_config_file", None, "A text MonitoringConfig: whether to export metrics."
+    "monitoring_config_file", None, "A text MonitoringConfig, which turns on metrics."
 )
 flags.DEFINE_bool(
-    "enable_batching", False, "Whether rows of several requests run as one batch."
+    "enable_batching", False, "Merges the rows of several requests into one batch."
 )
 command_line.define_path(
-    "batching_parameters_file", None, "Text BatchingParameters, for --enable_batching."
+    "batching_parameters_file", None, "Text BatchingParameters for --enable_batching."
 )
-command_line.define_path("ssl_config_file", None, "A text SSLConfig: gRPC goes over TLS.")
+command_line.define_path("ssl_config_file", None, "A text SSLConfig: TLS for gRPC.")
 flags.DEFINE_integer(
     "tensorflow_intra_op_parallelism",
     0,
-    "Threads inside one operation; 0: one for each core.",
+    "Threads per operation; 0: one per core.",
     lower_bound=0,
 )
 flags.DEFINE_integer(
     "tensorflow_inter_op_parallelism",
     0,
-    "Operations at a time; -1: each request in its own thread; 0: one for each core, or "
-    "with the embedded server -1.",
+    "Parallel operations; -1 runs each request in its own thread; 0: one per core, or -1 "
+    "with --backend=embedded.",
     lower_bound=-1,
 )
 flags.DEFINE_integer(
     "grpc_max_threads",
     0,
-    "Requests at a time; 0: the server's own choice.",
+    "Concurrent requests; 0: the server's default.",
     lower_bound=0,
 )
 flags.DEFINE_integer(
     "max_message_bytes",
     0,
-    "Size of the largest request, with --backend=embedded; 0: 2 GiB.",
+    "Bytes of the largest request, with --backend=embedded; 0: 2 GiB.",
     lower_bound=0,
     upper_bound=2**31 - 1,
 )
-flags.DEFINE_enum("backend", "auto", backends.BACKENDS, "What serves.")
+flags.DEFINE_enum("backend", "auto", backends.BACKENDS, "Server to run.")
 flags.DEFINE_string(
     "host",
     "127.0.0.1",
-    "Address that the embedded server and the container listen on; IPv6 too, e.g. ::1.",
+    "Address that the embedded server and the container listen on, IPv4 or IPv6.",
 )
 flags.DEFINE_string(
     "docker_image",
     None,
-    "Default: tensorflow/serving of the release whose messages are installed here.",
+    "Image for --backend=docker. Default: tensorflow/serving, in the release of the "
+    "installed tensorflow-serving-api.",
 )
 
 
 def _serve_embedded(options: ServerOptions) -> None:
-    # TensorFlow comes with it, so only now.
+    # Imports TensorFlow.
     with startup.hushed():
         from branchy_tf.serving.embedded import EmbeddedServer
 
@@ -125,7 +132,7 @@ def _serve_embedded(options: ServerOptions) -> None:
     with EmbeddedServer.of(options) as server:
         logging.info(
             "Serving %s on %s (embedded server: for development and tests, not for "
-            "production). Stop with Ctrl-C.",
+            "production). Press Ctrl-C to stop.",
             ", ".join(names) or "no model yet",
             addresses.join(options.host, server.port),
         )
@@ -149,8 +156,8 @@ def main() -> None:
     command = backends.command(backend, options, FLAGS.docker_image)
     logging.info("%s", " ".join(command))
     if backend == backends.TF_SERVING:
-        logging.warning("It listens on every interface, and asks nobody who they are.")
-    # It takes this process's place, and so its signals; it may say what it has to.
+        logging.warning("TF Serving listens on every interface, without authentication.")
+    # Replaces this process, so it receives its signals. It logs as usual.
     loud = {k: v for k, v in os.environ.items() if k not in startup.QUIET}
     os.execvpe(command[0], command, loud)
 

@@ -105,7 +105,7 @@ def test_names_are_known_ones(value):
 @pytest.mark.parametrize("value", ["", " ", None, 1, b"a", ["a"], pathlib.Path("a")])
 def test_texts_are_strings(value):
     assert checks.text("s", "a b") == "a b"
-    assert "must be a string that is not empty" in refused(checks.text, "s", value)
+    assert "must be a non-empty string" in refused(checks.text, "s", value)
 
 
 @pytest.mark.parametrize("value", [None, 0, 1, "true", np.int8(1), []])

@@ -115,7 +115,7 @@ def test_json_refuses_other_non_numbers_and_keeps_the_old_file(tmp_path, value):
         (b"\x00\x00", "cannot be read as JSON: "),
         (b'{"a": NaN}', "cannot be read as JSON: NaN is not JSON; infinity is written "),
         (b'{"a": [-Infinity]}', "cannot be read as JSON: -Infinity is not JSON"),
-        (b'{"b": {"a": 1, "a": 2}}', "cannot be read as JSON: the key 'a' stands twice"),
+        (b'{"b": {"a": 1, "a": 2}}', "cannot be read as JSON: the key 'a' is duplicated"),
         (b'{"a": ' * 10**5, "cannot be read as JSON: "),
         (b'{"a": ' + b"[" * 10**5 + b"]" * 10**5 + b"}", "cannot be read as JSON: "),
         (b'{"a": ' + b"9" * 10**5 + b"}", "cannot be read as JSON: "),

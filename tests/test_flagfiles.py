@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from branchy_tf import flagfiles
 from branchy_tf.errors import BranchyError
+from branchy_tf.files import flagfiles
 
 TEXT = "# a comment\r\n--model=net\r\n\r\n  --run_dir=l\u00e4ufe  \r\n// another\r\n"
 

@@ -13,7 +13,7 @@ import small
 from keras import layers
 
 from branchy_tf.errors import BranchyError
-from branchy_tf.keras_files import load_keras_file
+from branchy_tf.files.keras_files import load_keras_file
 from branchy_tf.zoo import branchy_lenet
 
 MODULE = """
@@ -92,7 +92,7 @@ def test_classes_that_are_missing_are_named_with_their_module(own_layers):
 
 def test_with_their_module_imported_it_loads(own_layers):
     run(
-        "import own_layers; from branchy_tf.keras_files import load_keras_file; "
+        "import own_layers; from branchy_tf.files.keras_files import load_keras_file; "
         "load_keras_file('model.keras')",
         own_layers,
     )

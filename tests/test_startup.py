@@ -11,9 +11,8 @@ import sys
 import pytest
 
 from branchy_tf import __main__ as dispatcher
-from branchy_tf import startup
 
-PACKAGE = pathlib.Path(startup.__file__).parent
+PACKAGE = pathlib.Path(dispatcher.__file__).parent
 
 
 def start(*arguments: str, options: tuple[str, ...] = (), **env: str):

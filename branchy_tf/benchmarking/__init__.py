@@ -1,8 +1,7 @@
-"""Times early exit against what people would use instead.
+"""Times early exit against its alternatives.
 
-Each contender lives in a process of its own, as it would in service, and all are
-timed in turn: what the machine does beside falls on all of them. Ratios within one
-run are what to go by.
+Each contender runs in its own process, as in service. They are timed in turn, so other
+work on the machine affects all alike; only ratios within one run are meaningful.
 
     comparing -> contenders, processes;  worker (a process) -> *_engine
 """

@@ -1,4 +1,4 @@
-"""The comparison: every contender timed in turn, and what follows from the times."""
+"""Times every contender in turn, and derives gains and costs."""
 
 from __future__ import annotations
 
@@ -20,19 +20,18 @@ from branchy_tf.policy import ExitPolicy
 from branchy_tf.predictor import EarlyExitPredictor
 from branchy_tf.results import Predictions
 
-# What early exit is measured against.
+# The alternatives to early exit.
 OTHERS = ("keras_export", "frozen", "onnxruntime", "pytorch")
 
-# What answers a request from its image to its label, each in a process of its own.
+# Contenders that answer a request from image to label, each in its own process.
 _WHOLE = ("early_exit", contenders.BFLOAT16, *OTHERS)
 
-# Threads that look for more work, as those of OpenMP and ONNX Runtime do for a while,
-# would take it from the next process.
+# OpenMP and ONNX Runtime threads spin for a while, which would slow the next process.
 _PAUSE = 0.002
 _CHECKED_ROWS = 64
-# The last digits may decide a near tie.
+# The last digits may decide near ties.
 _LEAST_AGREEMENT = 0.95
-# bfloat16 has three digits. How well it must agree is for `export` to say.
+# bfloat16 has three digits; `export` decides how well it must agree.
 _LEAST_IN_BFLOAT16 = 0.8
 
 
@@ -53,12 +52,12 @@ def compare(
     Args:
         model: one input of images.
         policy: the calibrated one.
-        images: real ones; their mix of easy and hard decides the gain.
-        folder: an empty one, for the files of the contenders.
+        images: real images; their mix of easy and hard ones decides the gain.
+        folder: an empty folder for the contenders' files.
         batch_sizes: to time.
         threads: numbers of threads to time.
-        seconds: for each batch size and number of threads.
-        progress: called with a word on what is done now.
+        seconds: to measure for each batch size and number of threads.
+        progress: called with a description of each step.
         peers: other engines to try, of `contenders.PEERS`.
         bfloat16: whether to time early exit in bfloat16 too.
 
@@ -67,13 +66,12 @@ def compare(
         `bfloat16_gains` [{"batch", "threads", "over", "gain"}],
         `memory` of each process [{"contender", "threads", "imports_mb", "peak_mb"}],
         `routing` [{"batch", "threads", "last_over_unrouted", "first_over_stage",
-        "first_extra_us"}], and the contenders `half_exit_1` (every other row leaves at
-        exit_1, the others go to the end) and `unrouted` (the frozen network with its
+        "first_extra_us"}], and the contenders `half_exit_1` (every other row exits at
+        exit_1, the others at the final exit) and `unrouted` (the frozen network with its
         branches but no routing).
 
     Raises:
-        BranchyError: a process ended, or a contender gives other answers than the
-            predictor.
+        BranchyError: a process ended, or a contender disagrees with the predictor.
     """
     progress("writing the contenders")
     programs, left_out = contenders.write(model, images, policy, folder, peers, bfloat16)
@@ -117,7 +115,7 @@ def compare(
 def _expected(
     predictor: EarlyExitPredictor, images: np.ndarray
 ) -> tuple[Predictions, np.ndarray]:
-    """The routed answers to all images; the whole network's labels of the first ones."""
+    """The routed answers to all images; the full network's labels of the first ones."""
     probabilities, _ = predictor.all_exits(images[:_CHECKED_ROWS])
     return predictor.predict(images), probabilities[:, -1].argmax(axis=-1)
 
@@ -125,7 +123,7 @@ def _expected(
 def _check_answers(
     processes: dict[str, Process], answers: Predictions, full: np.ndarray
 ) -> None:
-    """That all compute the same."""
+    """Raises `BranchyError` if a contender computes something else."""
     for name in _WHOLE:
         if name not in processes:
             continue
@@ -138,8 +136,8 @@ def _check_answers(
             agree &= answers.exits[: len(full)] == found["exits"]
         if agree.mean() < (_LEAST_IN_BFLOAT16 if short else _LEAST_AGREEMENT):
             raise BranchyError(
-                f"{name} answers {agree.sum()} of {len(full)} images as the predictor "
-                "does: it computes something else, and its times mean nothing."
+                f"{name} agrees with the predictor on {agree.sum()} of {len(full)} "
+                "images: it computes something else, so its times are meaningless."
             )
 
 
@@ -154,7 +152,7 @@ def _time(
     timers = {
         name: functools.partial(timer, process, name)
         for name, process in processes.items()
-        # Half of one row is none.
+        # One row has no half.
         if batch > 1 or name != "half_exit_1"
     }
     quartiles = timing.interleave(timers, seconds, warm_up=1)
@@ -198,13 +196,13 @@ def _bfloat16_gains(rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 def _times_as_fast(
     rows: dict[str, dict[str, Any]], contender: str, others: Sequence[str]
 ) -> dict[str, float]:
-    """By whom it is measured against, as far as they take part."""
+    """How many times as fast as each other contender that takes part."""
     ms = rows[contender]["ms_per_image"]
     return {over: rows[over]["ms_per_image"] / ms for over in others if over in rows}
 
 
 def _routing(rows: dict[str, dict[str, Any]], batch: int) -> dict[str, float]:
-    """What routing costs where it decides nothing."""
+    """The cost of routing when thresholds force the exit."""
     ms = {name: row["ms_per_image"] for name, row in rows.items()}
     last = [name for name in ms if name.startswith("forced_exit_")][-1]
     extra = ms["forced_exit_1"] - ms["stage_1"]

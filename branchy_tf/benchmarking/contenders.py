@@ -1,4 +1,4 @@
-"""Who takes part: what is written for each, and which process holds it."""
+"""The contenders: writes their files and starts their processes."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from branchy_tf.saved_model.bfloat16 import in_bfloat16
 
 # Early exit at the same thresholds, as `export --precision=bfloat16` writes it.
 BFLOAT16 = "early_exit_bfloat16"
-# What each peer needs; the extra `peers` installs it.
+# The packages that each peer needs; the extra `peers` installs them.
 PEERS = {"onnxruntime": ("onnxruntime", "tf2onnx"), "pytorch": ("torch",)}
 
 
-# {process: (its engine, {contender: what the engine must know of it})}.
+# {process: (engine, {contender: the engine's parameters})}.
 Programs = dict[str, tuple[str, dict[str, Any]]]
 
 
@@ -40,9 +40,8 @@ def write(
     """Writes every contender into `folder`.
 
     Returns:
-        `({process: what it is to hold}, {left out: why})`. Some share a process:
-        what is one program asked in several ways, and the parts that the ideal is made
-        of.
+        `({process: its program}, {left out: why})`. One program with several thresholds
+        shares a process, and so do the stages that the ideal is computed from.
     """
     np.save(folder / "images.npy", images)
     baseline = exits.baseline(model)
@@ -84,7 +83,7 @@ def write(
 def started(
     programs: Programs, threads: int, folder: pathlib.Path
 ) -> Iterator[tuple[dict[str, Process], dict[str, str]]]:
-    """The processes that hold what `write` has written, ended with the context.
+    """Runs the processes for what `write` wrote, until the context ends.
 
     Gives `({contender: its process}, {left out: why})`.
     """
@@ -98,15 +97,15 @@ def started(
                 "images": str(folder / "images.npy"),
                 "threads": threads,
             }
-            # There Keras must do without TensorFlow: two engines in one process
-            # would share neither threads nor memory well.
+            # Without TensorFlow: two engines in one process compete for threads and
+            # memory.
             backend = "torch" if engine == "pytorch" else "tensorflow"
             process = Process(name, spec, folder, {"KERAS_BACKEND": backend})
             ended.callback(process.close)
             processes |= dict.fromkeys(held, process)
         for name in list(processes.keys() & {*PEERS, BFLOAT16}):
             try:
-                # Not just load: a processor without bfloat16 may lack an operation.
+                # Runs it too: a processor without bfloat16 may lack an operation.
                 processes[name].ask("answer", contender=name, rows=1)
             except BranchyError as error:
                 left_out[name] = str(error)
@@ -152,7 +151,7 @@ def _routed(path: pathlib.Path, rows: Sequence[Any]) -> dict[str, Any]:
 
 
 def _parts(model: keras.Model, folder: pathlib.Path) -> dict[str, Any]:
-    """The stages alone, and the whole with its branches but without routing."""
+    """The stages alone, and the full network with branches but without routing."""
     parts = _plain(plain.write_frozen, model, folder / "unrouted")
     behind: list[str] = []
     for k, stage in enumerate(stages.split(model)):

@@ -1,4 +1,4 @@
-"""Milliseconds of each stage on this machine."""
+"""Measures the latency of each stage on this machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def stage_milliseconds(
 ) -> list[dict[str, Any]]:
     """Times each stage alone, frozen as in an export, all stages in turn.
 
-    The gates between stages are not in it, nor is what a server adds.
+    Excludes the exit decisions between stages and the overhead of a server.
 
     Args:
         model: outputs `{"exit_1": logits, ..., "exit_N": logits}`, one input.
@@ -36,7 +36,7 @@ def stage_milliseconds(
         "ms_per_image": the median, "low", "high": the middle half}`.
 
     Raises:
-        BranchyError: a batch size that is no whole number from 1 to n.
+        BranchyError: a batch size is not a whole number from 1 to n.
     """
     for batch in batch_sizes:
         if not (1 <= batch <= len(images) and float(batch).is_integer()):
@@ -68,10 +68,10 @@ def stage_milliseconds(
 
 
 def cumulative_milliseconds(rows: Sequence[dict[str, Any]], batch: int) -> list[float]:
-    """Milliseconds of an image that leaves at each exit, from stage_milliseconds.
+    """Milliseconds per image up to each exit, from `stage_milliseconds`.
 
-    At a full batch: with rows that leave, later stages see smaller batches, which
-    cost more for each image.
+    For full batches: once rows exit, later stages see smaller batches, which cost more
+    per image.
     """
     medians = [row["ms_per_image"] for row in rows if row["batch"] == batch]
     return np.cumsum(medians).tolist()
@@ -80,7 +80,7 @@ def cumulative_milliseconds(rows: Sequence[dict[str, Any]], batch: int) -> list[
 def _call(function: Callable, tensors: list) -> Callable[[], object]:
     def run() -> object:
         logits, _ = function(tensors)
-        # On a GPU a call comes back before it is done.
+        # On a GPU a call returns before it has finished.
         return logits.numpy()
 
     return run

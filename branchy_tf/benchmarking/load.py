@@ -1,9 +1,8 @@
-"""Load for a server, and how it fared: closed loops and open ones.
+"""Load tests of a server with closed and open loops.
 
-In a closed loop each of several callers asks again once it is answered; that shows
-what a server can do. An open loop asks at a rate, whatever the server does, as the
-world does: latency counts from when a request was due, so that waiting for its turn
-is not hidden.
+In a closed loop each of several callers sends its next request after an answer, which
+shows the server's capacity. An open loop sends requests at a given rate, as real traffic
+does. Its latency counts from the time a request was due, so queueing is included.
 """
 
 from __future__ import annotations
@@ -25,27 +24,27 @@ from branchy_tf import checks
 from branchy_tf.errors import BranchyError, ServerError
 from branchy_tf.serving.answers import ExpectedAnswers
 
-# Threads, and requests of an open loop, which is drawn before it begins.
+# Threads, and requests of an open loop, which are sampled in advance.
 _MOST_CALLERS, _MOST_ARRIVALS = 10_000, 10_000_000
 OK, WRONG, LATE = "OK", "WRONG", "DEADLINE_EXCEEDED"
 
-# Asks with a request's number and the seconds it has; gives the rows answered.
-# Raises `ServerError`, or `WrongAnswer`.
+# Sends a request, given its number and timeout in seconds; returns the rows answered.
+# Raises `ServerError` or `WrongAnswer`.
 Ask = Callable[[int, float], int]
 
 
 class WrongAnswer(Exception):
-    """An answer that is not what it must be."""
+    """An answer is not the expected one."""
 
 
 class Sample(NamedTuple):
     """One request.
 
     Attributes:
-        start: when it was sent, or due in an open loop, in `time.monotonic()`.
-        end: when it was answered or given up.
+        start: `time.monotonic()` when it was sent, or in an open loop due.
+        end: when it was answered or failed.
         status: "OK", "WRONG" or the name of a gRPC status.
-        rows: that were answered.
+        rows: the rows answered.
     """
 
     start: float
@@ -56,7 +55,7 @@ class Sample(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What came of a load.
+    """The result of a load test.
 
     Attributes:
         samples: of all requests.
@@ -68,23 +67,23 @@ class Outcome:
 
     @property
     def wrong(self) -> int:
-        """How many answers were not what they must be."""
+        """The number of wrong answers."""
         return sum(sample.status == WRONG for sample in self.samples)
 
     @property
     def errors(self) -> dict[str, int]:
-        """How many requests failed, by status."""
+        """The number of failed requests by status."""
         failed = (s.status for s in self.samples if s.status not in (OK, WRONG))
         return dict(sorted(collections.Counter(failed).items()))
 
     @property
     def latencies(self) -> np.ndarray:
-        """Milliseconds of each request that was answered."""
+        """Milliseconds of each answered request."""
         answered = [s for s in self.samples if s.status in (OK, WRONG)]
         return np.array([1e3 * (s.end - s.start) for s in answered])
 
     def summary(self) -> dict[str, Any]:
-        """The figures, as load.json has them."""
+        """The figures in load.json."""
         latencies = self.latencies
         found = np.percentile(latencies, [50, 95, 99, 100]) if len(latencies) else None
         names = ("p50_ms", "p95_ms", "p99_ms", "max_ms")
@@ -101,18 +100,18 @@ class Outcome:
 
 
 class Traffic:
-    """Requests about known images, each row with thresholds of its own.
+    """Requests with known images, each row with its own thresholds.
 
-    Request k asks about the rows from k B on, over and over. Rows take the
-    thresholds in turn, and each image meets all of them in time.
+    Request k sends B images from k B on, cyclically. Rows take the thresholds in turn,
+    so over time each image meets all of them.
 
     Args:
-        client: an `EarlyExitClient`, or what has its `predict`.
-        images: [n, ...], what the model takes.
-        rows: B, of each request.
-        thresholds: [K, N-1]; default: none are sent.
-        expected: called with the version that answered, gives what it must
-            answer to `images`; needs thresholds. Default: answers are not checked.
+        client: an `EarlyExitClient`, or another object with its `predict`.
+        images: [n, ...], inputs of the model.
+        rows: B, per request.
+        thresholds: [K, N-1]; default: sends none.
+        expected: returns the known answers of a version to `images`; needs thresholds.
+            Default: answers are not checked.
     """
 
     def __init__(
@@ -132,18 +131,18 @@ class Traffic:
             self._thresholds = checks.real_array("thresholds", thresholds)
             if self._thresholds.ndim != 2 or not self._thresholds.size:
                 raise BranchyError(
-                    "`thresholds` must be [K, N-1], K times those of each exit but the "
-                    f"last. Received {checks.shown(thresholds)}."
+                    "`thresholds` must be [K, N-1], K times one for each exit but the "
+                    f"final one. Received {checks.shown(thresholds)}."
                 )
             self._thresholds = self._thresholds.astype(np.float32)
         self._expected = expected
 
     def __call__(self, number: int, timeout: float) -> int:
-        """Sends request `number`; gives its rows.
+        """Sends request `number`; returns its rows.
 
         Raises:
             ServerError: as the client's `predict`.
-            WrongAnswer: a row is not what it must be.
+            WrongAnswer: a row is wrong.
         """
         place = number * self._rows + np.arange(self._rows)
         rows = place % len(self._images)
@@ -175,15 +174,15 @@ def closed_loop(
     requests: int | None = None,
     stop: threading.Event | None = None,
 ) -> Outcome:
-    """Callers that each ask again once they are answered.
+    """Callers that each send their next request after an answer.
 
     Args:
         ask: called from several threads at a time.
-        callers: how many threads.
-        timeout: seconds for each request.
-        seconds: after which no request is sent any more.
-        requests: after how many none is.
-        stop: none is sent once this is set.
+        callers: number of threads.
+        timeout: seconds per request.
+        seconds: to send requests for.
+        requests: to send in all.
+        stop: ends the loop once set.
 
     Returns:
         The outcome of all requests.
@@ -226,16 +225,16 @@ def open_loop(
     seed: int = 0,
     stop: threading.Event | None = None,
 ) -> Outcome:
-    """Requests that arrive by chance at a given rate, a Poisson process.
+    """Requests that arrive at random at a given rate, as a Poisson process.
 
     Args:
         ask: called from several threads at a time.
-        rate: requests a second.
-        timeout: seconds for each request, from when it is due.
-        seconds: after which none arrives any more.
-        callers: requests under way at a time; others wait, which counts.
+        rate: requests per second.
+        timeout: seconds per request, from when it is due.
+        seconds: to send requests for.
+        callers: concurrent requests; others wait, which counts as latency.
         seed: of the arrivals.
-        stop: none arrives once this is set.
+        stop: ends the loop once set.
 
     Returns:
         The outcome of all requests.
@@ -278,14 +277,14 @@ def run_loops(
     Args:
         ask: as for the loops.
         callers: numbers of callers.
-        rates: requests a second.
-        seconds: for each.
-        timeout: seconds for each request.
-        progress: called with a word on what is measured now.
+        rates: requests per second.
+        seconds: per loop.
+        timeout: seconds per request.
+        progress: called with a description of each loop.
 
     Returns:
-        For each `Outcome.summary()` with `loop`, "closed" or "open", `callers` and
-        `rate`, one of which is None.
+        For each loop its `Outcome.summary()` with `loop`, "closed" or "open", `callers`
+        and `rate`, one of which is None.
     """
     results = []
     for count in callers:

@@ -1,4 +1,4 @@
-"""The whole network in ONNX Runtime."""
+"""The full network in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import onnxruntime
 
 
 class OnnxRuntimeEngine:
-    """Contenders are .onnx files, with ONNX Runtime's own settings but for threads.
+    """Runs .onnx files with ONNX Runtime's default settings, except for threads.
 
     Args:
         programs: `{contender: {"path"}}`.
-        threads: inside an operation, and operations at a time.
+        threads: per operation, and parallel operations.
     """
 
     def __init__(self, programs: dict[str, dict[str, Any]], threads: int) -> None:

@@ -1,4 +1,9 @@
-"""Processes that each hold one program, seen from the one that compares them."""
+"""Worker processes, each with one program, and requests to them.
+
+Not `concurrent.futures`: its spawned processes import the command that started them,
+and so TensorFlow, which PyTorch's process must do without and memory figures would
+include; and all share one environment, where each needs its `KERAS_BACKEND`.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +21,10 @@ _PACKAGE = pathlib.Path(branchy_tf.__file__).parent
 
 
 class Process:
-    """A `worker`, started at once and loaded when asked; close it in the end.
+    """A `worker` process; close it when done.
 
     Args:
-        name: what messages call it.
+        name: its name in messages.
         spec: {"engine", "programs", "images", "threads"}, see `worker`.
         folder: for its files.
         environment: variables to set in it.
@@ -35,7 +40,7 @@ class Process:
         self.name = name
         path, self._log = folder / f"{name}.json", folder / f"{name}.log"
         path.write_text(json.dumps(spec), encoding="utf-8")
-        # The package that runs here, wherever it lies.
+        # The package of this process, wherever it lies.
         paths = [str(_PACKAGE.parent), os.environ.get("PYTHONPATH", "")]
         set_here = {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
         with self._log.open("wb") as log:
@@ -51,20 +56,20 @@ class Process:
         self._loading = True
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
-        """The answer to a request.
+        """Sends a request and returns the answer.
 
         Raises:
-            BranchyError: it could not do it, or has ended.
+            BranchyError: the request failed, or the process has ended.
         """
         self.wait()
         self._tell({"do": do, **request})
         return self._hear()
 
     def wait(self) -> None:
-        """Until its program is loaded.
+        """Waits until its program is loaded.
 
         Raises:
-            BranchyError: it cannot be.
+            BranchyError: loading failed.
         """
         if self._loading:
             self._hear()
@@ -97,5 +102,5 @@ class Process:
 
     def _ended(self) -> BranchyError:
         lines = self._log.read_text(errors="replace").strip().splitlines()
-        last = lines[-1] if lines else "it said nothing"
+        last = lines[-1] if lines else "it left no message"
         return BranchyError(f"The process of {self.name} has ended: {last}")

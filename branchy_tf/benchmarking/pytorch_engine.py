@@ -1,4 +1,4 @@
-"""The same network with the same exits in PyTorch, eager."""
+"""The same network with the same exits in eager PyTorch."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class EarlyExit:
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> tuple:
         """uint8 [B, H, W, C] to probabilities [B, C], exits [B] and scores [B]."""
-        # Read as channels last, which is what they are and what is fastest.
+        # Stays channels last in memory, which is fastest.
         live = [torch.from_numpy(images).movedim(-1, 1).float()]
         rows = torch.arange(len(images))
         answers: tuple | None = None

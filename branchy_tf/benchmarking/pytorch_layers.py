@@ -14,13 +14,13 @@ from branchy_tf import graphs
 
 
 class Network(nn.Module):
-    """From the model's inputs to its outputs, flat; images lie channels first.
+    """A flat list of modules from the model's inputs to its outputs, channels first.
 
     Args:
-        model: of layers that have a counterpart here.
+        model: with supported layers.
 
     Raises:
-        NotImplementedError: one has none.
+        NotImplementedError: a layer is not supported.
     """
 
     def __init__(self, model: keras.Model) -> None:
@@ -36,7 +36,7 @@ class Network(nn.Module):
         self.eval().to(memory_format=torch.channels_last)
 
     def forward(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Runs the steps one after the other."""
+        """Runs the modules in order."""
         value = dict(zip(self._inputs, tensors, strict=True))
         for module, given, made in self._steps:
             value[made] = module(*(value[key] for key in given))
@@ -44,16 +44,16 @@ class Network(nn.Module):
 
 
 def translate(layer: Any) -> nn.Module:
-    """The module that does what a Keras layer does at inference."""
+    """The module equivalent to a Keras layer at inference."""
     kind = type(layer).__name__
     if kind not in _TRANSLATIONS:
         raise NotImplementedError(
             f"{layer.name} is a {kind}; known: {', '.join(sorted(_TRANSLATIONS))}"
         )
-    # keras.ops.add, which `+` is, has the name of the layer and does the same.
+    # `+` is keras.ops.add, an operation with the layer's name and function.
     if isinstance(layer, keras.Layer) and not graphs.computes_as_its_class(layer):
         raise NotImplementedError(
-            f"{layer.name} is quantised, or computes something else than Keras's {kind}"
+            f"{layer.name} is quantised, or does not compute what Keras's {kind} does"
         )
     module = _TRANSLATIONS[kind](layer)
     activation = getattr(layer, "activation", keras.activations.linear)
@@ -75,7 +75,7 @@ def _put(parameter: Any, value: torch.Tensor) -> None:
 
 
 class _Same(nn.Module):
-    """Keras's "same" padding, which is not even where strides do not fit."""
+    """Keras's "same" padding, uneven where strides do not divide the size."""
 
     def __init__(self, module: nn.Module, layer: Any, size: Any, fill: float) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class _Call(nn.Module):
 
 def _relu(layer: Any) -> nn.Module:
     if (layer.max_value, layer.negative_slope, layer.threshold) != (None, 0, 0):
-        raise NotImplementedError(f"{layer.name} is no plain ReLU")
+        raise NotImplementedError(f"{layer.name} is not a plain ReLU")
     return nn.ReLU()
 
 

@@ -1,4 +1,4 @@
-"""The comparison in words and rows."""
+"""The comparison as text and rows."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _MEMORY = {
     "contender": "process",
     "threads": "threads",
     "imports_mb": "MB after imports",
-    "peak_mb": "MB at most",
+    "peak_mb": "MB at peak",
 }
 
 
 def text(result: dict[str, Any]) -> str:
-    """What a comparison has found, as printed.
+    """The comparison as printed text.
 
     Args:
         result: content of benchmark.json.
@@ -57,7 +57,7 @@ def text(result: dict[str, Any]) -> str:
 
 
 def flat(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for each timing, with what it was measured on."""
+    """A row per timing, with the machine it was measured on."""
     machine = dict(result["machine"])
     processor = {name: machine.pop(name) for name in ("processor", "cores")}
     versions = " ".join(f"{name}={version}" for name, version in machine.items())

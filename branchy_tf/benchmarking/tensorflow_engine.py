@@ -1,4 +1,4 @@
-"""SavedModels in a Session, the engine of TF Serving."""
+"""SavedModels in a Session, TF Serving's engine."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from branchy_tf.saved_model.session import SessionModel
 
 
 class TensorFlowEngine:
-    """Contenders are signatures of SavedModels, with some inputs given.
+    """Runs signatures of SavedModels.
 
     Args:
-        programs: `{contender: {"path", "signature", "thresholds": rows to repeat down
-            the batch (or absent), "behind": the paths of the stages before (or
-            absent)}}`.
-        threads: inside an operation; operations run one after the other, in the thread
-            that calls, as serving/ has it.
+        programs: `{contender: {"path", "signature", "thresholds": rows to repeat over
+            the batch (optional), "behind": paths of the earlier stages (optional)}}`.
+        threads: per operation; operations run one at a time in the calling thread, as
+            in serving/.
     """
 
     def __init__(self, programs: dict[str, dict[str, Any]], threads: int) -> None:

@@ -1,4 +1,4 @@
-"""Times several things in turn, so that noise falls on all alike."""
+"""Times calls in turn, so that noise affects all alike."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def time_calls(
     warm_up: int = 5,
     quantiles: Sequence[float] = (0.25, 0.5, 0.75),
 ) -> dict[str, np.ndarray]:
-    """Times several calls in turn, so that noise falls on all alike.
+    """Times several calls in turn, so that noise affects all alike.
 
     Args:
         calls: what to time, by name.
-        seconds: about how long to measure, over all calls.
-        warm_up: untimed rounds before.
-        quantiles: which quantiles of the times to return.
+        seconds: to measure, over all calls.
+        warm_up: untimed rounds first.
+        quantiles: of the times, to return.
 
     Returns:
         `{name: seconds at each quantile}`.
@@ -36,7 +36,7 @@ def interleave(
     warm_up: int = 5,
     quantiles: Sequence[float] = (0.25, 0.5, 0.75),
 ) -> dict[str, np.ndarray]:
-    """Like `time_calls`, of calls that tell how many seconds they took."""
+    """Like `time_calls`, for calls that return the seconds they took."""
     for _ in range(warm_up):
         for timer in timers.values():
             timer()

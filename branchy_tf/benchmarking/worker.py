@@ -1,4 +1,4 @@
-"""A process of the comparison: holds one program and does what it is asked.
+"""A worker process of the comparison: runs one program on request.
 
 Requests and answers are lines of JSON, on stdin and stdout:
 
@@ -9,11 +9,11 @@ Requests and answers are lines of JSON, on stdin and stdout:
 | {"do": "memory"} | {"imports_mb", "peak_mb"} |
 | {"do": "load"} | {} once the program is loaded, or {"error"} |
 
-The number of threads is the process's, for good: TensorFlow keeps the pool of threads
-that its first session has asked for, whatever later ones ask.
+The number of threads is fixed for the process: TensorFlow keeps the thread pool of its
+first session.
 
-A pass goes through some batches of real images. Early exit takes long for some and
-short for others, so the median of single batches would say nothing of their mean.
+A pass runs several batches of real images. Early exit is slow for some and fast for
+others, so the median over single batches would not reflect the mean.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from branchy_tf.benchmarking.memory import resident_most, resident_now
+from branchy_tf.benchmarking.machine import resident_most, resident_now
 
 
 class Engine(Protocol):
-    """What runs the contenders of one process."""
+    """Runs the contenders of one process."""
 
     def prepare(self, contender: str, batches: list[np.ndarray]) -> Callable[[int], Any]:
-        """A function that runs batch i; only what it does is timed."""
+        """A function that runs batch i; only that is timed."""
 
     def answer(self, contender: str, images: np.ndarray) -> tuple[Any, Any]:
         """Labels [B] and exits [B], 0-based; exits are None without routing."""
@@ -64,11 +64,11 @@ class _Worker:
         if batch != self._batch:
             self._batches, self._batch = split(self._images, batch), batch
             self._prepared = {}
-        # Kept while others have their turn: to prepare a late stage runs all before it.
+        # Kept between turns: preparing a late stage runs all earlier ones.
         if contender not in self._prepared:
             self._prepared[contender] = self._engine.prepare(contender, self._batches)
         run = self._prepared[contender]
-        run(0)  # untimed: brings back what the others have pushed out of the caches
+        run(0)  # untimed: warms the caches after the other contenders
         start = time.perf_counter()
         for i in range(len(self._batches)):
             run(i)
@@ -85,12 +85,12 @@ def split(images: np.ndarray, batch: int) -> list[np.ndarray]:
 
 
 def rows_of_pass(images: int, batch: int) -> int:
-    """How many of so many images a pass goes through, in full batches."""
+    """The number of images in a pass: full batches only."""
     return batch * min(images // batch, max(4, min(64, 512 // batch)))
 
 
 def main() -> None:
-    # Whatever libraries print goes to stderr; stdout is for answers.
+    # Output of libraries goes to stderr; stdout carries the answers.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     with open(sys.argv[1], encoding="utf-8") as file:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from branchy_tf import inputs
+from branchy_tf import checks
 from branchy_tf.errors import BranchyError
 from branchy_tf.saved_model.early_exit import EarlyExitModule
 
@@ -79,10 +79,10 @@ def batches(module: EarlyExitModule, images: Any) -> Iterator[dict[str, np.ndarr
         BranchyError: there are none, or they do not fit.
     """
     expected = {
-        spec.name: inputs.Expected(tuple(spec.shape), np.dtype(dtype))
+        spec.name: checks.TensorSpec(tuple(spec.shape), np.dtype(dtype))
         for spec, dtype in zip(module.specs, module.model_dtypes, strict=True)
     }
-    arrays, rows = inputs.check(images, expected)
+    arrays, rows = checks.batch(images, expected)
     if not rows:
         raise BranchyError("There are no images to compare answers on.")
     size = min(_BATCH_SIZE, module.max_rows or _BATCH_SIZE)

@@ -1,4 +1,4 @@
-"""Serving: the clients, which need no TensorFlow, and the embedded server.
+"""The clients, which do not import TensorFlow, and the embedded server.
 
 ```python
 from branchy_tf.serving import EarlyExitClient

@@ -1,4 +1,4 @@
-"""Addresses of servers: what gRPC would misread, and whether a proxy is on the way."""
+"""Addresses of servers: checks for what gRPC misreads, and the proxy in use."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from typing import Any
 from branchy_tf import checks
 from branchy_tf.errors import BranchyError
 
-# gRPC's own schemes for naming a server; everything else is host:port.
+# gRPC's naming schemes; anything else is host:port.
 _SCHEME = re.compile(r"(dns|ipv4|ipv6|unix|unix-abstract|vsock|xds|google-c2p):")
-# Where gRPC looks for a proxy and for the hosts that need none, in its order. It
-# overlooks upper case.
+# The variables that gRPC reads, in its order. It ignores upper case.
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
 _WITHOUT = ("no_grpc_proxy", "no_proxy")
 
@@ -26,7 +25,7 @@ def check_server(server: Any) -> str:
         server: host:port, [IPv6]:port, or one of gRPC's names, such as unix:PATH.
 
     Raises:
-        BranchyError: no string, or one that gRPC would read otherwise than it is meant.
+        BranchyError: not a string, or an address that gRPC would misread.
     """
     checks.text("server", server)
     if _SCHEME.match(server):
@@ -40,7 +39,7 @@ def check_server(server: Any) -> str:
     host, port = split(server)
     if ":" in host and "[" not in server:
         raise BranchyError(
-            f"An IPv6 address stands in brackets before its port, such as [{_v6(host)}]"
+            f"An IPv6 address needs brackets before its port, such as [{_v6(host)}]"
             f":8500. Received `server` {server!r}."
         )
     if (
@@ -56,13 +55,13 @@ def check_server(server: Any) -> str:
 
 
 def split(server: str) -> tuple[str, str | None]:
-    """`(host, port)` of host:port; the port is None where there is none.
+    """`(host, port)` of host:port; the port is None if there is none.
 
     An IPv6 address without brackets is all host.
     """
     if server.startswith("["):
         host, _, rest = server[1:].partition("]")
-        # What follows a bracket without a colon is no port.
+        # Text after the bracket without a colon is not a port.
         return host, (rest[1:] if rest.startswith(":") else "") if rest else None
     if server.count(":") > 1:
         return server, None
@@ -71,12 +70,12 @@ def split(server: str) -> tuple[str, str | None]:
 
 
 def has_no_port(server: str) -> bool:
-    """Whether a host was given alone; gRPC then asks port 443."""
+    """Whether the port is missing; gRPC then uses 443."""
     return not _SCHEME.match(server) and split(server)[1] is None
 
 
 def _v6(host: str) -> str:
-    """The address in what was written without brackets: "::1:8500" means ::1."""
+    """The address without its port: "::1:8500" means ::1."""
     address, _, port = host.rpartition(":")
     return address if len(port) == 4 and port.isdecimal() and _ip(address) else host
 
@@ -89,7 +88,7 @@ def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def is_local(server: str) -> bool:
-    """Whether a server is reached without leaving this machine."""
+    """Whether a server is on this machine."""
     scheme = _SCHEME.match(server)
     if scheme:
         if scheme[1].startswith("unix"):
@@ -104,18 +103,18 @@ def is_local(server: str) -> bool:
 
 
 def proxy_for(server: str) -> str | None:
-    """The proxy that stands between this process and a server.
+    """The proxy that gRPC uses for a server.
 
     Returns:
-        `variable=URL` of the environment, without a password; None where a server is
-        asked directly: a local one always, another where no_proxy has it.
+        `variable=URL` of the environment, without a password; None for a direct
+        connection: to local servers and to those in no_proxy.
     """
     variable = next((name for name in _PROXIES if os.environ.get(name)), None)
     if variable is None or is_local(server) or _is_excepted(server):
         return None
     url = urllib.parse.urlsplit(os.environ[variable])
     if url.scheme != "http":
-        return None  # gRPC knows no others and asks directly
+        return None  # gRPC supports no others and connects directly
     return f"{variable}={url.scheme}://{url.netloc.rpartition('@')[2]}"
 
 
@@ -149,10 +148,10 @@ def join(host: str, port: int) -> str:
 
 
 def check_host(host: Any) -> str:
-    """An address to listen on, without the brackets of IPv6.
+    """An address to listen on, without IPv6 brackets.
 
     Raises:
-        BranchyError: no string, or a port or more behind it.
+        BranchyError: not an address, or an address with a port.
     """
     checks.text("host", host)
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host

@@ -1,4 +1,4 @@
-"""What a server's answers must be: every exit's answer to images that are known."""
+"""Checks a server's answers against every exit's known answers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from branchy_tf.thresholds import leaves
 
 @dataclasses.dataclass(frozen=True)
 class ExpectedAnswers:
-    """Every exit's answer to each of n images; thresholds say which one is given.
+    """Every exit's answer to each of n images; thresholds select the expected one.
 
     Attributes:
         probabilities: float32 [n, N, classes].
         scores: float32 [n, N].
-        tolerance: how far off numbers may be: another batch size or processor adds
-            up in another order.
+        tolerance: largest difference allowed. Batch size and processor change the order
+            of additions.
 
     Example:
 
@@ -36,15 +36,15 @@ class ExpectedAnswers:
     def right(
         self, answer: Predictions, rows: np.ndarray, thresholds: np.ndarray
     ) -> np.ndarray:
-        """Which rows of an answer are what they must be.
+        """Which rows of an answer are correct.
 
         Args:
             answer: of B rows.
-            rows: int [B], which of the n images were asked about.
-            thresholds: N-1 numbers or [B, N-1], what was sent with them.
+            rows: int [B], indices of the images.
+            thresholds: N-1 numbers or [B, N-1], as sent.
 
         Returns:
-            bool [B]. A row whose score lies on its very threshold may leave or stay.
+            bool [B]. A row whose score equals its threshold may exit or stay.
         """
         exits, each = answer.exits, np.arange(len(rows))
         num_exits, classes = self.probabilities.shape[1:]
@@ -60,9 +60,9 @@ class ExpectedAnswers:
         )
 
     def _possible(self, rows: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-        """Bool [B, N], where each row may leave: one exit, but for the tolerance."""
+        """Bool [B, N], the exits possible for each row within the tolerance."""
         scores = self.scores[rows, :-1]
-        # Nothing scores below 0, however roughly it was computed.
+        # No score is below 0, whatever the tolerance.
         may_leave = leaves(scores, thresholds + self.tolerance) & (thresholds > 0)
         may_stay = ~leaves(scores, thresholds - self.tolerance)
         always = np.ones((len(rows), 1), bool)

@@ -1,4 +1,4 @@
-"""The client of `client.py` for asyncio."""
+"""The asyncio client."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from branchy_tf import inputs
+from branchy_tf import checks
 from branchy_tf.errors import BranchyError
 from branchy_tf.results import AllExits, Predictions
 from branchy_tf.serving.conversation import IN_FLIGHT, Send
@@ -17,9 +17,9 @@ from branchy_tf.serving.driver import Driver
 
 
 class AsyncEarlyExitClient(Driver):
-    """`EarlyExitClient`, with coroutines; for one event loop, the one that uses it.
+    """`EarlyExitClient` with coroutines; bound to the first event loop that uses it.
 
-    A call that is cancelled cancels its requests.
+    Cancelling a call cancels its requests.
 
     Args:
         server, model, version, timeout, label, tls, max_rows, metrics: as for
@@ -34,7 +34,7 @@ class AsyncEarlyExitClient(Driver):
     """
 
     def _prepare(self) -> None:
-        # Opened by the first call: a client may be made before its loop runs.
+        # Opened by the first call: a client may be created before its loop runs.
         self._opened: tuple[asyncio.AbstractEventLoop, Any] | None = None
 
     async def __aenter__(self) -> AsyncEarlyExitClient:
@@ -44,7 +44,7 @@ class AsyncEarlyExitClient(Driver):
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connection; calls under way fail."""
+        """Closes the connection; pending calls fail."""
         self._closed = True
         if self._opened is not None:
             await self._channel().close()
@@ -61,7 +61,7 @@ class AsyncEarlyExitClient(Driver):
 
     async def describe(
         self, timeout: float | None = None
-    ) -> tuple[dict[str, inputs.Expected], int]:
+    ) -> tuple[dict[str, checks.TensorSpec], int]:
         """See `EarlyExitClient.describe`."""
         return await self._hold(self._conversation.describe(timeout))
 
@@ -73,17 +73,20 @@ class AsyncEarlyExitClient(Driver):
         await asyncio.sleep(seconds)
 
     async def _send(self, step: Send) -> list[bytes]:
-        ask, gate = self._channel().unary_unary(step.method), asyncio.Semaphore(IN_FLIGHT)
+        ask, slots = (
+            self._channel().unary_unary(step.method),
+            asyncio.Semaphore(IN_FLIGHT),
+        )
 
         async def one(request: Callable[[], bytes]) -> bytes:
-            async with gate:
+            async with slots:
                 return await ask(request(), timeout=step.left())
 
         tasks = [asyncio.ensure_future(one(request)) for request in step.requests]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
             for task in done:
-                # Whoever waits for this call did not cancel it: its channel was closed.
+                # Cancelled by closing the channel, not by the caller.
                 if task.cancelled():
                     raise grpc.FutureCancelledError
                 task.result()
@@ -99,6 +102,6 @@ class AsyncEarlyExitClient(Driver):
             self._opened = loop, self._route.open(grpc.aio)
         if self._opened[0] is not loop:
             raise BranchyError(
-                "The client is used by another event loop; make one for each loop."
+                "The client belongs to another event loop; create one client per loop."
             )
         return self._opened[1]

@@ -1,4 +1,4 @@
-"""Which server runs a model: TF Serving, its container, or the embedded one."""
+"""The backends: TF Serving, its container, or the embedded server."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _FILES = [
     for field in dataclasses.fields(ServerOptions)
     if field.name.endswith("_file")
 ]
-# Options that are said in another way than by a flag of the same name, or refused.
+# Options without a flag of the same name.
 _ELSEWHERE = {
     "model_base_path", "model_name", "port", "rest_api_port", "host", "max_message_bytes"
 }  # fmt: skip
 
 
 def choose(backend: str) -> str:
-    """Resolves `auto`: what is on PATH, else a docker engine, else embedded.
+    """Resolves `auto`: TF Serving on PATH, else a Docker engine, else embedded.
 
     Raises:
-        BranchyError: the backend asked for is not on this machine.
+        BranchyError: the backend is not available on this machine.
     """
     if backend in (TF_SERVING, "auto") and shutil.which(TF_SERVING):
         return TF_SERVING
@@ -59,7 +59,7 @@ def _docker_answers() -> bool:
         )
     except (OSError, subprocess.TimeoutExpired):
         return False
-    # The client answers without an engine; then it reports an error among the rest.
+    # Without an engine the client still answers, but with an error status.
     return done.returncode == 0
 
 
@@ -72,7 +72,7 @@ def command(backend: str, options: ServerOptions, image: str | None = None) -> l
         image: of the container; default: `default_image()`.
 
     Raises:
-        BranchyError: TF Serving has no such option, or takes other values.
+        BranchyError: TF Serving does not support an option or its value.
     """
     _check(backend, options)
     if backend == TF_SERVING:
@@ -101,14 +101,14 @@ def command(backend: str, options: ServerOptions, image: str | None = None) -> l
 def _check(backend: str, options: ServerOptions) -> None:
     if not options.port:
         raise BranchyError(
-            f"--port=0, any free port, works with --backend=embedded alone; this is "
+            f"--port=0, any free port, works only with --backend=embedded; this is "
             f"{backend}. Pass the port to listen on."
         )
     if options.max_message_bytes:
         raise BranchyError(
             f"--max_message_bytes={options.max_message_bytes}: {backend} has no such "
-            "limit, and takes requests of up to 2 GiB. Leave it out, or limit them in "
-            "the proxy before it."
+            "limit and takes requests of up to 2 GiB. Omit it, or set a limit in a "
+            "proxy."
         )
     for name in ("file_system", "model_config_file"):
         flag = f"{name}_poll_wait_seconds"
@@ -127,7 +127,7 @@ def _models(options: ServerOptions) -> list[str]:
 
 
 def _name(options: ServerOptions) -> list[str]:
-    """Flags of docker for one model, which the container looks for in /models."""
+    """Docker flags for one model, which the container expects in /models."""
     if options.model_config_file:
         return []
     (model,) = options.models().model_config_list.config
@@ -138,18 +138,18 @@ def _name(options: ServerOptions) -> list[str]:
     base, _, last = model.base_path.rstrip("/").rpartition("/")
     if last != model.name:
         raise BranchyError(
-            f"--model_base_path={model.base_path}: the container serves a URL under its "
-            f"last name alone. Pass --model_name={last}, or a --model_config_file."
+            f"--model_base_path={model.base_path}: the container can only serve a URL "
+            f"under its last part. Pass --model_name={last}, or a --model_config_file."
         )
     return [name, f"--env=MODEL_BASE_PATH={base}"]
 
 
 def _flags(options: ServerOptions, place: Callable[[files.Path], object]) -> list[str]:
-    """Flags that differ from the defaults, which are TF Serving's.
+    """Flags for values other than the defaults, which are TF Serving's.
 
     Args:
         options: what to serve.
-        place: where the server finds a file of this machine.
+        place: maps a path of this machine to the server's.
     """
     found = []
     for field in dataclasses.fields(options):
@@ -167,7 +167,7 @@ def _flags(options: ServerOptions, place: Callable[[files.Path], object]) -> lis
 
 
 def _mounts(options: ServerOptions) -> dict[pathlib.Path, str]:
-    """`{path on this machine: in the container}`."""
+    """`{path on this machine: path in the container}`."""
     mounts = {
         files.absolute(path): f"/config/{flag.removesuffix('_file')}.config"
         for flag in _FILES
@@ -175,16 +175,16 @@ def _mounts(options: ServerOptions) -> dict[pathlib.Path, str]:
     }
     models = options.models().model_config_list.config
     for model in models:
-        # A config file names folders, and may be read again: they lie in the
-        # container where they lie here.
+        # A config file names folders and may be read again, so the container mounts
+        # them at the same paths.
         if files.is_url(model.base_path):
-            continue  # the server reads it from there
+            continue  # read by the server itself
         inside = model.base_path if options.model_config_file else f"/models/{model.name}"
         mounts[pathlib.Path(model.base_path)] = inside
     return mounts
 
 
 def default_image() -> str:
-    """The image of the release whose messages are installed here."""
+    """The image of the installed tensorflow-serving-api's release."""
     release = importlib.metadata.version("tensorflow-serving-api")
     return f"tensorflow/serving:{release}"

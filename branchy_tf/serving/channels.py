@@ -1,4 +1,4 @@
-"""How clients connect, and what gRPC says when that fails."""
+"""Channels to servers, and explanations of gRPC's errors."""
 
 from __future__ import annotations
 
@@ -26,45 +26,45 @@ _SERVICE_CONFIG = {
                 "initialBackoff": "0.05s",
                 "maxBackoff": "0.5s",
                 "backoffMultiplier": 2,
-                # Only what certainly did not reach a model is tried again.
+                # Retries only requests that certainly did not reach a model.
                 "retryableStatusCodes": ["UNAVAILABLE"],
             },
         }
     ],
-    # A server that refuses most requests is not asked four times as often.
+    # Spares a server that refuses most requests four times the load.
     "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.5},
 }
 _OPTIONS = [
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     ("grpc.enable_retries", 1),
-    # gRPC keeps no request above 256 KB to send it again.
+    # By default gRPC does not retry requests above 256 KB.
     ("grpc.per_rpc_retry_buffer_size", wire.MOST_BYTES),
-    # gRPC alone would refuse answers over 4 MB.
+    # By default gRPC refuses responses over 4 MB.
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-    # A server that comes back is noticed within a second, at a new address too.
+    # Notices within a second that a server is back, at a new address too.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.dns_min_time_between_resolutions_ms", 1000),
-    # A machine that vanished is given up after 5 seconds, not TCP's quarter of an
-    # hour: gRPC sets TCP_USER_TIMEOUT so where it may ping. It may every 5 minutes;
-    # servers hang up on who pings more often.
+    # Gives up a machine that vanished after 5 seconds, not TCP's quarter of an hour:
+    # with pings on, gRPC sets TCP_USER_TIMEOUT to the ping timeout. Servers hang up on
+    # clients that ping more often than every 5 minutes.
     ("grpc.keepalive_time_ms", 300_000),
     ("grpc.keepalive_timeout_ms", 5_000),
-    # Nothing is shared with other clients, nor with those of a process that forked.
+    # Shares no connection with other clients or a forked process.
     ("grpc.use_local_subchannel_pool", 1),
 ]
 
 
 @dataclasses.dataclass(frozen=True)
 class Route:
-    """How a server is reached.
+    """How to reach a server.
 
     Attributes:
         server: host:port, or another of gRPC's names.
-        credentials: of TLS; None: without.
+        credentials: for TLS; None: no TLS.
         server_name: the name in the server's certificate; None: its host.
-        proxy: the proxy on the way, as `addresses.proxy_for` names it; None: none.
+        proxy: the proxy, see `addresses.proxy_for`; None: a direct connection.
     """
 
     server: str
@@ -74,10 +74,10 @@ class Route:
 
     @classmethod
     def to(cls, server: str, tls: Tls | grpc.ChannelCredentials | None) -> Route:
-        """The route to a server. Files of `tls` are read here and now.
+        """The route to a server; reads the files of `tls`.
 
         Raises:
-            BranchyError: `tls` is neither of the two, or its files are invalid.
+            BranchyError: `tls` has another type, or its files are invalid.
         """
         proxy = addresses.proxy_for(server)
         if isinstance(tls, Tls):
@@ -90,14 +90,14 @@ class Route:
         )
 
     def open(self, library: Any) -> Any:
-        """A channel, which connects when it is first used.
+        """A channel, which connects on first use.
 
         Args:
             library: `grpc` or `grpc.aio`.
         """
         options = list(_OPTIONS)
         if self.proxy is None:
-            # By itself gRPC would ask a proxy for a server on this very machine.
+            # By default gRPC uses a proxy even for servers on this machine.
             options.append(("grpc.enable_http_proxy", 0))
         if self.server_name is not None:
             options.append(("grpc.ssl_target_name_override", self.server_name))
@@ -113,22 +113,22 @@ def explaining(
     """Replaces gRPC's exceptions with a `ServerError`.
 
     Args:
-        target: who is asked.
-        route: how.
+        target: the model that is queried.
+        route: to its server.
         is_closed: whether the client is closed, which may happen meanwhile.
 
     Raises:
-        BranchyError: it was closed before.
+        BranchyError: the client was already closed.
     """
     if is_closed():
-        raise BranchyError("The client is closed; make another one to ask again.")
+        raise BranchyError("The client is closed; create another one.")
     try:
         yield
         return
     except grpc.RpcError as error:
         code, details = error.code().name, error.details() or ""
     except (grpc.FutureCancelledError, grpc.aio.UsageError, ValueError):
-        # The ways to say that a channel was closed.
+        # gRPC's exceptions for a closed channel.
         if not is_closed():
             raise
         code, details = "CANCELLED", ""
@@ -138,7 +138,7 @@ def explaining(
 
 
 def explain(target: Target, route: Route, code: str, details: str) -> ServerError:
-    """The error for a gRPC status: what is wrong, and what to do about it."""
+    """The error for a gRPC status, with what to do about it."""
     details = " ".join(details.split())
     hint: str | None
     if code == "UNAVAILABLE" or (code == "UNIMPLEMENTED" and "http2 header" in details):
@@ -148,10 +148,10 @@ def explain(target: Target, route: Route, code: str, details: str) -> ServerErro
         hint = {
             "DEADLINE_EXCEEDED": f"{route.server} did not answer in time"
             f"{_through(route)}; pass a longer timeout or send fewer rows.",
-            "NOT_FOUND": f"{route.server} does not serve {target}; mend the name, or "
-            "wait until it is loaded.",
+            "NOT_FOUND": f"{route.server} does not serve {target}; correct the "
+            "name, or wait until it is loaded.",
             "RESOURCE_EXHAUSTED": f"{route.server} has no room for the request; send "
-            "fewer rows at a time, or later.",
+            "fewer rows at a time, or retry later.",
         }.get(code)
     if hint is None:
         return ServerError(code, details)
@@ -159,24 +159,24 @@ def explain(target: Target, route: Route, code: str, details: str) -> ServerErro
 
 
 def _unreached(route: Route, details: str) -> str:
-    """What to do where no server was reached, as far as gRPC's details tell."""
+    """What to do when no server was reached, from gRPC's details."""
     server, proxied = route.server, _through(route)
-    # gRPC connects to the proxy and to nothing else: what fails before the server's own
+    # With a proxy gRPC connects only to the proxy, so an error before the server's
     # protocol begins is the proxy's.
     if route.proxy is not None and not re.search(_PROTOCOL, details, re.IGNORECASE):
         return (
             f"The proxy {route.proxy} does not lead to {server}; add its host to "
-            "no_proxy to ask it directly, or mend the proxy."
+            "no_proxy to connect directly, or fix the proxy."
         )
     if re.search("socket closed|connection reset|broken pipe", details, re.IGNORECASE):
         if route.credentials is None:
             return (
-                f"{server} hangs up{proxied}; pass `tls` if it wants TLS, mend the port "
-                "if that is not gRPC's, or ask again if it was only restarted."
+                f"{server} hangs up{proxied}; pass `tls` if it uses TLS, correct the "
+                "port if it is not gRPC's, or retry if the server was restarting."
             )
         return (
-            f"{server} hangs up{proxied} instead of agreeing on TLS; mend the port, or "
-            "`tls`: it may want a client's certificate, or no TLS."
+            f"{server} hangs up{proxied} during the TLS handshake; correct the port, or "
+            "`tls`: it may require a client certificate, or not use TLS."
         )
     for pattern, hint in _HINTS:
         if re.search(pattern, details, re.IGNORECASE):
@@ -184,42 +184,42 @@ def _unreached(route: Route, details: str) -> str:
     port = ""
     if addresses.has_no_port(server):
         port = f" Without a port gRPC asks port 443: write {server}:8500."
-    # A name has several addresses, such as localhost in IPv4 and IPv6, and gRPC tells
-    # of one of them: another may have answered, but not as it should.
-    tls = "pass `tls` if it wants TLS"
+    # A name may have several addresses, such as localhost in IPv4 and IPv6, and gRPC
+    # reports only one of them.
+    tls = "pass `tls` if it uses TLS"
     if route.credentials is not None:
-        tls = "mend `tls`, or leave it out if the server has none"
+        tls = "correct `tls`, or omit it if the server does not use TLS"
     return (
         f"No server answers at {server}{proxied}; start one (python -m "
-        f"branchy_tf.serve), mend host:port (of gRPC, not REST), or {tls}.{port}"
+        f"branchy_tf.serve), correct host:port (gRPC, not REST), or {tls}.{port}"
     )
 
 
 _PROTOCOL = "ssl|tls|handshake|HTTP/2|http1|http2"
-# (what gRPC's details say, what to do), the most telling first.
+# (pattern in gRPC's details, what to do), the most specific first.
 _HINTS = [
     (
         "WRONG_VERSION_NUMBER|HTTP_REQUEST",
-        "{server} does not speak TLS{proxied}; leave `tls` out, or mend the port.",
+        "{server} does not speak TLS{proxied}; omit `tls`, or correct the port.",
     ),
     (
         "ssl|tls|handshake|verification|certificate",
-        "{server} and this client do not agree on TLS{proxied}; mend Tls(ca=..., "
+        "{server} and this client do not agree on TLS{proxied}; correct Tls(ca=..., "
         "certificate=..., key=..., server_name=...).",
     ),
     (
         "HTTP/2|http1|http2 header",
-        "{server} answers{proxied}, but not as a gRPC server; pass gRPC's port (--port, "
-        "such as 8500), not that of REST and metrics (--rest_api_port, such as 8501).",
+        "{server} answers{proxied}, but is not a gRPC server; pass gRPC's port (--port, "
+        "such as 8500), not the REST port (--rest_api_port, such as 8501).",
     ),
     (
         "resolving|lookup|domain name|resolution",
-        "The name in {server} does not resolve{proxied}; mend the host in host:port.",
+        "The name in {server} does not resolve{proxied}; correct the host in host:port.",
     ),
     (
         "timed? ?out|no route|unreachable",
-        "{server} cannot be reached{proxied}; mend host:port, or let the network and its "
-        "firewalls pass it.",
+        "{server} cannot be reached{proxied}; correct host:port, or open the network and "
+        "its firewalls.",
     ),
 ]
 

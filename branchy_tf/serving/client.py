@@ -1,7 +1,6 @@
-"""Asks a server for early-exit answers over gRPC, blocking.
+"""The blocking gRPC client of TF Serving and of the embedded server.
 
-Imports numpy, grpc and protobuf, no TensorFlow. Works with TF Serving and with
-the embedded server alike.
+Imports numpy, grpc and protobuf, not TensorFlow.
 """
 
 from __future__ import annotations
@@ -13,31 +12,31 @@ from typing import Any
 
 import grpc
 
-from branchy_tf import inputs
+from branchy_tf import checks
 from branchy_tf.results import AllExits, Predictions
 from branchy_tf.serving.conversation import IN_FLIGHT, Send
 from branchy_tf.serving.driver import Driver, finish
 
 
 class EarlyExitClient(Driver):
-    """Asks one model on one server; may be shared between threads.
+    """Queries one model on one server; thread-safe.
 
     Args:
-        server: "host:port" of its gRPC endpoint, "[::1]:8500" for IPv6. One on this
-            machine is asked directly, another through the proxy of the environment
-            (http_proxy, no_proxy), as gRPC does.
+        server: "host:port" of its gRPC endpoint, "[::1]:8500" for IPv6. A server on this
+            machine is contacted directly, others through the proxy that the environment
+            sets (http_proxy, no_proxy), as gRPC does.
         model: name of the model.
-        version: which version to ask; default: the newest.
-        timeout: seconds after which a call is given up, all of its parts together.
-        label: of a version, e.g. "stable", instead of its number.
-        tls: a `Tls`, or `grpc.ChannelCredentials`; default: without TLS.
-        max_rows: the most rows to send in one request. Larger batches are sent in
-            parts, a few at a time, and answered by one version. Default: 1,000, or
-            what 2 MiB hold. Pass what the server merges at most where it batches.
-        metrics: where to count calls, exits and scores; clients may share it.
+        version: number of the version; default: the newest.
+        timeout: seconds for a whole call, all of its parts together.
+        label: label of a version, e.g. "stable", instead of its number.
+        tls: a `Tls`, or `grpc.ChannelCredentials`; default: no TLS.
+        max_rows: the most rows in one request. Larger batches are split, sent a few
+            parts at a time, and answered by one version. Default: 1,000 rows, or as many
+            as fit 2 MiB. For a batching server pass its `max_batch_size`.
+        metrics: counts calls, exits and scores; clients may share it.
 
     Raises:
-        BranchyError: invalid arguments, or files of `tls`.
+        BranchyError: invalid arguments or TLS files.
 
     Example:
 
@@ -50,7 +49,7 @@ class EarlyExitClient(Driver):
     """
 
     def _prepare(self) -> None:
-        # A process that was forked opens its own and leaves its parent's alone.
+        # A forked process opens its own channel and does not touch its parent's.
         self._channels = {os.getpid(): self._route.open(grpc)}
 
     def __enter__(self) -> EarlyExitClient:
@@ -60,7 +59,7 @@ class EarlyExitClient(Driver):
         self.close()
 
     def close(self) -> None:
-        """Closes the connection; calls under way fail."""
+        """Closes the connection; pending calls fail."""
         self._closed = True
         channel = self._channels.get(os.getpid())
         if channel is not None:
@@ -69,28 +68,28 @@ class EarlyExitClient(Driver):
     def predict(
         self, images: Any, thresholds: Any = None, timeout: float | None = None
     ) -> Predictions:
-        """Asks for each row's answer, at the first exit that is sure enough.
+        """Classifies rows, each at the first exit that is sure enough.
 
         Args:
-            images: [B, ...], B > 0, of the shape and dtype that the served model
-                takes (zoo models: raw pixels, uint8); for several inputs a dict.
-            thresholds: N-1 numbers or [B, N-1]; default: the calibrated ones that
-                the model was exported with.
+            images: [B, ...], B > 0, with the model's input shape and dtype (zoo models:
+                raw pixels, uint8); for several inputs a dict.
+            thresholds: N-1 numbers or [B, N-1]; default: the calibrated thresholds of
+                the export.
             timeout: seconds; default: the client's.
 
         Returns:
             `Predictions` of B rows.
 
         Raises:
-            BranchyError: images or thresholds do not fit what is served, or the
+            BranchyError: images or thresholds do not fit the served model, or the
                 client is closed.
-            ServerError: no server, a refusal, no answer in time, or one that is
-                none.
+            ServerError: the server is unreachable, refuses, is too slow, or gives an
+                unexpected response.
         """
         return finish(self._hold(self._conversation.predict(images, thresholds, timeout)))
 
     def all_exits(self, images: Any, timeout: float | None = None) -> AllExits:
-        """Asks for what every exit says of each row.
+        """The answers of every exit.
 
         Args:
             images: as for `predict`.
@@ -106,26 +105,26 @@ class EarlyExitClient(Driver):
 
     def describe(
         self, timeout: float | None = None
-    ) -> tuple[dict[str, inputs.Expected], int]:
-        """Asks what the served model takes.
+    ) -> tuple[dict[str, checks.TensorSpec], int]:
+        """The inputs and the number of exits of the served model.
 
         Returns:
-            `({input: inputs.Expected}, number of exits)`.
+            `({input: checks.TensorSpec}, number of exits)`.
 
         Raises:
-            BranchyError: the model is no early-exit export.
+            BranchyError: the model is not an early-exit export.
             ServerError: as for `predict`.
         """
         return finish(self._hold(self._conversation.describe(timeout)))
 
     def wait_until_ready(self, timeout: float = 60.0) -> int:
-        """Waits until the server has the model loaded, and its label if one is asked.
+        """Waits until the model, or the version with the label, is available.
 
         Returns:
-            The newest version that is ready, or the label's.
+            The newest available version, or the one with the label.
 
         Raises:
-            ServerError: it is not, after `timeout` seconds.
+            ServerError: it is not available after `timeout` seconds.
         """
         return finish(self._hold(self._conversation.wait_until_ready(timeout)))
 

@@ -1,101 +1,34 @@
-"""TF Serving's config files: text protos, read without TensorFlow.
-
-tensorflow-serving-api lacks most of their messages, and its stubs import
-TensorFlow; so they are declared here, as the requests are in `wire`.
-
-References:
-    tensorflow_serving/config/{model_server_config,monitoring_config,ssl_config,
-    file_system_storage_path_source,logging_config,log_collector_config}.proto,
-    tensorflow_serving/servables/tensorflow/session_bundle_config.proto
-"""
+"""TF Serving's config files: text protos, read without TensorFlow."""
 
 from __future__ import annotations
 
 import pathlib
 from typing import Any
 
-from google.protobuf import message_factory, text_format
+from google.protobuf import text_format
 
 from branchy_tf import files
 from branchy_tf.errors import BranchyError
 from branchy_tf.serving import wire
 
-# What a file that says nothing gets, as in TF Serving.
+# TF Serving's defaults.
 MAX_BATCH_SIZE, MAX_ENQUEUED_BATCHES = 1000, 10
 METRICS_PATH = "/monitoring/prometheus/metrics"
 
-_WHOLE = "google.protobuf.Int64Value"
-_PACKAGE = "tensorflow.serving"
-_POOL = wire.build_pool({
-    _PACKAGE: {
-        "Latest": {"num_versions": (1, "uint32")},
-        "All": {},
-        "Specific": {"versions": (1, "repeated int64")},
-        "ServableVersionPolicy": {
-            "latest": (100, "tensorflow.serving.Latest"),
-            "all": (101, "tensorflow.serving.All"),
-            "specific": (102, "tensorflow.serving.Specific"),
-        },
-        "LogCollectorConfig": {"type": (1, "string"), "filename_prefix": (2, "string")},
-        "SamplingConfig": {"sampling_rate": (1, "double")},
-        "LoggingConfig": {
-            "log_collector_config": (1, "tensorflow.serving.LogCollectorConfig"),
-            "sampling_config": (2, "tensorflow.serving.SamplingConfig"),
-        },
-        "ModelConfig": {
-            "name": (1, "string"),
-            "base_path": (2, "string"),
-            "model_platform": (4, "string"),
-            "logging_config": (6, "tensorflow.serving.LoggingConfig"),
-            "model_version_policy": (7, "tensorflow.serving.ServableVersionPolicy"),
-            "version_labels": (8, "map int64"),
-        },
-        "ModelConfigList": {"config": (1, "repeated tensorflow.serving.ModelConfig")},
-        "ModelServerConfig": {
-            "model_config_list": (1, "tensorflow.serving.ModelConfigList"),
-            "custom_model_config": (2, "google.protobuf.Any"),
-        },
-        "BatchingParameters": {
-            "max_batch_size": (1, _WHOLE),
-            "batch_timeout_micros": (2, _WHOLE),
-            "max_enqueued_batches": (3, _WHOLE),
-            "num_batch_threads": (4, _WHOLE),
-            "thread_pool_name": (5, "google.protobuf.StringValue"),
-            "allowed_batch_sizes": (6, "repeated int64"),
-            "pad_variable_length_inputs": (7, "bool"),
-        },
-        "SSLConfig": {
-            "server_key": (1, "string"),
-            "server_cert": (2, "string"),
-            "custom_ca": (3, "string"),
-            "client_verify": (4, "bool"),
-        },
-        "PrometheusConfig": {"enable": (1, "bool"), "path": (2, "string")},
-        "MonitoringConfig": {
-            "prometheus_config": (1, "tensorflow.serving.PrometheusConfig")
-        },
-    }
-})  # fmt: skip
-
-
-def message_class(name: str) -> Any:
-    """The class of one of the messages above, e.g. "BatchingParameters"."""
-    return message_factory.GetMessageClass(
-        _POOL.FindMessageTypeByName(f"{_PACKAGE}.{name}")
-    )
+ModelServerConfig = wire.message_class("tensorflow.serving.ModelServerConfig")
+BatchingParameters = wire.message_class("tensorflow.serving.BatchingParameters")
 
 
 def read(path: files.Path, kind: str) -> Any:
-    """Reads a text proto and checks what it says.
+    """Reads and checks a config file.
 
     Args:
-        path: the file.
-        kind: its message: ModelServerConfig, BatchingParameters, SSLConfig or
-            MonitoringConfig.
+        path: a text proto.
+        kind: ModelServerConfig, BatchingParameters, SSLConfig or MonitoringConfig.
 
     Raises:
-        BranchyError: there is no such file, it is no text proto of that kind, or
-            no server would take it.
+        BranchyError: the file is missing, is not such a text proto, or has values that
+            servers reject.
 
     Example:
 
@@ -104,7 +37,7 @@ def read(path: files.Path, kind: str) -> Any:
     ```
     """
     path = files.path(path)
-    message = message_class(kind)()
+    message = wire.message_class(f"tensorflow.serving.{kind}")()
     with files.reading(path, f"a {kind}", "Write it as a text proto."):
         text_format.Parse(path.read_text(encoding="utf-8"), message)
     try:
@@ -178,7 +111,7 @@ def _check_batching(parameters: Any) -> None:
 
 
 def whole(parameters: Any, name: str, default: int) -> int:
-    """A number of BatchingParameters, or `default` where it is left out."""
+    """A number in BatchingParameters, `default` if it is unset."""
     return getattr(parameters, name).value if parameters.HasField(name) else default
 
 
@@ -191,8 +124,8 @@ def _check_ssl(config: Any) -> None:
             )
     if config.client_verify and not config.custom_ca:
         raise BranchyError(
-            "client_verify asks each client for a certificate, but there is no "
-            "custom_ca that could have signed it. Add custom_ca, as PEM text."
+            "client_verify requires a certificate from each client, but no custom_ca to "
+            "verify it with. Add custom_ca, as PEM text."
         )
 
 

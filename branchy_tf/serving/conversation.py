@@ -1,9 +1,8 @@
-"""What a client asks next, and what the answers mean; nothing here is sent.
+"""The protocol of a client, without I/O.
 
-Every method of a client is a generator here. It yields a `Send` or a `Pause`, gets
-the answers' bytes, or a `ServerError` thrown at it, and returns the result. So the
-blocking and the asyncio client hold the same conversation, and its tests need no
-server.
+Every client method is a generator here. It yields a `Send` or a `Pause`, receives the
+responses' bytes or a `ServerError`, and returns the result. The blocking and the asyncio
+client share it, and its tests need no server.
 """
 
 from __future__ import annotations
@@ -16,22 +15,22 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from branchy_tf import checks, inputs, thresholds
+from branchy_tf import checks, thresholds
 from branchy_tf.errors import BranchyError, ServerError
 from branchy_tf.results import AllExits, Predictions
 from branchy_tf.serving import messages, wire
 from branchy_tf.serving.messages import Signature, Target
 from branchy_tf.serving.metrics import ClientMetrics
 
-# Requests of one call that are under way at a time.
+# Concurrent requests of one call.
 IN_FLIGHT = 4
-# Where nothing else is said, a request holds at most so many rows and bytes: a
-# batching TF Serving refuses more than 1,000 rows, and many a gRPC server and proxy
-# more than 4 MB, of which half is left for what else is in a message.
+# Default limits of a request: a batching TF Serving refuses more than 1,000 rows, and
+# many gRPC servers and proxies more than 4 MB; half of that leaves room for the rest of
+# the message.
 _ROWS, _BYTES = 1000, 2 * 2**20
-# How often the parts of one call may be asked again because the version changed.
+# How often the parts of one call are sent, as the version may change meanwhile.
 _ROUNDS = 5
-# Refusals that a signature of another version may have led to.
+# Errors that an outdated signature may have caused.
 _STALE = {"INVALID_ARGUMENT", "FAILED_PRECONDITION", "INTERNAL"}
 _PAUSE_SECONDS = 0.05
 _STATUS_SECONDS = 2.0
@@ -40,14 +39,14 @@ _LONGEST = 10**8  # seconds, three years
 
 @dataclasses.dataclass(frozen=True)
 class Send:
-    """Requests to send, at most `IN_FLIGHT` at a time.
+    """Sends requests, at most `IN_FLIGHT` at a time.
 
-    Gets the list of their answers' bytes, in their order.
+    Receives the list of the responses' bytes, in order.
 
     Attributes:
         method: path of the gRPC method.
-        requests: give the bytes of each, when it is time to send it.
-        deadline: the `time.monotonic()` at which all answers must be there.
+        requests: functions that serialise a request just before it is sent.
+        deadline: of all responses, in `time.monotonic()`.
     """
 
     method: str
@@ -58,20 +57,20 @@ class Send:
         """Seconds until the deadline.
 
         Raises:
-            ServerError: DEADLINE_EXCEEDED; there are none.
+            ServerError: DEADLINE_EXCEEDED; none are left.
         """
         left = self.deadline - time.monotonic()
         if left <= 0:
             raise ServerError(
                 "DEADLINE_EXCEEDED",
-                "No time was left to ask; pass a longer timeout or send fewer rows.",
+                "No time was left; pass a longer timeout or send fewer rows.",
             )
         return left
 
 
 @dataclasses.dataclass(frozen=True)
 class Pause:
-    """Time to let pass."""
+    """Sleeps."""
 
     seconds: float
 
@@ -83,13 +82,12 @@ Steps = Generator[Send | Pause, Any, T]
 
 @dataclasses.dataclass(frozen=True)
 class _Question:
-    """What is asked of each row.
+    """One kind of request.
 
     Attributes:
-        signature: the name of what answers it.
-        fit: the arrays to send to a model of such a signature, one row for each
-            example; raises `BranchyError`.
-        read: what a response says of a number of rows; raises `ServerError`.
+        signature: name of the served signature.
+        fit: returns the arrays to send, one row per example; raises `BranchyError`.
+        read: parses a response; raises `ServerError`.
     """
 
     signature: str
@@ -98,13 +96,13 @@ class _Question:
 
 
 class Conversation:
-    """A client's part in it; threads may hold several at once.
+    """The methods of a client as generators; thread-safe.
 
     Args:
-        target: who is asked.
-        timeout: seconds a call may take, where it does not say.
+        target: the model to query.
+        timeout: default seconds per call.
         max_rows: the most rows in one request; default: what servers accept.
-        metrics: where calls are counted; default: nowhere.
+        metrics: counts calls.
     """
 
     def __init__(
@@ -125,7 +123,7 @@ class Conversation:
         self._timeout = _checked(timeout)
         self._max_rows = max_rows
         self._metrics = metrics
-        # Only ever replaced as a whole, so that threads need no lock.
+        # Only replaced as a whole, so threads need no lock.
         self._signature: Signature | None = None
 
     def predict(
@@ -135,11 +133,11 @@ class Conversation:
         name = messages.CALIBRATED if limits is None else messages.EARLY_EXIT
 
         def fit(signature: Signature) -> dict[str, np.ndarray]:
-            arrays, rows = inputs.check(images, signature.inputs)
+            arrays, rows = checks.batch(images, signature.inputs)
             if limits is not None:
                 checked = thresholds.check(limits, signature.num_exits, rows)
-                # A row of its own for each image: a batching server wants every
-                # input to have the batch as first dimension.
+                # One row per image: a batching server requires every input to have the
+                # batch as its first dimension.
                 arrays["thresholds"] = np.broadcast_to(checked, (rows, checked.shape[1]))
             return arrays
 
@@ -154,7 +152,7 @@ class Conversation:
         """See `EarlyExitClient.all_exits`."""
 
         def fit(signature: Signature) -> dict[str, np.ndarray]:
-            return inputs.check(images, signature.inputs)[0]
+            return checks.batch(images, signature.inputs)[0]
 
         with self._watch("all_exits"):
             question = _Question(messages.ALL_EXITS, fit, messages.read_all_exits)
@@ -162,7 +160,7 @@ class Conversation:
 
     def describe(
         self, timeout: float | None
-    ) -> Steps[tuple[dict[str, inputs.Expected], int]]:
+    ) -> Steps[tuple[dict[str, checks.TensorSpec], int]]:
         """See `EarlyExitClient.describe`."""
         with self._watch("describe"):
             signature = yield from self._ask_signature(self._deadline(timeout))
@@ -177,7 +175,7 @@ class Conversation:
                 soon = min(deadline, time.monotonic() + _STATUS_SECONDS)
                 try:
                     if self.target.label is not None:
-                        # Only a question about the model itself follows a label.
+                        # GetModelStatus ignores labels; GetModelMetadata follows them.
                         return (yield from self._ask_signature(soon)).version
                     (reply,) = yield Send(wire.GET_MODEL_STATUS, [lambda: request], soon)
                     return messages.read_status(self.target, reply)
@@ -204,7 +202,7 @@ class Conversation:
         return self._signature
 
     def _answer(self, question: _Question, deadline: float) -> Steps[Any]:
-        """Asks with what is known of the model; if that fails, with what is true."""
+        """Asks with the known signature; if that fails, with the current one."""
         known = self._signature or (yield from self._ask_signature(deadline))
         problem: BranchyError | ServerError
         try:
@@ -212,7 +210,7 @@ class Conversation:
         except BranchyError as error:
             problem = error
         except ServerError as error:
-            # What the server is like may have changed.
+            # The server may have changed.
             self._signature = None
             if error.code not in _STALE:
                 raise
@@ -225,11 +223,11 @@ class Conversation:
     def _ask(
         self, question: _Question, signature: Signature, deadline: float
     ) -> Steps[Any]:
-        """Sends a batch in parts and joins their answers, all by one version.
+        """Sends a batch in parts and joins their answers, all from one version.
 
-        The parts are sent without a version, so that the newest answers at once.
-        If it changes between them, the rest is asked again, of the newest that
-        answered; if that has gone by then, all is.
+        The parts first name no version, so the newest answers. If it changes in between,
+        parts that an older version answered are sent again to the newest; if that
+        version has gone by then, all parts are.
         """
         target = self.target
         parts = self._split(question, signature)
@@ -247,13 +245,13 @@ class Conversation:
                 newest = max(map(_version, replies))
                 for wanted in (pinned, target.version):
                     if wanted is not None and newest != wanted:
-                        raise target.nonsense(f"version {newest}, not {wanted}")
+                        raise target.unexpected(f"version {newest}, not {wanted}")
                 pinned = newest
                 if newest != signature.version:
                     before = signature
                     signature = yield from self._ask_signature(deadline, newest)
                     if dataclasses.replace(before, version=newest) != signature:
-                        # What was made for another model does not count.
+                        # Another model: the answers so far do not count.
                         parts = self._split(question, signature)
                         replies = [None] * len(parts)
             except ServerError as error:
@@ -271,18 +269,18 @@ class Conversation:
                     for reply, part in zip(replies, parts, strict=True)
                 ]
                 if len({answer.probabilities.shape[1:] for answer in answers}) > 1:
-                    raise target.nonsense("other numbers of classes for other rows")
+                    raise target.unexpected("different numbers of classes")
                 return _join(answers)
         raise ServerError(
             "ABORTED",
             f"{target.server} changed the version of {target.model} {_ROUNDS} times "
-            "while the parts of one batch were asked; ask again.",
+            "during one batch; ask again.",
         )
 
     def _split(
         self, question: _Question, signature: Signature
     ) -> list[dict[str, np.ndarray]]:
-        """The arrays to send, some rows each."""
+        """Splits the arrays into requests."""
         if question.signature not in signature.names:
             raise BranchyError(
                 f"Model {self.target.model!r} on {self.target.server} has no "
@@ -293,16 +291,16 @@ class Conversation:
         rows = _rows(arrays)
         if not rows:
             raise BranchyError(
-                "The batch is empty; expected at least one row. Make no call where "
-                "there is no image. (Some servers hang on an empty batch.)"
+                "The batch is empty; expected at least one row. Make no call "
+                "without images: some servers hang on an empty batch."
             )
         bytes_of_row = sum(array.nbytes for array in arrays.values()) // rows or 1
         size = self._max_rows or min(_ROWS, max(1, _BYTES // bytes_of_row))
         size = min(size, rows)
         if size * bytes_of_row > wire.MOST_BYTES:
             raise BranchyError(
-                f"{size} rows have {size * bytes_of_row:,} bytes; one request holds at "
-                f"most {wire.MOST_BYTES:,}. Pass a smaller `max_rows`."
+                f"{size} rows have {size * bytes_of_row:,} bytes; a request holds "
+                f"at most {wire.MOST_BYTES:,}. Pass a smaller `max_rows`."
             )
         return [
             {name: array[i : i + size] for name, array in arrays.items()}
@@ -312,7 +310,7 @@ class Conversation:
 
 @dataclasses.dataclass(frozen=True)
 class _Request:
-    """Makes the bytes of a request when it is sent, not before."""
+    """Serialises a request just before it is sent."""
 
     target: Target
     signature: str
@@ -326,7 +324,7 @@ class _Request:
 
 
 def _checked(timeout: Any) -> float:
-    # gRPC overflows with more seconds, and gives up at once.
+    # With more seconds gRPC overflows and fails at once.
     return checks.real_number(
         "timeout", timeout, above=0, at_most=_LONGEST, what="number of seconds"
     )
@@ -341,7 +339,7 @@ def _version(response: Any) -> int:
 
 
 def _join(answers: list[Answer]) -> Answer:
-    """One answer of several, in their order."""
+    """Concatenates answers in order."""
     if len(answers) == 1:
         return answers[0]
     arrays = {field.name for field in dataclasses.fields(answers[0])} - {"model_version"}

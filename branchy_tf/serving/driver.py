@@ -1,4 +1,4 @@
-"""Holds a conversation over gRPC; both clients are thin over it."""
+"""The common base of both clients: runs a conversation over gRPC."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from branchy_tf.serving.tls import Tls
 
 
 class Driver(abc.ABC):
-    """What a client has, and how it does what its conversation asks for.
+    """Runs the steps of a conversation.
 
     Args:
         server, model, version, timeout, label, tls, max_rows, metrics: as for
@@ -43,10 +43,10 @@ class Driver(abc.ABC):
 
     @abc.abstractmethod
     def _prepare(self) -> None:
-        """Sets up what opens channels."""
+        """Prepares to open channels."""
 
     async def _hold(self, steps: Steps[T]) -> T:
-        """Does what a conversation asks for, until it has its result."""
+        """Runs the steps of a conversation to its result."""
         try:
             step = next(steps)
             while True:
@@ -70,15 +70,15 @@ class Driver(abc.ABC):
 
     @abc.abstractmethod
     async def _send(self, step: Send) -> list[bytes]:
-        """Sends requests and gives their answers, in their order."""
+        """Sends requests and returns their responses in order."""
 
     @abc.abstractmethod
     async def _pause(self, seconds: float) -> None:
-        """Lets time pass."""
+        """Sleeps."""
 
 
 def finish(coroutine: Any) -> Any:
-    """The result of a coroutine that blocks where others wait for an event loop."""
+    """The result of a coroutine that blocks instead of awaiting an event loop."""
     try:
         coroutine.send(None)
     except StopIteration as done:

@@ -1,7 +1,7 @@
-"""What goes over the wire, built and read; nothing here is sent.
+"""Builds requests and parses responses; sends nothing.
 
-Bytes come from a server that may be another than one thinks: whatever does not hold
-exactly what was asked for is refused.
+The address may belong to another kind of server, so a response that does not hold
+exactly what was asked for is an error.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from branchy_tf import checks, inputs
+from branchy_tf import checks
+from branchy_tf.checks import TensorSpec
 from branchy_tf.errors import BranchyError, ServerError
 from branchy_tf.results import AllExits, Predictions
 from branchy_tf.serving import addresses, wire
@@ -23,13 +24,13 @@ EARLY_EXIT, ALL_EXITS, CALIBRATED = "early_exit", "all_exits", "serving_default"
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Who is asked.
+    """A model on a server.
 
     Attributes:
         server: host:port.
-        model: name of the model.
-        version: which one; None: the label's, or the newest.
-        label: of a version; None: none.
+        model: its name.
+        version: default: the version with the label, or the newest.
+        label: of a version.
     """
 
     server: str
@@ -38,7 +39,7 @@ class Target:
     label: str | None = None
 
     def __post_init__(self) -> None:
-        """Raises `BranchyError` for what no server could be asked."""
+        """Raises `BranchyError` for invalid arguments."""
         addresses.check_server(self.server)
         checks.text("model", self.model)
         if self.label is not None:
@@ -48,12 +49,12 @@ class Target:
             object.__setattr__(self, "version", version)
         if self.version is not None and self.label is not None:
             raise BranchyError(
-                f"Received version {self.version} and label {self.label!r}; expected one "
-                "of them: a label names a version."
+                f"Received version {self.version} and label {self.label!r}; expected "
+                "only one: a label names a version."
             )
 
     def specify(self, spec: Any, version: int | None = None) -> None:
-        """Fills a ModelSpec; `version` takes the place of the target's own."""
+        """Fills a ModelSpec; `version` overrides the target's version."""
         spec.name = self.model
         if version is None:
             version = self.version
@@ -63,74 +64,74 @@ class Target:
             spec.version_label = self.label
 
     def __str__(self) -> str:
-        """The model, and which version of it."""
+        """The model and its version or label."""
         which = f" version {self.version}" if self.version is not None else ""
         which += f" label {self.label!r}" if self.label is not None else ""
         return f"model {self.model!r}{which}"
 
-    def nonsense(self, why: str) -> ServerError:
-        """The error for an answer that is none."""
+    def unexpected(self, why: str) -> ServerError:
+        """The error for an unexpected response."""
         return ServerError(
             "INTERNAL",
             f"{self.server} answered with {why}. Is {self.model} an early-exit export?",
         )
 
     def parse(self, message: Any, data: bytes) -> Any:
-        """A message of a class from its bytes.
+        """Parses a message.
 
         Raises:
-            ServerError: they are something else.
+            ServerError: the bytes are no such message.
         """
         try:
             return message.FromString(data)
         except DecodeError:
-            raise self.nonsense(f"no {message.DESCRIPTOR.name}") from None
+            raise self.unexpected(f"no {message.DESCRIPTOR.name}") from None
 
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """What a served version says of itself.
+    """The early-exit signature of a served version.
 
     Attributes:
         version: its number.
-        inputs: what each input takes, without thresholds.
+        inputs: by name, without the thresholds.
         num_exits: N.
-        classes: how many; None if it does not say.
-        names: of its signatures, sorted.
+        classes: their number; None if unknown.
+        names: of all signatures, sorted.
     """
 
     version: int
-    inputs: Mapping[str, inputs.Expected]
+    inputs: Mapping[str, TensorSpec]
     num_exits: int
     classes: int | None
     names: tuple[str, ...]
 
 
 def metadata_request(target: Target, version: int | None) -> bytes:
-    """Asks for the signatures of a version."""
+    """A request for the signatures of a version."""
     request = wire.GetModelMetadataRequest(metadata_field=["signature_def"])
     target.specify(request.model_spec, version)
     return request.SerializeToString()
 
 
 def read_signature(target: Target, data: bytes) -> Signature:
-    """The answer to `metadata_request`.
+    """Parses the response to `metadata_request`.
 
     Raises:
-        BranchyError: the model is no early-exit export.
-        ServerError: the answer is none.
+        BranchyError: the model is not an early-exit export.
+        ServerError: an unexpected response.
     """
     response = target.parse(wire.GetModelMetadataResponse, data)
     packed = response.metadata["signature_def"].value
     served = target.parse(wire.SignatureDefMap, packed).signature_def
     names = tuple(sorted(served))
     definition = served.get(EARLY_EXIT, wire.SignatureDef())
-    expected = {
-        name: inputs.Expected(wire.shape_of(info.tensor_shape), wire.dtype_of(info.dtype))
+    specs = {
+        name: TensorSpec(wire.shape_of(info.tensor_shape), wire.dtype_of(info.dtype))
         for name, info in sorted(definition.inputs.items())
     }
-    gates = wire.shape_of(definition.inputs["thresholds"].tensor_shape)
-    if "thresholds" not in expected or len(gates) != 2 or gates[1] < 0:
+    limits = wire.shape_of(definition.inputs["thresholds"].tensor_shape)
+    if specs.pop("thresholds", None) is None or len(limits) != 2 or limits[1] < 0:
         raise BranchyError(
             f"Model {target.model!r} on {target.server} has no {EARLY_EXIT} signature "
             f"with thresholds; it has {', '.join(names) or 'none'}. Ask for a model that "
@@ -139,25 +140,25 @@ def read_signature(target: Target, data: bytes) -> Signature:
     shape = wire.shape_of(definition.outputs["probabilities"].tensor_shape)
     return Signature(
         version=response.model_spec.version.value,
-        inputs={name: expected[name] for name in expected if name != "thresholds"},
-        num_exits=gates[1] + 1,
+        inputs=specs,
+        num_exits=limits[1] + 1,
         classes=shape[-1] if len(shape) == 2 and shape[-1] > 0 else None,
         names=names,
     )
 
 
 def status_request(target: Target) -> bytes:
-    """Asks which versions are loaded. TF Serving overlooks a label here."""
+    """A request for the loaded versions. TF Serving ignores a label here."""
     request = wire.GetModelStatusRequest()
     target.specify(request.model_spec)
     return request.SerializeToString()
 
 
 def read_status(target: Target, data: bytes) -> int:
-    """The newest version that is ready.
+    """The newest available version.
 
     Raises:
-        ServerError: none is, and why.
+        ServerError: none is available; the message says why.
     """
     response = target.parse(wire.GetModelStatusResponse, data)
     ready = [
@@ -182,7 +183,7 @@ def read_status(target: Target, data: bytes) -> int:
 def predict_request(
     target: Target, signature: str, version: int | None, arrays: Mapping[str, np.ndarray]
 ) -> bytes:
-    """Asks a signature of a version about rows."""
+    """A Predict request."""
     request = wire.PredictRequest()
     target.specify(request.model_spec, version)
     request.model_spec.signature_name = signature
@@ -194,10 +195,10 @@ def predict_request(
 def read_predictions(
     target: Target, response: Any, rows: int, signature: Signature
 ) -> Predictions:
-    """What a PredictResponse says of `rows` rows.
+    """Parses a PredictResponse for `rows` rows.
 
     Raises:
-        ServerError: it is no answer to them.
+        ServerError: an unexpected response.
     """
     probabilities, exits, scores = _outputs(
         target,
@@ -209,7 +210,7 @@ def read_predictions(
         },
     )
     if exits.size and not 0 <= exits.min() <= exits.max() < signature.num_exits:
-        raise target.nonsense(
+        raise target.unexpected(
             f"exits {exits.min()} to {exits.max()}; the model has {signature.num_exits}"
         )
     return Predictions(probabilities, exits, scores, response.model_spec.version.value)
@@ -218,10 +219,10 @@ def read_predictions(
 def read_all_exits(
     target: Target, response: Any, rows: int, signature: Signature
 ) -> AllExits:
-    """What a PredictResponse of `all_exits` says of `rows` rows.
+    """Parses a PredictResponse of `all_exits` for `rows` rows.
 
     Raises:
-        ServerError: it is no answer to them.
+        ServerError: an unexpected response.
     """
     exits = signature.num_exits
     probabilities, scores = _outputs(
@@ -244,10 +245,10 @@ def _outputs(
     arrays = []
     for name, (dtype, shape) in expected.items():
         if name not in response.outputs:
-            raise target.nonsense(f"no {name}")
+            raise target.unexpected(f"no {name}")
         proto = response.outputs[name]
         got = wire.shape_of(proto.tensor_shape)
-        wanted = inputs.Expected(shape, dtype)
+        wanted = TensorSpec(shape, dtype)
         fits = len(got) == len(shape) and all(
             have == want or (want is None and have > 0)
             for have, want in zip(got, shape, strict=True)
@@ -257,11 +258,11 @@ def _outputs(
         except ValueError:
             array = None
         if array is None or array.dtype != dtype:
-            raise target.nonsense(
+            raise target.unexpected(
                 f"{name} of shape {got} and DataType {proto.dtype}; expected {wanted}, "
                 f"B = {shape[0]}"
             )
         if np.issubdtype(dtype, np.floating) and not np.isfinite(array).all():
-            raise target.nonsense(f"{name} that are NaN or infinite")
+            raise target.unexpected(f"{name} that are NaN or infinite")
         arrays.append(array)
     return arrays

@@ -1,8 +1,9 @@
-"""What clients count, for Prometheus."""
+"""Prometheus metrics of clients."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,28 +12,28 @@ from branchy_tf import checks
 from branchy_tf.errors import BranchyError, ServerError
 from branchy_tf.results import Predictions, exit_name
 
-# Calls take from a fraction of a millisecond to the usual deadline.
+# From a fraction of a millisecond to the default deadline.
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
-# Thresholds on entropy are small; its most is log(classes), 6.9 for a thousand.
+# Entropy thresholds are small; the maximum is log(classes), 6.9 for 1,000 classes.
 _SCORES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5)
 
 
 class ClientMetrics:
-    """Counts the calls of any number of clients.
+    """Metrics that any number of clients share.
 
-    - `branchy_client_requests_total{model, method, code}`: calls of a client's
-      method. The code is OK, a gRPC status, or NOT_SENT for what a client refused.
-    - `branchy_client_request_seconds{model, method}`: how long they took, all of
-      their parts together.
-    - `branchy_client_exits_total{model, exit}`: predicted rows by the exit they
-      left at, "exit_1" and so on.
-    - `branchy_client_score{model, exit}`: their scores there.
+    - `branchy_client_requests_total{model, method, code}`: method calls. The code is OK,
+      a gRPC status, or NOT_SENT for calls that the client rejected.
+    - `branchy_client_request_seconds{model, method}`: their durations, all parts
+      together.
+    - `branchy_client_exits_total{model, exit}`: predicted rows by exit, "exit_1" and so
+      on.
+    - `branchy_client_score{model, exit}`: scores at that exit.
 
     Args:
-        registry: a prometheus_client.CollectorRegistry; default: the process's.
+        registry: a prometheus_client.CollectorRegistry; default: the global one.
 
     Raises:
-        BranchyError: the registry has these metrics already.
+        BranchyError: the registry already has these metrics.
 
     Example:
 
@@ -44,7 +45,7 @@ class ClientMetrics:
     """
 
     def __init__(self, registry: Any = None) -> None:
-        # Not at the top: clients that count nothing start without it.
+        # Imported here, so that clients without metrics start faster.
         import prometheus_client as prometheus
 
         if registry is None:
@@ -54,42 +55,36 @@ class ClientMetrics:
                 "`registry` must be a prometheus_client.CollectorRegistry. Received "
                 f"{checks.shown(registry)}."
             )
+        counter = functools.partial(prometheus.Counter, registry=registry)
+        histogram = functools.partial(prometheus.Histogram, registry=registry)
         try:
-            self._requests = prometheus.Counter(
-                "branchy_client_requests",
-                "Calls of a client's method.",
-                ["model", "method", "code"],
-                registry=registry,
+            self._requests = counter(
+                "branchy_client_requests", "Method calls.", ["model", "method", "code"]
             )
-            self._seconds = prometheus.Histogram(
+            self._seconds = histogram(
                 "branchy_client_request_seconds",
-                "Seconds that calls took.",
+                "Seconds per method call.",
                 ["model", "method"],
-                registry=registry,
                 buckets=_SECONDS,
             )
-            self._exits = prometheus.Counter(
-                "branchy_client_exits",
-                "Predicted rows by the exit they left at.",
-                ["model", "exit"],
-                registry=registry,
+            self._exits = counter(
+                "branchy_client_exits", "Predicted rows by exit.", ["model", "exit"]
             )
-            self._scores = prometheus.Histogram(
+            self._scores = histogram(
                 "branchy_client_score",
-                "Scores of predicted rows at the exit they left at; lower is surer.",
+                "Scores of predicted rows at their exit; lower is surer.",
                 ["model", "exit"],
-                registry=registry,
                 buckets=_SCORES,
             )
         except ValueError:
             raise BranchyError(
-                "The registry holds a ClientMetrics already; expected one for each "
-                "registry. Make one and pass it to all clients."
+                "The registry already holds a ClientMetrics; expected one per registry. "
+                "Create one and pass it to all clients."
             ) from None
 
     @contextlib.contextmanager
     def watch(self, model: str, method: str) -> Iterator[None]:
-        """Times a call and counts it by how it ends."""
+        """Times a call and counts it by its outcome."""
         start, code = time.perf_counter(), "UNKNOWN"
         try:
             yield
@@ -101,7 +96,7 @@ class ClientMetrics:
             code = "NOT_SENT"
             raise
         except GeneratorExit:
-            code = "CANCELLED"  # its caller waits no longer
+            code = "CANCELLED"  # the caller gave up
             raise
         finally:
             self._seconds.labels(model, method).observe(time.perf_counter() - start)

@@ -1,4 +1,4 @@
-"""All that can be said to a server, whichever backend it is. No TensorFlow."""
+"""The options of a server, the same for all backends. Imports no TensorFlow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from branchy_tf import checks, files
 from branchy_tf.errors import BranchyError
 from branchy_tf.serving import addresses, configs
 
-# {option: (the smallest, the largest)}.
+# {option: (smallest, largest)}.
 _WHOLE = {
     "port": (0, 65535),
     "rest_api_port": (0, 65535),
@@ -24,31 +24,32 @@ _WHOLE = {
 
 @dataclasses.dataclass(frozen=True)
 class ServerOptions:
-    """What a server is to serve, and how; named like tensorflow_model_server's flags.
+    """What to serve and how, under the names of tensorflow_model_server's flags.
 
     Attributes:
-        model_base_path: folder whose numbered folders are versions of one model ...
-        model_name: ... and what clients call it; default: the folder's name.
-        port: of gRPC; 0: any free one, with the embedded server alone.
+        model_base_path: folder with one model's numbered version folders.
+        model_name: the name that clients use; default: the folder's name.
+        port: gRPC port; 0 picks a free one (embedded server only).
         host: address that the embedded server and the container listen on, such as
             127.0.0.1, 0.0.0.0, ::1 or ::.
-        model_config_file: instead of both: a ModelServerConfig, of several models.
-        model_config_file_poll_wait_seconds: how often to read it again; 0: never.
-        file_system_poll_wait_seconds: how often to look for versions; 0: once.
+        model_config_file: a ModelServerConfig of several models, instead of
+            `model_base_path` and `model_name`.
+        model_config_file_poll_wait_seconds: seconds between reads of it; 0: read once.
+        file_system_poll_wait_seconds: seconds between looks for versions; 0: look once.
         allow_version_labels_for_unavailable_models: whether a new label may name a
             version that is not loaded yet.
-        rest_api_port: of metrics, and of REST where the server has it; 0: none.
+        rest_api_port: port of the metrics, and of REST where available; 0: none.
         monitoring_config_file: a MonitoringConfig.
-        enable_batching: whether rows of several requests run as one batch.
-        batching_parameters_file: BatchingParameters for that.
-        ssl_config_file: an SSLConfig, of gRPC.
-        tensorflow_intra_op_parallelism: threads inside an operation; 0: automatic.
-        tensorflow_inter_op_parallelism: operations at a time; -1: each request in its
-            own thread; 0: automatic, which is one for each core in TF Serving and -1 in
-            the embedded server.
-        grpc_max_threads: requests at a time; 0: the server's own choice.
-        max_message_bytes: size of the largest request, of the embedded server;
-            0: what protobuf can hold, 2 GiB.
+        enable_batching: whether to merge requests into batches.
+        batching_parameters_file: BatchingParameters for `enable_batching`.
+        ssl_config_file: an SSLConfig for gRPC.
+        tensorflow_intra_op_parallelism: threads per operation; 0: automatic.
+        tensorflow_inter_op_parallelism: parallel operations; -1: each request runs in
+            its own thread; 0: automatic, one per core in TF Serving and -1 in the
+            embedded server.
+        grpc_max_threads: concurrent requests; 0: the server's default.
+        max_message_bytes: largest request of the embedded server; 0: 2 GiB, protobuf's
+            limit.
 
     Example:
 
@@ -96,14 +97,14 @@ class ServerOptions:
             object.__setattr__(self, field.name, value)
 
     def models(self) -> Any:
-        """The ModelServerConfig: the file's, or one model under its default policy.
+        """The ModelServerConfig: the file's, or one with a single model.
 
         Raises:
-            BranchyError: the file is missing or wrong.
+            BranchyError: the file is missing or invalid.
         """
         if self.model_config_file:
             return configs.read(self.model_config_file, "ModelServerConfig")
-        config = configs.message_class("ModelServerConfig")()
+        config = configs.ModelServerConfig()
         base = self.model_base_path or ""
         # TF Serving reads s3:// and gs:// itself.
         folder = os.fspath(base if files.is_url(base) else files.absolute(base))
@@ -120,7 +121,7 @@ class ServerOptions:
             return None
         if self.batching_parameters_file:
             return configs.read(self.batching_parameters_file, "BatchingParameters")
-        return configs.message_class("BatchingParameters")()
+        return configs.BatchingParameters()
 
     def ssl(self) -> Any:
         """The SSLConfig, or None."""
@@ -129,7 +130,7 @@ class ServerOptions:
         return configs.read(self.ssl_config_file, "SSLConfig")
 
     def metrics_path(self) -> str | None:
-        """Where Prometheus finds metrics, or None where it does not."""
+        """The URL path of the metrics, or None."""
         if not self.monitoring_config_file:
             return None
         config = configs.read(self.monitoring_config_file, "MonitoringConfig")
@@ -138,11 +139,11 @@ class ServerOptions:
         return config.prometheus_config.path or configs.METRICS_PATH
 
     def check(self) -> None:
-        """Refuses what no backend could serve, before anything starts.
+        """Checks what every backend needs, before anything starts.
 
         Raises:
-            BranchyError: flags that contradict each other, a file that is missing or
-                wrong, a folder without a model, a port in use.
+            BranchyError: contradictory options, a missing or invalid file, a folder
+                without a model, a port in use.
         """
         self._check_flags()
         for model in self.models().model_config_list.config:
@@ -185,8 +186,8 @@ class ServerOptions:
         ]
         if labelled and not self.allow_version_labels_for_unavailable_models:
             raise BranchyError(
-                f"{self.model_config_file} gives {labelled[0]} version_labels, but at a "
-                "start no version is loaded that a label could name. Pass "
+                f"{self.model_config_file} gives {labelled[0]} version_labels, but no "
+                "version is loaded at the start. Pass "
                 "--allow_version_labels_for_unavailable_models."
             )
 
@@ -197,8 +198,8 @@ def _check_folder(model: Any) -> None:
     folder = files.path(model.base_path)
     if (folder / "saved_model.pb").is_file():
         raise BranchyError(
-            f"{folder} is itself a version; expected the folder that holds a model's "
-            f"versions. Pass its parent: {folder.parent}."
+            f"{folder} is a version; expected the folder of a model's versions. Pass its "
+            f"parent: {folder.parent}."
         )
     if folder.exists() and not folder.is_dir():
         raise BranchyError(
@@ -223,7 +224,7 @@ def _check_port(flag: str, host: str, port: int) -> None:
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            # On every interface: there TF Serving listens.
+            # TF Serving listens on every interface.
             probe.bind(("", port))
         except OSError as error:
             raise BranchyError(

@@ -1,4 +1,4 @@
-"""TLS for a client: which files, read and checked before anything connects."""
+"""TLS files of a client, read and checked before it connects."""
 
 from __future__ import annotations
 
@@ -15,16 +15,14 @@ from branchy_tf.errors import BranchyError, first_line
 
 @dataclasses.dataclass(frozen=True)
 class Tls:
-    """How to know a server, and how it knows this client.
+    """How a client and a server authenticate each other.
 
     Attributes:
-        ca: PEM file of the authorities to trust; default: the public ones that
-            come with gRPC.
-        certificate: PEM file of the client's own certificate and those that vouch
-            for it, for a server with `client_verify`.
-        key: PEM file of its key, not encrypted.
-        server_name: the name in the server's certificate, where that is not the
-            host that is called.
+        ca: PEM file of trusted authorities; default: the public ones that gRPC ships.
+        certificate: PEM file of the client's certificate chain, for a server with
+            `client_verify`.
+        key: PEM file of its key, without a password.
+        server_name: the name in the server's certificate, if it is not the host.
 
     Example:
 
@@ -40,11 +38,11 @@ class Tls:
     server_name: str | None = None
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """What a channel needs.
+        """The credentials of a channel.
 
         Raises:
-            BranchyError: a file is missing, unreadable or not what it should be, or
-                one of certificate and key is given alone.
+            BranchyError: a file is missing, unreadable or invalid, or only one of
+                certificate and key is given.
         """
         if self.server_name is not None:
             checks.text("server_name", self.server_name)
@@ -53,20 +51,20 @@ class Tls:
             if self.certificate is None:
                 given, missing = missing, given
             raise BranchyError(
-                f"Tls has a `{given}` and no `{missing}`; a client shows both or none. "
+                f"Tls has a `{given}` and no `{missing}`; a client needs both or none. "
                 f"Pass `{missing}` too."
             )
         ca, certificate, key = (
             _read(name, getattr(self, name)) for name in ("ca", "certificate", "key")
         )
-        # gRPC itself would say no more than that it could not connect.
+        # gRPC would only report a failed connection.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         if ca is not None:
             with _checking(f"`ca`={self.ca}"):
                 context.load_verify_locations(cadata=ca.decode("ascii"))
         if self.certificate is not None and self.key is not None:
             with _checking(f"`certificate`={self.certificate}, `key`={self.key}"):
-                # Without a password OpenSSL would ask the terminal for one.
+                # Without a password OpenSSL would prompt for one.
                 context.load_cert_chain(
                     files.absolute(self.certificate), files.absolute(self.key), ""
                 )
@@ -92,6 +90,6 @@ def _checking(what: str) -> Iterator[None]:
         yield
     except (ssl.SSLError, ValueError) as error:
         raise BranchyError(
-            f"Tls: {what} will not do: {first_line(error)}. Pass PEM files; a key must "
-            "belong to its certificate and have no password."
+            f"Tls: {what} is invalid: {first_line(error)}. Pass PEM files; the key must "
+            "match the certificate and have no password."
         ) from None

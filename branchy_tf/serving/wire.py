@@ -1,19 +1,20 @@
-"""TF Serving's messages without TensorFlow.
+"""TF Serving's messages, for programs that do not import TensorFlow.
 
-The stubs of tensorflow-serving-api import TensorFlow, seconds of a client's
-start. A client needs a dozen messages; their field numbers and types are
-declared here, in a descriptor pool of its own, so that both can live in one
-process. Unknown fields pass through, as protobuf does.
+The stubs of tensorflow-serving-api import TensorFlow, which takes a client seconds to
+start. protos/*.proto declare the messages that a client and the config files need;
+protos/serving.binpb holds them compiled:
 
-References:
-    tensorflow/core/framework/{tensor,tensor_shape}.proto,
-    tensorflow/core/protobuf/meta_graph.proto and
-    tensorflow_serving/apis/{model,predict,get_model_metadata,
-    get_model_status}.proto.
+    python -m grpc_tools.protoc --proto_path=branchy_tf/serving/protos \
+      --descriptor_set_out=branchy_tf/serving/protos/serving.binpb \
+      tensorflow.proto serving.proto
+
+They live in their own descriptor pool, so one process can also import
+tensorflow-serving-api. Unknown fields pass through, as protobuf does.
 """
 
 from __future__ import annotations
 
+import importlib.resources
 import math
 from typing import Any
 
@@ -33,126 +34,21 @@ GET_MODEL_METADATA = "/tensorflow.serving.PredictionService/GetModelMetadata"
 GET_MODEL_STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
 
 AVAILABLE = 30  # ModelVersionStatus.State
-MOST_BYTES = 2**31 - 1  # what one message can hold
-
-# {message: {field: (number, type)}}. A type is a scalar, an enum (whose numbers
-# travel as int32), a message, "repeated T" or "map T", from strings to T.
-_MESSAGES: dict[str, dict[str, dict[str, tuple[int, str]]]] = {
-    "tensorflow": {
-        "Dim": {"size": (1, "int64"), "name": (2, "string")},
-        "TensorShapeProto": {
-            "dim": (2, "repeated tensorflow.Dim"),
-            "unknown_rank": (3, "bool"),
-        },
-        "TensorProto": {
-            "dtype": (1, "enum"),
-            "tensor_shape": (2, "tensorflow.TensorShapeProto"),
-            "version_number": (3, "int32"),
-            "tensor_content": (4, "bytes"),
-            "float_val": (5, "repeated float"),
-            "double_val": (6, "repeated double"),
-            "int_val": (7, "repeated int32"),
-            "string_val": (8, "repeated bytes"),
-            "int64_val": (10, "repeated int64"),
-            "bool_val": (11, "repeated bool"),
-            "half_val": (13, "repeated int32"),
-            "uint32_val": (16, "repeated uint32"),
-            "uint64_val": (17, "repeated uint64"),
-        },
-        "TensorInfo": {
-            "name": (1, "string"),
-            "dtype": (2, "enum"),
-            "tensor_shape": (3, "tensorflow.TensorShapeProto"),
-        },
-        "SignatureDef": {
-            "inputs": (1, "map tensorflow.TensorInfo"),
-            "outputs": (2, "map tensorflow.TensorInfo"),
-            "method_name": (3, "string"),
-            "defaults": (4, "map tensorflow.TensorProto"),
-        },
-    },
-    "tensorflow.serving": {
-        "ModelSpec": {
-            "name": (1, "string"),
-            "version": (2, "google.protobuf.Int64Value"),
-            "signature_name": (3, "string"),
-            "version_label": (4, "string"),
-        },
-        "PredictRequest": {
-            "model_spec": (1, "tensorflow.serving.ModelSpec"),
-            "inputs": (2, "map tensorflow.TensorProto"),
-            "output_filter": (3, "repeated string"),
-        },
-        "PredictResponse": {
-            "outputs": (1, "map tensorflow.TensorProto"),
-            "model_spec": (2, "tensorflow.serving.ModelSpec"),
-        },
-        "SignatureDefMap": {"signature_def": (1, "map tensorflow.SignatureDef")},
-        "GetModelMetadataRequest": {
-            "model_spec": (1, "tensorflow.serving.ModelSpec"),
-            "metadata_field": (2, "repeated string"),
-        },
-        "GetModelMetadataResponse": {
-            "model_spec": (1, "tensorflow.serving.ModelSpec"),
-            "metadata": (2, "map google.protobuf.Any"),
-        },
-        "GetModelStatusRequest": {"model_spec": (1, "tensorflow.serving.ModelSpec")},
-        "StatusProto": {"error_code": (1, "enum"), "error_message": (2, "string")},
-        "ModelVersionStatus": {
-            "version": (1, "int64"),
-            "state": (2, "enum"),
-            "status": (3, "tensorflow.serving.StatusProto"),
-        },
-        "GetModelStatusResponse": {
-            "model_version_status": (1, "repeated tensorflow.serving.ModelVersionStatus"),
-        },
-    },
-}  # fmt: skip
+MOST_BYTES = 2**31 - 1  # the largest protobuf message
 
 
-def build_pool(
-    declared: dict[str, dict[str, dict[str, tuple[int, str]]]],
-) -> descriptor_pool.DescriptorPool:
-    """A pool of the messages declared: `{package: {message: {field: ...}}}`."""
+def _load_pool() -> descriptor_pool.DescriptorPool:
+    compiled = importlib.resources.files(__package__) / "protos/serving.binpb"
+    declared = descriptor_pb2.FileDescriptorSet.FromString(compiled.read_bytes())
     pool = descriptor_pool.DescriptorPool()
-    imported = []
     for library in (any_pb2, wrappers_pb2):
         pool.AddSerializedFile(library.DESCRIPTOR.serialized_pb)
-        imported.append(library.DESCRIPTOR.name)
-    for package, messages in declared.items():
-        file = descriptor_pb2.FileDescriptorProto(
-            name=f"{package}.proto", package=package, syntax="proto3", dependency=imported
-        )
-        for name, fields in messages.items():
-            message = file.message_type.add(name=name)
-            for field, (number, kind) in fields.items():
-                _add_field(message, field, number, kind, f"{package}.{name}")
+    for file in declared.file:
         pool.AddSerializedFile(file.SerializeToString())
-        imported.append(file.name)
     return pool
 
 
-def _add_field(message: Any, name: str, number: int, kind: str, owner: str) -> None:
-    field = message.field.add(name=name, number=number, label=1)
-    container, _, kind = kind.rpartition(" ")
-    if container:
-        field.label = 3
-    if container == "map":
-        # A map is a repeated message of key and value, named after the field.
-        entry = message.nested_type.add(name=f"{name.title().replace('_', '')}Entry")
-        entry.options.map_entry = True
-        _add_field(entry, "key", 1, "string", "")
-        _add_field(entry, "value", 2, kind, "")
-        kind = f"{owner}.{entry.name}"
-    if "." in kind:
-        field.type = field.TYPE_MESSAGE
-        field.type_name = f".{kind}"
-    else:
-        scalar = "INT32" if kind == "enum" else kind.upper()
-        field.type = getattr(field, f"TYPE_{scalar}")
-
-
-_POOL = build_pool(_MESSAGES)
+_POOL = _load_pool()
 
 
 def message_class(name: str) -> Any:
@@ -170,8 +66,7 @@ GetModelMetadataResponse = message_class("tensorflow.serving.GetModelMetadataRes
 GetModelStatusRequest = message_class("tensorflow.serving.GetModelStatusRequest")
 GetModelStatusResponse = message_class("tensorflow.serving.GetModelStatusResponse")
 
-# DataType by number: numpy's dtype, and the field that holds its values where
-# tensor_content does not.
+# {DataType: (NumPy dtype, the field with its values when tensor_content is empty)}.
 _DTYPES = {
     1: ("float32", "float_val"),
     2: ("float64", "double_val"),
@@ -190,21 +85,21 @@ _NUMBERS = {np.dtype(name): number for number, (name, _) in _DTYPES.items()}
 
 
 def dtype_of(number: int) -> np.dtype:
-    """Numpy's dtype for a DataType.
+    """The NumPy dtype of a DataType.
 
     Raises:
-        BranchyError: numpy has no such dtype.
+        BranchyError: NumPy has no such dtype.
     """
     if number not in _DTYPES:
         raise BranchyError(
-            f"A served tensor has DataType {number}, which numpy lacks. Export with an "
+            f"A served tensor has DataType {number}, which NumPy lacks. Export with an "
             "--input_dtype such as uint8 or float32."
         )
     return np.dtype(_DTYPES[number][0])
 
 
 def shape_of(proto: Any) -> tuple[int, ...]:
-    """The sizes in a TensorShapeProto; -1 where any size will do."""
+    """The sizes in a TensorShapeProto; -1 means any size."""
     return tuple(dim.size for dim in proto.dim)
 
 
@@ -217,14 +112,14 @@ def fill(proto: Any, array: np.ndarray) -> None:
 
 
 def to_array(proto: Any) -> np.ndarray:
-    """The array in a TensorProto, whichever way its values are written.
+    """The array in a TensorProto, in any of its encodings.
 
     Raises:
-        ValueError: a dtype not known here, or values that do not fill the shape.
+        ValueError: an unknown dtype, or values that do not match the shape.
     """
     dtype, field = dtype_of(proto.dtype), _DTYPES.get(proto.dtype, ("", ""))[1]
     shape = shape_of(proto.tensor_shape)
-    # A few bytes can name a shape that no memory holds, and -1 would fit any.
+    # A few bytes can declare a shape larger than memory, and -1 would fit any.
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > MOST_BYTES:
         raise ValueError(f"no message holds a tensor of shape {shape}")
     if proto.tensor_content:
@@ -234,6 +129,6 @@ def to_array(proto: Any) -> np.ndarray:
     values = np.array(getattr(proto, field), kind).view(dtype)
     if not values.size:
         return np.zeros(shape, dtype)
-    # Trailing equal values may be left out.
+    # TensorFlow omits trailing values that repeat.
     missing = max(math.prod(shape) - values.size, 0)
     return np.pad(values, (0, missing), mode="edge").reshape(shape)

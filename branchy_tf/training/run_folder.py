@@ -6,9 +6,10 @@ import pathlib
 
 import keras
 
-from branchy_tf import files, flagfiles
+from branchy_tf import files
 from branchy_tf.errors import BranchyError
-from branchy_tf.keras_files import load_keras_file
+from branchy_tf.files import flagfiles
+from branchy_tf.files.keras_files import load_keras_file
 
 
 class RunFolder:

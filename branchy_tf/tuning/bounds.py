@@ -1,11 +1,11 @@
-"""How sure one may be of a rate of losses, from the labels seen so far.
+"""Confidence bounds on the rate of losses, valid at all times.
 
-A loss is a row that leaves with another label than the full network gives. Every
-bound here is a bet: a stake of 1 is put on some alternative rates, and each row
-multiplies it by how much likelier the alternative made that row than the rate in
-question. If the rate is as bad as that, no bet can be expected to gain, however
-long it goes on and whenever it is looked at: the stake ever reaches 1 / (1 -
-confidence) with a probability of at most 1 - confidence (Ville's inequality).
+A loss is a row that exits with another label than the full network gives. Every bound
+is a bet: a stake of 1 is placed on alternative rates, and each row multiplies it by the
+likelihood ratio of the alternative to the rate in question. If the true rate is at least
+that bad, no bet gains in expectation, however long it runs and whenever it is inspected:
+the stake ever reaches 1 / (1 - confidence) with probability at most 1 - confidence
+(Ville's inequality).
 
 References:
     Waudby-Smith and Ramdas, Estimating means of bounded random variables by betting
@@ -20,16 +20,16 @@ from typing import Any
 import numpy as np
 from scipy import optimize, special
 
-# The rates bet on, as shares of the rate in question; 1 would be no bet.
+# The alternative rates, as fractions of the rate in question.
 _BELOW = np.arange(10) / 10
 
 
 def stake(losses: Any, rows: Any, rate: float) -> np.ndarray:
-    """What is left, by now, of a stake of 1 on "the rate of losses is below `rate`".
+    """The current value of a stake of 1 on "the rate of losses is below `rate`".
 
     Args:
-        losses: how many rows were lost, any shape.
-        rows: of how many, of the same shape or one number.
+        losses: number of losses, any shape.
+        rows: number of rows, of the same shape or a scalar.
         rate: between 0 and 1.
 
     Returns:
@@ -44,29 +44,29 @@ def stake(losses: Any, rows: Any, rate: float) -> np.ndarray:
 
 
 def is_proven(losses: Any, rows: Any, budget: float, confidence: float) -> np.ndarray:
-    """Whether agreement of at least `budget` may be taken as proven: bool.
+    """Whether agreement of at least `budget` is proven: bool.
 
     The same as `lower_bound(...) >= budget`, for many counts at once.
 
     Args:
-        losses: how many rows disagreed, any shape.
-        rows: of how many.
-        budget: the least share that is to agree.
+        losses: number of rows that disagree, any shape.
+        rows: number of rows.
+        budget: required share of agreement.
         confidence: a probability.
     """
     return stake(losses, rows, 1 - budget) >= -np.log1p(-confidence)
 
 
 def lower_bound(losses: int, rows: int, confidence: float = 0.95) -> float:
-    """The least agreement that the labels leave believable.
+    """The lower confidence bound on agreement.
 
-    For one vector of thresholds, chosen without these rows, and rows that are drawn
-    alike: with probability `confidence` the true agreement is never, after any
-    number of rows, below this bound.
+    For one vector of thresholds, chosen without these rows, and identically distributed
+    rows: with probability `confidence` the true agreement is never below this bound,
+    after any number of rows.
 
     Args:
-        losses: how many rows disagreed.
-        rows: of how many.
+        losses: number of rows that disagree.
+        rows: number of rows.
         confidence: a probability.
 
     Returns:
@@ -85,7 +85,7 @@ def lower_bound(losses: int, rows: int, confidence: float = 0.95) -> float:
     def missing(rate: float) -> float:
         return float(stake(losses, rows, rate)) - needed
 
-    # The stake grows with the rate: it is easier to be below a large one.
+    # The stake grows with the rate.
     most = 1 - 1e-12
     if missing(most) < 0:
         return 0.0
@@ -93,14 +93,14 @@ def lower_bound(losses: int, rows: int, confidence: float = 0.95) -> float:
 
 
 def rate_to_aim_at(budget: float, window: int, chance: float) -> float:
-    """The rate of losses with which a window seldom breaks the budget.
+    """The rate of losses at which a window rarely exceeds the budget.
 
-    A rate just within the budget breaks it in every second window, by chance.
+    A rate just within the budget exceeds it by chance in every second window.
 
     Args:
-        budget: the least share of a window that is to agree.
-        window: rows.
-        chance: with which a window may break it.
+        budget: required share of agreement in a window.
+        window: number of rows.
+        chance: probability that a window exceeds the budget.
 
     Returns:
         The largest rate with P(Binomial(window, rate) > allowed losses) <= chance.

@@ -1,15 +1,14 @@
-"""An alarm for the moment at which rows stop being like those before.
+"""An alarm for a change in the distribution of rows.
 
-Two things are bet on, row by row. Each tells at which exit it left and with what
-score: where it stands among the rows that the thresholds were chosen on. Of rows that
-asked every exit it is also known whether their answer agrees. A bet names one way in
-which this may change; its stake is multiplied by how much likelier that change makes
-what was seen, after 1 was added to it (Shiryaev and Roberts), so that a change is
-noticed whenever it comes. The level is the mean of all stakes.
+Every row has an exit and a score, and so a rank among the rows that the thresholds were
+chosen on. For rows that asked every exit, agreement is known too. Each bet assumes one
+kind of change in these. With every row 1 is added to its stake, which is then multiplied
+by the likelihood ratio of that change (Shiryaev and Roberts), so a change is noticed
+whenever it comes. The level is the mean of all stakes.
 
-As long as nothing changes, it takes at least x rows in the mean until the level reaches
-x: exactly, for the bets on agreement, while at least the budget agrees; nearly, for
-those on ranks, since how scores are distributed is only known from the rows at hand.
+Without a change the level takes at least x rows on average to reach x: exactly for the
+bets on agreement, while agreement is within the budget; approximately for those on
+ranks, as the distribution of scores is only known from a sample.
 
 References:
     Shin, Ramdas, Rinaldo, E-detectors: a nonparametric framework for sequential change
@@ -25,14 +24,14 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-# Ranks are told apart as finely as this.
+# Resolution of the ranks.
 _CELLS = 24
-# Beta distributions that ranks may take: less sure and surer, slightly and much,
-# drawn to the ends and to the middle.
+# Beta distributions of ranks: slightly or much less sure or surer, towards the ends or
+# the middle.
 _SHAPES = [
     (2, 1), (1.3, 1), (1, 2), (1, 1.3), (4, 1), (1, 4), (0.5, 0.5), (2, 2)
 ]  # fmt: skip
-# Rates of losses bet on, as multiples of the rate that the budget allows.
+# Alternative rates of losses, as multiples of the allowed rate.
 _WORSE = np.array([2, 4, 8, 16, 32])
 
 
@@ -40,7 +39,7 @@ class Alarm:
     """The stakes of all bets, and their mean.
 
     Args:
-        budget: the least share that is to agree.
+        budget: required share of agreement.
     """
 
     def __init__(self, budget: float) -> None:
@@ -54,16 +53,16 @@ class Alarm:
         self.reset()
 
     def reset(self) -> None:
-        """Begins anew, all stakes at 0."""
+        """Resets all stakes to 0."""
         self._on_ranks = np.zeros(len(self._ranks))
         self._on_losses = np.zeros(len(_WORSE))
 
     def see(self, rank: float, lost: bool | None) -> float:
-        """Takes one row in.
+        """Adds one row.
 
         Args:
-            rank: the share of the known rows that are surer, 0 to 1.
-            lost: whether its answer disagrees, None where nobody knows.
+            rank: share of the known rows that are surer, 0 to 1.
+            lost: whether its answer disagrees; None if unknown.
 
         Returns:
             The level.
@@ -78,7 +77,7 @@ class Alarm:
 
     @property
     def level(self) -> float:
-        """The mean stake, in which both kinds of bets weigh the same."""
+        """The mean stake, with equal weight for both kinds of bets."""
         return float(self._on_ranks.mean() + self._on_losses.mean()) / 2
 
     def to_json(self) -> dict[str, Any]:
@@ -96,23 +95,23 @@ def _shaped(stakes: Any, number: int) -> np.ndarray:
 
 
 def places(exits: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """One number for where each row left, surest first: float64 [n].
+    """A number for each row's exit and score, surest first: float64 [n].
 
     Args:
         exits: int [n], 0-based.
-        scores: [n], at that exit; NaN counts as entirely unsure.
+        scores: [n], at that exit; NaN counts as least sure.
     """
     scores = np.nan_to_num(np.asarray(scores, np.float64), nan=np.inf)
     return exits + 1 - 1 / (1 + scores)
 
 
 def ranks(known: np.ndarray, new: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Where new places stand among known ones: float64 [m], from 0 to 1.
+    """The ranks of new places among known ones: float64 [m], from 0 to 1.
 
     Args:
-        known: float64 [n], rising.
+        known: float64 [n], ascending.
         new: float64 [m].
-        random: parts equal places.
+        random: breaks ties.
     """
     below = np.searchsorted(known, new, side="left")
     equal = np.searchsorted(known, new, side="right") - below

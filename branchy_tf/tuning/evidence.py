@@ -1,4 +1,4 @@
-"""The rows whose answer at every exit is known."""
+"""Rows with known answers at every exit."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 
 from branchy_tf.policy import exit_indices
 
-# One row in so many shapes the path of thresholds; the others test it.
+# One row in three shapes the path of thresholds; the others test it.
 _SHAPING = 3
 
 
 class Evidence:
-    """Labelled rows, the newest so many of them.
+    """The newest rows with answers of all exits.
 
     Every third row shapes paths and the others test them, so that no path is
     tested on rows that it was made from.

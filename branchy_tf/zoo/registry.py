@@ -14,9 +14,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from branchy_tf import checks, files, graphs, keras_files
+from branchy_tf import checks, files, graphs
 from branchy_tf.errors import BranchyError, one_line
 from branchy_tf.exits import Head
+from branchy_tf.files import keras_files
 from branchy_tf.thresholds import Calibration
 from branchy_tf.zoo import packaged, saved_exits
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import keras
 
-from branchy_tf import keras_files
 from branchy_tf.errors import BranchyError
+from branchy_tf.files import keras_files
 
 
 def check_places(model: keras.Model, path: pathlib.Path) -> None:

@@ -30,7 +30,7 @@ class Answering:
 
 
 @pytest.mark.parametrize("peer", ["onnxruntime", "pytorch", "early_exit_bfloat16"])
-def test_a_contender_that_computes_something_else_is_noticed(peer):
+def test_notices_a_contender_that_computes_something_else(peer):
     predictor = EarlyExitPredictor(small.model(), [1.0])
     routed = peer != "onnxruntime"
 
@@ -63,7 +63,7 @@ def test_the_ideal_is_each_stage_at_the_share_of_rows_that_enter_it():
     assert over_frozen["gain"] == 1.5
 
 
-def test_what_routing_costs_counts_from_the_last_exit():
+def test_routing_costs_count_from_the_final_exit():
     forced = {f"forced_exit_{k}": k for k in range(1, 12)}
     rows = timed(**forced, unrouted=10, stage_1=0.5)
     assert comparing._routing(rows, batch=8) == {
@@ -93,7 +93,7 @@ RESULT = {
 }
 
 
-def test_the_text_says_where_early_exit_does_not_pay_and_who_is_absent():
+def test_the_text_reports_losses_and_absent_contenders():
     text = tables.text(RESULT)
     assert "does not pay at batch 1, 1 thread: it takes 2.00 times as long" in text
     assert "pytorch is left out: torch not installed" in text
@@ -101,7 +101,7 @@ def test_the_text_says_where_early_exit_does_not_pay_and_who_is_absent():
     assert line.split() == ["early_exit", "0.0400", "-"]
 
 
-def test_each_row_of_the_table_says_what_it_was_measured_on():
+def test_each_row_names_its_machine():
     rows = tables.flat(RESULT)
     assert len(rows) == 3
     assert rows[0]["processor"] == "some"

@@ -46,7 +46,7 @@ def test_a_closed_loop_has_each_caller_ask_again():
     assert len(outcome.samples) == 20
 
 
-def test_a_closed_loop_ends_in_time_or_when_told():
+def test_a_closed_loop_ends_on_time_or_on_request():
     outcome = load.closed_loop(Asked(lambda _: time.sleep(0.01) or 1), 2, 1, seconds=0.2)
     assert 0.2 <= outcome.seconds < 2
     assert 2 <= len(outcome.samples) <= 42
@@ -55,7 +55,7 @@ def test_a_closed_loop_ends_in_time_or_when_told():
     assert len(load.closed_loop(ask, 1, 1, stop=stop).samples) == 51
 
 
-def test_an_open_loop_asks_at_its_rate_whatever_the_server_does():
+def test_an_open_loop_keeps_its_rate():
     ask = Asked(lambda _: time.sleep(0.1) or 1)
     outcome = load.open_loop(ask, rate=200, timeout=5, seconds=1)
     starts = np.sort([sample.start for sample in outcome.samples])
@@ -76,7 +76,7 @@ def test_an_open_loop_counts_the_time_in_the_queue():
     assert np.mean(ask.timeouts[-5:]) < 5 - 0.02 * count + 0.7
 
 
-def test_what_has_waited_too_long_is_not_sent():
+def test_does_not_send_requests_past_their_deadline():
     ask = Asked(lambda _: time.sleep(0.3) or 1)
     outcome = load.open_loop(ask, rate=100, timeout=0.1, seconds=0.2, callers=1)
     assert len(ask.numbers) < len(outcome.samples)
@@ -84,7 +84,7 @@ def test_what_has_waited_too_long_is_not_sent():
     assert outcome.errors == {"DEADLINE_EXCEEDED": late}
 
 
-def test_figures_tell_answered_wrong_and_failed_apart():
+def test_counts_answered_wrong_and_failed_requests():
     outcome = load.closed_loop(Asked(fails), 2, 1, requests=40)
     found = outcome.summary()
     assert found["requests"] == 40
@@ -107,7 +107,7 @@ def test_percentiles_by_hand():
 
 
 @pytest.mark.parametrize("loop", [load.closed_loop, load.open_loop])
-def test_a_mistake_of_the_asker_ends_the_load(loop):
+def test_an_unexpected_exception_ends_the_load(loop):
     def ask(number, timeout):
         raise BranchyError("no such shape")
 
@@ -152,7 +152,7 @@ def test_traffic_asks_about_all_images_with_all_thresholds():
     assert versions == [4] * 14
 
 
-def test_traffic_notices_another_images_answer():
+def test_traffic_notices_the_answer_to_another_image():
     wanted = ExpectedAnswers(PROBABILITIES, SCORES)
     thresholds = [[0], [np.inf]]
     traffic = load.Traffic(Client(True), IMAGES, 3, thresholds, lambda _: wanted)

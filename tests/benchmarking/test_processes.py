@@ -17,7 +17,7 @@ from branchy_tf.predictor import EarlyExitPredictor
 IMAGES = small.dataset().train.images
 
 
-def test_what_cannot_be_loaded_is_said_in_one_line(tmp_path):
+def test_reports_a_failed_load_in_one_line(tmp_path):
     np.save(tmp_path / "images.npy", IMAGES)
     images = str(tmp_path / "images.npy")
     spec = {"engine": "no", "programs": {}, "images": images, "threads": 1}
@@ -29,7 +29,7 @@ def test_what_cannot_be_loaded_is_said_in_one_line(tmp_path):
         process.close()
 
 
-def test_a_process_that_ends_is_noticed(tmp_path):
+def test_notices_a_process_that_ends(tmp_path):
     process = Process("peer", {"engine": "no"}, tmp_path)
     process._process.kill()
     try:
@@ -88,7 +88,7 @@ def test_contenders_answer_as_the_predictor_does(started):
         assert found["exits"] == (None if exits is None else exits.tolist()), name
 
 
-def test_passes_are_timed_and_memory_is_told(started):
+def test_times_passes_and_reports_memory(started):
     for name in ("early_exit", "stage_2", "onnxruntime"):
         for batch in (8, 3):
             answer = started[name].ask("time", contender=name, batch=batch)
@@ -99,7 +99,7 @@ def test_passes_are_timed_and_memory_is_told(started):
         started["early_exit"].ask("time", contender="no", batch=8)
 
 
-def test_a_peer_that_is_not_installed_is_left_out(tmp_path, monkeypatch):
+def test_leaves_out_a_peer_that_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(contenders.PEERS, "pytorch", ("no_such_package",))
     programs, left_out = contenders.write(
         small.model(), IMAGES, POLICY, tmp_path, ["pytorch"]
@@ -125,7 +125,7 @@ def test_the_number_of_threads_is_that_of_the_process(written):
     assert counts[5] >= counts[1] + 4
 
 
-def test_bfloat16_is_a_contender_or_says_why_not(tmp_path, monkeypatch):
+def test_bfloat16_takes_part_or_is_explained(tmp_path, monkeypatch):
     def write(folder):
         folder.mkdir()
         return contenders.write(

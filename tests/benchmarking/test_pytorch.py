@@ -85,7 +85,7 @@ def test_rows_leave_where_the_predictor_says(name, arguments, criterion):
     ],
     ids=lambda layer: layer.name,
 )
-def test_layers_do_the_same(layer):
+def test_layers_compute_the_same(layer):
     keras.utils.set_random_seed(2)
     pixels = keras.Input((7, 6, 3))
     model = keras.Model(pixels, layer(pixels))
@@ -104,10 +104,10 @@ def test_layers_do_the_same(layer):
         (layers.LayerNormalization(name="odd"), "odd is a LayerNormalization; known: "),
         (layers.Conv2D(2, 1, activation="gelu", name="odd"), "odd has the activation g"),
         (layers.Conv2D(2, 2, dilation_rate=2, name="odd"), "odd is grouped or dilated"),
-        (layers.ReLU(max_value=6, name="odd"), "odd is no plain ReLU"),
+        (layers.ReLU(max_value=6, name="odd"), "odd is not a plain ReLU"),
     ],
 )
-def test_what_has_no_counterpart_is_said(layer, expected):
+def test_rejects_unsupported_layers(layer, expected):
     layer(np.zeros((1, 4, 4, 2), np.float32))
     with pytest.raises(NotImplementedError, match=expected):
         translate(layer)
@@ -130,14 +130,14 @@ def quantised():
     [
         (
             type("Dense", (layers.Dense,), {})(2, name="odd"),
-            "something else than Keras's",
+            "does not compute what Keras's",
         ),
         (quantised(), "odd is quantised, or"),
         (layers.Dense(2, activation=relu, name="odd"), "odd has the activation relu"),
     ],
     ids=["subclass", "quantised", "activation"],
 )
-def test_what_only_looks_like_a_counterpart_is_said(layer, expected):
+def test_rejects_layers_that_only_look_supported(layer, expected):
     layer(np.zeros((1, 4, 4, 2), np.float32))
     with pytest.raises(NotImplementedError, match=expected):
         translate(layer)

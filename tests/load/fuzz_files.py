@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from branchy_tf import data, images
 from branchy_tf.errors import BranchyError
-from branchy_tf.keras_files import load_keras_file
+from branchy_tf.files.keras_files import load_keras_file
 from branchy_tf.zoo import branchy_lenet
 
 Random = np.random.Generator

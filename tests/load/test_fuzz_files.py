@@ -39,7 +39,7 @@ def test_flagfiles_are_parsed_or_refused_in_one_line(tmp_path):
         (BranchyError("one line"), None),
     ],
 )
-def test_it_notices_what_must_not_be(tmp_path, error, problem):
+def test_notices_unexpected_outcomes(tmp_path, error, problem):
     def read(path, number):
         if error is not None:
             raise error
@@ -71,7 +71,7 @@ def test_a_number_makes_the_same_file_again():
     assert len({*made}) > 55
 
 
-def test_damage_inside_has_right_checksums(tmp_path):
+def test_damage_inside_has_valid_checksums(tmp_path):
     # Or a reader would see no further than them.
     path = tmp_path / "some.png"
     drawn = Image.fromarray(np.zeros((20, 30), np.uint8))
@@ -88,6 +88,6 @@ def test_damage_inside_has_right_checksums(tmp_path):
     assert 5 < said.count("") < 40
 
 
-def test_the_command_says_how_it_is_run():
+def test_the_command_documents_its_usage():
     assert (lab.ROOT / "tests/load/fuzz_files.py").is_file()
     assert "\n  python tests/load/fuzz_files.py " in fuzz_files.__doc__

@@ -33,7 +33,7 @@ def assert_found(found: lab.Findings) -> None:
     assert not found.problems, f"{found.line}\n" + "\n".join(found.problems)
 
 
-def test_every_mix_up_shows(pair):
+def test_detects_every_mix_up(pair):
     rows = np.arange(len(pair.images))
     limits = pair.thresholds[rows % len(pair.thresholds)]
     for number in (1, 2):
@@ -53,11 +53,11 @@ def test_versions_and_thresholds_change_under_load(pair, tmp_path):
     assert found.figures["requests"] >= 600
 
 
-def test_a_kill_fails_clearly_and_is_soon_over(pair, tmp_path):
+def test_a_kill_fails_clearly_and_recovers_soon(pair, tmp_path):
     assert_found(kill.run(pair, tmp_path, kills=1))
 
 
-def test_malformed_requests_are_met_rightly(pair, tmp_path):
+def test_malformed_requests_get_correct_statuses(pair, tmp_path):
     found = malformed.run(pair, tmp_path, requests=40 * len(mangling._KINDS))
     assert_found(found)
     # The kinds are what they are meant to be: some right, most refused.
@@ -81,15 +81,15 @@ def test_damaged_versions_leave_the_old_one_serving(pair, tmp_path):
     assert_found(faults.damaged(pair, tmp_path))
 
 
-def test_a_disk_that_is_full_is_said(tmp_path):
+def test_reports_a_full_disk(tmp_path):
     assert_found(faults.full_disk(tmp_path, kilobytes=[300]))
 
 
-def test_slow_clients_hold_nobody_up(pair, tmp_path):
+def test_slow_clients_delay_nobody(pair, tmp_path):
     assert_found(faults.slow_clients(pair, tmp_path, clients=20, requests=100))
 
 
-def test_no_clock_that_can_be_set_matters(pair, tmp_path, monkeypatch):
+def test_ignores_changes_of_the_wall_clock(pair, tmp_path, monkeypatch):
     """Deadlines, polling and latencies, where each look at the clock is days off."""
     base = tmp_path / "branchy_lenet"
     pair.add(base, 1)
@@ -126,7 +126,7 @@ def test_the_same_number_makes_the_same_malformed_request(pair):
         assert mangling.make(pair.images, number) == mangling.make(pair.images, number)
 
 
-def test_a_server_that_answers_wrongly_is_noticed(pair, tmp_path):
+def test_notices_wrong_answers(pair, tmp_path):
     """What the judges say of version 2, when version 1 should answer."""
     base = tmp_path / "branchy_lenet"
     pair.add(base, 2)
@@ -145,7 +145,7 @@ def test_overload_is_shed_and_the_rest_answered_soon(pair, tmp_path):
     assert_found(overload.run(pair, tmp_path, 4, 3, bound=2, timeout=10, flags=flags))
 
 
-def test_batching_is_compared_with_its_lack(pair, tmp_path):
+def test_compares_with_and_without_batching(pair, tmp_path):
     base = tmp_path / "branchy_lenet"
     pair.add(base, 1)
     found = batching.run(base, "mnist_5k", callers=8, seconds=0.5, rounds=1)
@@ -167,7 +167,7 @@ def test_serving_is_compared_with_the_model_alone(pair, tmp_path):
 @pytest.mark.parametrize(
     "command", [batching, faults, kill, latency, malformed, overload, soak, swap]
 )
-def test_commands_say_how_they_are_run(command):
+def test_commands_document_their_usage(command):
     path = f"tests/load/{command.__name__}.py"
     assert (lab.ROOT / path).is_file()
     assert f"\n  python {path}" in command.__doc__

@@ -21,7 +21,7 @@ def waiting(turns, names, timeout=60.0):
     return got, threads
 
 
-def test_turns_go_to_who_waited_longest():
+def test_turns_are_first_come_first_served():
     turns = Turns(1)
     assert turns.take(0)
     got, threads = waiting(turns, "abc")
@@ -35,7 +35,7 @@ def test_turns_go_to_who_waited_longest():
     assert turns.take(0)
 
 
-def test_who_has_gone_is_passed_over():
+def test_skips_threads_that_gave_up():
     turns = Turns(2)
     assert turns.take(0)
     assert turns.take(-1)

@@ -55,11 +55,11 @@ def test_rows_may_share_thresholds():
         {"probabilities": EXPECTED.probabilities[ROWS, EXITS, :4]},
     ],
 )
-def test_anything_else_is_wrong(changes):
+def test_rejects_wrong_answers(changes):
     assert right(answer(**changes)) == [False, False, False]
 
 
-def test_a_score_on_the_threshold_may_leave_or_stay():
+def test_a_score_equal_to_its_threshold_may_exit_or_stay():
     rows = np.array([2, 2])
     exits = np.int32([0, 1])
     both = Predictions(EXPECTED.probabilities[rows, exits], exits, SCORES[rows, exits])
@@ -70,7 +70,7 @@ def test_a_score_on_the_threshold_may_leave_or_stay():
 
 
 @pytest.mark.parametrize("limit", [0, -1, np.nan])
-def test_nothing_leaves_at_thresholds_that_nothing_is_below(limit):
+def test_nothing_exits_at_a_threshold_of_zero(limit):
     sure = ExpectedAnswers(EXPECTED.probabilities[:1, :2], np.zeros((1, 2), np.float32))
     for index, expected in ((0, False), (1, True)):
         given = Predictions(

@@ -12,7 +12,7 @@ from branchy_tf.serving import AsyncEarlyExitClient
 MODEL = servers.MODEL
 
 
-def test_an_async_client_may_be_made_before_its_loop(fake, digits):
+def test_may_be_created_before_its_loop(fake, digits):
     client = AsyncEarlyExitClient(fake.address, MODEL)
 
     async def ask():

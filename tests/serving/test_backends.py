@@ -51,7 +51,7 @@ SAME = {
 FILES = ("model_config", "monitoring_config", "batching_parameters", "ssl_config")
 
 
-def test_tf_serving_is_told_everything(options):
+def test_tf_serving_gets_every_option(options):
     name, *flags = backends.command(TF_SERVING, options)
     assert name == TF_SERVING
     assert set(flags) == SAME | {"--port=8600", "--rest_api_port=8601"} | {
@@ -60,7 +60,7 @@ def test_tf_serving_is_told_everything(options):
     assert len(flags) == len(set(flags))
 
 
-def test_the_container_is_told_everything(options):
+def test_the_container_gets_every_option(options):
     command = backends.command(DOCKER, options, "image:1")
     before, after = command[: command.index("image:1")], command[-11:]
     assert set(after) == SAME | {f"--{x}_file=/config/{x}.config" for x in FILES}
@@ -94,7 +94,7 @@ def test_no_option_is_forgotten(options):
             assert backends.command(backend, less) != whole, name
 
 
-def test_what_is_not_said_is_left_to_the_server(tmp_path):
+def test_defaults_are_left_to_the_server(tmp_path):
     assert backends.command(TF_SERVING, ServerOptions(tmp_path, "m"))[1:] == [
         "--port=8500",
         "--rest_api_port=0",
@@ -112,12 +112,12 @@ def test_what_is_not_said_is_left_to_the_server(tmp_path):
         ({"file_system_poll_wait_seconds": 0.5}, "takes whole seconds"),
     ],
 )
-def test_refuses_what_tf_serving_has_not(tmp_path, backend, option, expected):
+def test_rejects_options_that_tf_serving_lacks(tmp_path, backend, option, expected):
     with pytest.raises(BranchyError, match=expected):
         backends.command(backend, ServerOptions(tmp_path, **option))
 
 
-def test_tf_serving_gets_urls_as_they_are():
+def test_tf_serving_gets_urls_unchanged():
     options = ServerOptions("s3://bucket/models/net", "other")
     options.check()
     assert "--model_base_path=s3://bucket/models/net" in backends.command(

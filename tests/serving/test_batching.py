@@ -13,7 +13,7 @@ from branchy_tf.saved_model.session import SessionModel
 from branchy_tf.serving import EarlyExitClient, configs
 from branchy_tf.serving.embedded import EmbeddedServer
 from branchy_tf.serving.embedded.batching import BatchedModel
-from branchy_tf.serving.embedded.refusals import Refusal
+from branchy_tf.serving.embedded.statuses import Refusal
 
 A_MINUTE = 60_000_000  # microseconds; longer than any of these tests
 
@@ -38,7 +38,7 @@ def batched(version):
     made = []
 
     def make(timeout=A_MINUTE, **numbers):
-        parameters = configs.message_class("BatchingParameters")()
+        parameters = configs.BatchingParameters()
         for name, value in {"batch_timeout_micros": timeout, **numbers}.items():
             getattr(parameters, name).value = value
         made.append(BatchedModel(SessionModel(version), parameters))
@@ -71,7 +71,7 @@ def test_full_batches_run_and_each_caller_gets_its_own_rows(batched, alone):
     assert {answer["exit"][0] for answer in answers} == {0, 1}
 
 
-def test_each_signature_has_its_queue(batched):
+def test_each_signature_has_its_own_queue(batched):
     model = batched(max_batch_size=2)
     with futures.ThreadPoolExecutor(3) as pool:
         one = {"images": image(1)}
@@ -84,7 +84,7 @@ def test_each_signature_has_its_queue(batched):
         assert "scores" in other.result(30)
 
 
-def test_a_row_of_wrong_shape_fails_alone(batched):
+def test_a_row_of_a_wrong_shape_fails_alone(batched):
     model = batched(max_batch_size=2)
     with futures.ThreadPoolExecutor(2) as pool:
         waiting = pool.submit(model.run, "serving_default", {"images": image(1)})
@@ -96,7 +96,7 @@ def test_a_row_of_wrong_shape_fails_alone(batched):
         assert waiting.result(30)["exit"].shape == (1,)
 
 
-def test_an_empty_batch_waits_for_nobody(batched):
+def test_an_empty_batch_runs_at_once(batched):
     answer = batched(max_batch_size=8).run("serving_default", {"images": image(1, 0)})
     shapes = {name: value.shape for name, value in answer.items()}
     assert shapes == {"probabilities": (0, 3), "exit": (0,), "score": (0,)}
@@ -121,7 +121,7 @@ def test_an_empty_batch_waits_for_nobody(batched):
         ),
     ],
 )
-def test_refuses_what_tf_serving_refuses(batched, inputs, expected):
+def test_rejects_what_tf_serving_rejects(batched, inputs, expected):
     with pytest.raises(Refusal, match=expected) as caught:
         batched(max_batch_size=4).run("early_exit", inputs)
     assert caught.value.code.name == "INVALID_ARGUMENT"
@@ -146,9 +146,7 @@ def test_a_full_queue_is_unavailable(batched):
         assert waiting.result(30)["exit"].shape == (1,)
 
 
-def test_a_batching_server_answers_many_as_it_answers_one(
-    exported, predictor, digits, halving
-):
+def test_batched_answers_equal_single_answers(exported, predictor, digits, halving):
     expected = predictor.predict(digits, [halving])
     with (
         EmbeddedServer(exported, port=0, enable_batching=True) as server,

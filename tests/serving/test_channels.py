@@ -21,7 +21,7 @@ from branchy_tf.serving.embedded import EmbeddedServer
 MODEL = servers.MODEL
 
 
-def test_no_server_is_said_soon(connect, digits):
+def test_reports_a_missing_server_quickly(connect, digits):
     with connect(f"localhost:{servers.free_port()}", MODEL, timeout=30) as client:
         code, seconds = servers.failure(client.predict, digits)
         assert code == "UNAVAILABLE"
@@ -31,7 +31,7 @@ def test_no_server_is_said_soon(connect, digits):
 
 
 @pytest.mark.parametrize("rows", [1, 2000])
-def test_a_server_without_room_is_asked_again(fake, connect, rows):
+def test_retries_a_server_that_is_unavailable(fake, connect, rows):
     # gRPC alone keeps no request above 256 KB for another try.
     images = np.zeros((rows, 28, 28, 1), np.uint8)
     fake.fail(2)
@@ -44,9 +44,7 @@ def test_a_server_without_room_is_asked_again(fake, connect, rows):
 
 
 @pytest.mark.parametrize("code", ["INTERNAL", "RESOURCE_EXHAUSTED", "INVALID_ARGUMENT"])
-def test_what_may_have_reached_the_model_is_not_asked_again(
-    fake, fake_client, digits, code
-):
+def test_does_not_retry_what_may_have_reached_the_model(fake, fake_client, digits, code):
     fake.fail(1, code)
     with pytest.raises(ServerError, match="two lines") as caught:
         fake_client.predict(digits)
@@ -54,7 +52,7 @@ def test_what_may_have_reached_the_model_is_not_asked_again(
     assert len(fake.requests) == 1
 
 
-def test_a_restarted_server_is_found_again(exported, connect, digits):
+def test_reconnects_to_a_restarted_server(exported, connect, digits):
     port = servers.free_port()
     with connect(f"localhost:{port}", MODEL) as client:
         with EmbeddedServer(exported, MODEL, port):
@@ -65,7 +63,7 @@ def test_a_restarted_server_is_found_again(exported, connect, digits):
             servers.assert_same(client.predict(digits), before)
 
 
-def test_a_server_that_comes_back_is_asked_within_two_seconds(digits):
+def test_reconnects_within_two_seconds(digits):
     with contextlib.ExitStack() as stack:
         with servers.FakeServer() as first:
             clients = [
@@ -139,7 +137,7 @@ def test_a_closed_client_says_so(fake, fake_client, digits):
 
 
 @pytest.mark.parametrize("max_rows", [64, 10])
-def test_closing_ends_what_is_under_way(fake, connect, digits, max_rows):
+def test_closing_cancels_pending_calls(fake, connect, digits, max_rows):
     fake.answer = lambda *_: fake.over.wait(60)
     client = connect(fake.address, MODEL, timeout=60, max_rows=max_rows)
     with client, futures.ThreadPoolExecutor(1) as pool:
@@ -150,7 +148,7 @@ def test_closing_ends_what_is_under_way(fake, connect, digits, max_rows):
         assert asking.result(10)[0] == "CANCELLED"
 
 
-def test_a_forked_process_has_a_connection_of_its_own(fake):
+def test_a_forked_process_has_its_own_connection(fake):
     # Forked from a process without this one's threads.
     code = f"""
 import os, signal, sys
@@ -177,7 +175,7 @@ client.close()
     assert len(fake.requests) == (1 + 3 + 3 + 1) * 3
 
 
-def test_a_server_that_refuses_all_is_not_asked_four_times_as_often(fake, digits):
+def test_throttles_retries_when_all_requests_fail(fake, digits):
     answer, fake.answer = (
         fake.answer,
         lambda _, context: context.abort(grpc.StatusCode.UNAVAILABLE, "queue full"),

@@ -68,7 +68,7 @@ def test_one_row_and_many_agree(client, digits, halving):
     np.testing.assert_allclose(joined, together.probabilities, atol=1e-5)
 
 
-def test_views_are_sent_as_they_look(client, predictor, digits):
+def test_sends_views_correctly(client, predictor, digits):
     # Their memory is not in the order of their rows.
     turned = digits[:4].transpose(0, 2, 1, 3)
     servers.assert_same(client.predict(turned), predictor.predict(turned.copy()))
@@ -77,10 +77,10 @@ def test_views_are_sent_as_they_look(client, predictor, digits):
     )
 
 
-def test_large_batches_are_answered_in_parts_or_whole(served, connect, digits):
+def test_splits_large_batches(served, connect, digits):
     images = np.resize(digits, (6000, 28, 28, 1))
     assert images.nbytes > 4 * 2**20
-    for max_rows in (None, 77, 6000):
+    for max_rows in (None, 77, 1024):
         with connect(served.address, MODEL, timeout=60, max_rows=max_rows) as client:
             answer = client.predict(images)
             expected = np.resize(client.predict(digits).exits, 6000)
@@ -135,7 +135,7 @@ def test_describes_the_model(client):
     assert str(described["images"]) == "uint8 [B, 28, 28, 1]"
 
 
-def test_asks_for_the_version_wanted(served, connect, digits):
+def test_asks_for_the_given_version(served, connect, digits):
     with connect(served.address, MODEL, version=1) as client:
         assert client.predict(digits[:1]).model_version == 1
     with connect(served.address, MODEL, version=7) as client:
@@ -144,7 +144,7 @@ def test_asks_for_the_version_wanted(served, connect, digits):
         assert caught.value.code == "NOT_FOUND"
 
 
-def test_another_model_is_not_found(served, connect, digits):
+def test_unknown_models_are_not_found(served, connect, digits):
     with (
         connect(served.address, "vgg") as client,
         pytest.raises(ServerError, match="does not serve model 'vgg'") as caught,
@@ -153,7 +153,7 @@ def test_another_model_is_not_found(served, connect, digits):
     assert caught.value.code == "NOT_FOUND"
 
 
-def test_a_model_without_early_exit_is_named(tmp_path, digits):
+def test_names_a_model_without_early_exit(tmp_path, digits):
     plain = tf.function(
         lambda x: {"y": x}, input_signature=[tf.TensorSpec([None], name="x")]
     )
@@ -181,14 +181,14 @@ def test_a_model_without_early_exit_is_named(tmp_path, digits):
         ({"pixels": np.zeros((2, 28, 28, 1), np.uint8)}, "Received pixels"),
     ],
 )
-def test_images_that_do_not_fit_are_not_sent(fake, fake_client, images, expected):
+def test_rejects_images_that_do_not_fit(fake, fake_client, images, expected):
     with pytest.raises(BranchyError, match=expected):
         fake_client.predict(images)
     assert not fake.requests
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_floats_that_are_not_finite_are_not_sent(fake, fake_client, value):
+def test_rejects_infinite_and_nan_inputs(fake, fake_client, value):
     fake.inputs = {"images": (tf.float32, [None, 2])}
     images = np.zeros((3, 2), np.float32)
     assert len(fake_client.predict(images)) == 3
@@ -212,19 +212,19 @@ def test_floats_that_are_not_finite_are_not_sent(fake, fake_client, value):
         (["often"], "must be numbers"),
     ],
 )
-def test_thresholds_that_do_not_fit_are_not_sent(fake, fake_client, thresholds, expected):
+def test_rejects_invalid_thresholds(fake, fake_client, thresholds, expected):
     with pytest.raises(BranchyError, match=expected):
         fake_client.predict(np.zeros((2, 28, 28, 1), np.uint8), thresholds)
     assert not fake.requests
 
 
-def test_an_input_dtype_that_numpy_lacks_is_named(fake, fake_client, digits):
+def test_names_input_dtypes_that_numpy_lacks(fake, fake_client, digits):
     fake.inputs = {"images": (tf.bfloat16, [None, 28, 28, 1])}
     with pytest.raises(BranchyError, match="DataType 14"):
         fake_client.predict(digits)
 
 
-def test_every_row_is_sent_with_thresholds_of_its_own(fake, fake_client, digits):
+def test_sends_thresholds_for_every_row(fake, fake_client, digits):
     # What a server that merges batches needs.
     fake_client.predict(digits[:5], [0.5])
     (request,) = fake.requests
@@ -234,7 +234,7 @@ def test_every_row_is_sent_with_thresholds_of_its_own(fake, fake_client, digits)
     )
 
 
-def test_no_thresholds_means_those_of_the_export(fake, fake_client, digits):
+def test_defaults_to_the_thresholds_of_the_export(fake, fake_client, digits):
     fake_client.predict(digits)
     (request,) = fake.requests
     assert request.model_spec.signature_name == "serving_default"
@@ -264,7 +264,7 @@ def test_all_parts_have_one_timeout(fake, connect):
     assert len(fake.requests) < 20
 
 
-def test_parts_are_under_way_a_few_at_a_time_and_keep_their_order(fake, connect):
+def test_sends_a_few_parts_at_a_time_and_keeps_their_order(fake, connect):
     active, most, lock, full = 0, 0, threading.Lock(), threading.Event()
 
     def answer(request, _):
@@ -290,7 +290,7 @@ def test_parts_are_under_way_a_few_at_a_time_and_keep_their_order(fake, connect)
     assert most == 4
 
 
-def test_one_part_that_fails_is_an_error_and_stops_the_rest(fake, connect):
+def test_a_failed_part_fails_the_call_and_cancels_the_rest(fake, connect):
     def answer(request, context):
         if servers.first_pixels(request)[0] == 2:
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
@@ -320,8 +320,8 @@ def test_a_version_that_changes_between_parts_answers_all(fake, connect):
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
-def test_timeouts_are_positive(connect, timeout):
-    with pytest.raises(BranchyError, match="positive"):
+def test_rejects_invalid_timeouts(connect, timeout):
+    with pytest.raises(BranchyError, match="above 0"):
         connect("localhost:1", MODEL, timeout=timeout)
 
 
@@ -329,12 +329,12 @@ def test_timeouts_are_positive(connect, timeout):
     ("arguments", "keywords", "expected"),
     [
         (("localhost:1", MODEL, 3), {"label": "stable"}, "version 3 and label 'stable'"),
-        (("localhost:1", ""), {}, "`model` is empty"),
-        (("", MODEL), {}, "`server` is empty"),
+        (("localhost:1", ""), {}, "`model` must be a non-empty"),
+        (("", MODEL), {}, "`server` must be a non-empty"),
         (("localhost:1", MODEL), {"max_rows": 0}, "at least 1"),
     ],
 )
-def test_arguments_that_do_not_do(connect, arguments, keywords, expected):
+def test_rejects_invalid_arguments(connect, arguments, keywords, expected):
     with pytest.raises(BranchyError, match=expected):
         connect(*arguments, **keywords)
 
@@ -347,7 +347,7 @@ def test_asks_for_a_label(fake, connect, digits):
     assert not request.model_spec.HasField("version")
 
 
-def test_nonsense_is_refused(fake, fake_client, digits):
+def test_rejects_unexpected_responses(fake, fake_client, digits):
     def without_scores(*_):
         response = servers.respond(64)
         del response.outputs["score"]
@@ -359,7 +359,7 @@ def test_nonsense_is_refused(fake, fake_client, digits):
 
 
 @pytest.mark.parametrize("served", [["early_exit"], ["serving_default"], []])
-def test_signatures_that_are_missing_are_named(fake, fake_client, digits, served):
+def test_names_missing_signatures(fake, fake_client, digits, served):
     fake.signatures = served
     with pytest.raises(BranchyError, match=r"it has (early_exit|serving_default|none)\."):
         fake_client.predict(digits)
@@ -387,7 +387,7 @@ def test_waits_until_the_model_is_loaded(fake, fake_client):
         assert waiting.result() == 4
 
 
-def test_waits_no_longer_than_wanted(fake, fake_client, connect):
+def test_waits_no_longer_than_the_timeout(fake, fake_client, connect):
     fake.state = 20
     code, seconds = servers.failure(fake_client.wait_until_ready, 0.2)
     assert code == "UNAVAILABLE"
@@ -411,7 +411,7 @@ def test_waits_for_a_label(fake, connect):
         assert servers.failure(client.wait_until_ready, 0.2)[0] == "INVALID_ARGUMENT"
 
 
-def test_what_fits_the_new_version_is_sent_at_once(fake, fake_client, digits):
+def test_input_for_a_new_version_is_sent_at_once(fake, fake_client, digits):
     assert fake_client.predict(digits).model_version == 1
     fake.version, fake.inputs = 2, {"images": (tf.uint8, [None, 32, 32, 3])}
     assert len(fake_client.predict(np.zeros((2, 32, 32, 3), np.uint8))) == 2

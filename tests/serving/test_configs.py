@@ -45,7 +45,7 @@ def test_models_are_read_as_tf_servings_own_class_reads_them(tmp_path):
     assert type(ours).FromString(request.config.SerializeToString()) == ours
 
 
-def test_the_other_configs_say_what_they_say(tmp_path):
+def test_reads_the_other_configs(tmp_path):
     batching = read(
         tmp_path,
         """
@@ -81,7 +81,7 @@ def test_the_other_configs_say_what_they_say(tmp_path):
     assert ssl.SerializeToString() == expected
 
 
-def test_what_is_left_out_has_its_default(tmp_path):
+def test_unset_numbers_have_defaults(tmp_path):
     batching = read(tmp_path, "", "BatchingParameters")
     assert configs.whole(batching, "max_batch_size", 1000) == 1000
 
@@ -144,7 +144,7 @@ def test_refuses_in_one_line_that_names_the_file(tmp_path, kind, text, expected)
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path):
+def test_rejects_missing_and_binary_files(tmp_path):
     with pytest.raises(BranchyError, match=r"no file .*expected a SSLConfig"):
         configs.read(tmp_path / "missing", "SSLConfig")
     (tmp_path / "binary").write_bytes(b"\xff\xfe")

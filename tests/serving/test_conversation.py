@@ -146,7 +146,7 @@ def assert_own_rows(answer, count):
     np.testing.assert_array_equal(scores, np.arange(count))
 
 
-def test_large_batches_go_in_parts_and_come_back_in_order():
+def test_splits_large_batches_and_keeps_their_order():
     server = Server(v1=Model())
     answer = server.hold(talk(max_rows=4).predict(rows(10), None, None))
     assert_own_rows(answer, 10)
@@ -164,7 +164,7 @@ def test_every_part_has_the_thresholds_of_its_rows():
     np.testing.assert_array_equal(answer.scores, limits[:, 0])
 
 
-def test_all_exits_go_in_parts_too():
+def test_splits_all_exits_too():
     server = Server(v1=Model(num_exits=3))
     answer = server.hold(talk(max_rows=3).all_exits(rows(10), None))
     assert_own_rows(answer, 10)
@@ -182,7 +182,7 @@ def test_all_exits_go_in_parts_too():
         ((3 * 2**20,), np.uint8, 1),
     ],
 )
-def test_parts_are_as_large_as_servers_take(shape, dtype, size):
+def test_parts_are_as_large_as_servers_accept(shape, dtype, size):
     server = Server(v1=Model(shape, dtype))
     images = np.zeros((size + 1, *shape), dtype)
     server.hold(talk().predict(images, None, None))
@@ -191,7 +191,7 @@ def test_parts_are_as_large_as_servers_take(shape, dtype, size):
     assert second.inputs["images"].tensor_shape.dim[0].size == 1
 
 
-def test_more_than_a_message_can_hold_is_not_sent(monkeypatch):
+def test_rejects_more_than_a_message_can_hold(monkeypatch):
     server, images = Server(v1=Model((100,))), np.zeros((10, 100), np.uint8)
     monkeypatch.setattr(wire, "MOST_BYTES", 999)
     with pytest.raises(BranchyError, match=r"10 rows have 1,000 bytes; .*`max_rows`"):
@@ -201,12 +201,12 @@ def test_more_than_a_message_can_hold_is_not_sent(monkeypatch):
 
 
 @pytest.mark.parametrize("max_rows", [0, -3])
-def test_parts_have_rows(max_rows):
+def test_every_part_has_rows(max_rows):
     with pytest.raises(BranchyError, match="at least 1"):
         talk(max_rows=max_rows)
 
 
-def test_one_deadline_holds_for_all():
+def test_all_parts_share_one_deadline():
     server = Server(v1=Model(), v2=Model())
     server.newest = 1
 
@@ -222,7 +222,7 @@ def test_one_deadline_holds_for_all():
     assert start + 7 <= deadline <= time.monotonic() + 7
 
 
-def test_nothing_is_asked_once_the_time_is_over():
+def test_sends_nothing_after_the_deadline():
     send = conversation_module.Send("method", [], time.monotonic() - 1)
     with pytest.raises(ServerError, match="No time was left") as caught:
         send.left()
@@ -286,7 +286,7 @@ def test_a_version_that_vanishes_before_it_is_described_asks_all_again():
     assert server.pins == [None, None, None]
 
 
-def test_a_server_that_swaps_for_ever_is_given_up():
+def test_gives_up_a_server_that_keeps_swapping():
     server = Server(v1=Model())
 
     def swap(number):
@@ -362,7 +362,7 @@ def test_a_swap_between_signature_and_batch_is_followed():
     assert len(server.predicted) == 2
 
 
-def test_exits_that_a_restarted_server_has_are_believed():
+def test_accepts_the_exits_of_a_restarted_server():
     server = Server(v1=Model(num_exits=2))
     talking = talk()
     server.hold(talking.predict(rows(2), None, None))
@@ -370,7 +370,7 @@ def test_exits_that_a_restarted_server_has_are_believed():
     assert set(server.hold(talking.predict(rows(2), None, None)).exits) == {3}
 
 
-def test_what_is_known_is_not_asked_again():
+def test_asks_for_the_signature_once():
     server = Server(v1=Model())
     talking = talk()
     for _ in range(5):
@@ -379,7 +379,7 @@ def test_what_is_known_is_not_asked_again():
 
 
 @pytest.mark.parametrize("code", ["UNAVAILABLE", "DEADLINE_EXCEEDED", "NOT_FOUND"])
-def test_failures_forget_what_is_known(code):
+def test_failures_clear_the_known_signature(code):
     server = Server(v1=Model())
     talking = talk()
     server.hold(talking.predict(rows(2), None, None))
@@ -396,7 +396,7 @@ def test_failures_forget_what_is_known(code):
     assert server.described == 2
 
 
-def test_refusals_of_what_was_true_are_not_asked_again():
+def test_does_not_retry_with_an_unchanged_signature():
     server = Server(v1=Model())
     talking = talk()
     server.hold(talking.predict(rows(2), None, None))
@@ -410,7 +410,7 @@ def test_refusals_of_what_was_true_are_not_asked_again():
     assert len(server.predicted) == 2
 
 
-def test_the_answer_is_of_the_version_wanted():
+def test_rejects_answers_of_another_version():
     server = Server(v1=Model(), v2=Model())
     answer = server.hold(talk(version=1).predict(rows(2), None, None))
     assert answer.model_version == 1
@@ -426,14 +426,14 @@ def test_the_answer_is_of_the_version_wanted():
         server.hold(talk(version=1).predict(rows(2), None, None))
 
 
-def test_other_classes_for_other_rows_are_nonsense():
+def test_rejects_rows_with_different_numbers_of_classes():
     server = Server(v1=Model())
 
     def change(number):
         server.models[1].classes = 3 + number
 
     server.before = change
-    with pytest.raises(ServerError, match="other numbers of classes"):
+    with pytest.raises(ServerError, match="different numbers of classes"):
         server.hold(talk(max_rows=1).predict(rows(2), None, None))
 
 

@@ -164,7 +164,7 @@ def test_the_client_publishes_what_is_shown(fake):
             assert samples[name] == labels
 
 
-def test_panels_lie_side_by_side():
+def test_panels_do_not_overlap():
     taken = set()
     everything = dashboard()["panels"]
     for panel in everything:
@@ -181,7 +181,7 @@ def test_panels_lie_side_by_side():
     assert len({panel["title"] for panel in everything}) == len(everything)
 
 
-def test_the_dashboard_asks_the_source_that_is_provisioned():
+def test_the_dashboard_uses_the_provisioned_source():
     (provisioned,) = deployment.load(
         "monitoring/grafana/provisioning/datasources/prometheus.yml"
     )
@@ -237,7 +237,7 @@ def test_files_are_mounted_where_they_are_read():
     assert home == f"{provider['options']['path']}/branchy.json"
 
 
-def test_jobs_that_are_asked_about_are_collected():
+def test_queried_jobs_are_scraped():
     (config,) = deployment.load("monitoring/prometheus.yml")
     jobs = {job["job_name"] for job in config["scrape_configs"]}
     asked = {

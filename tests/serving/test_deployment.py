@@ -48,7 +48,7 @@ def test_flags_are_tensorflow_model_servers(where):
 
 
 @pytest.mark.parametrize("where", WHERE)
-def test_files_that_flags_name_are_there(where):
+def test_files_named_in_flags_exist(where):
     named = {v for k, v in deployment.flags(where).items() if k.endswith("_file")}
     assert named
     for path in named:
@@ -56,7 +56,7 @@ def test_files_that_flags_name_are_there(where):
         assert (SERVING / path.removeprefix(f"{CONFIG_FOLDER}/")).is_file()
 
 
-def test_every_place_starts_the_server_alike():
+def test_every_deployment_starts_the_server_alike():
     compose, pods, kserve, baked = (
         deployment.flags(where)
         for where in (*OURS, "kserve/inference_service.yaml", "Dockerfile")
@@ -260,7 +260,7 @@ def test_kustomize_takes_every_manifest_and_config():
     assert generated["options"]["disableNameSuffixHash"]
 
 
-def test_volumes_are_those_there_are():
+def test_mounted_volumes_exist():
     (custom,) = deployment.load("kustomization.yaml")
     (generated,) = custom["configMapGenerator"]
     pod = deployment.deployment()["spec"]["template"]["spec"]
@@ -328,7 +328,7 @@ def test_ports_are_the_same_all_the_way():
     assert published == [f"127.0.0.1:{ports['grpc']}:{ports['grpc']}"]
 
 
-def test_nobody_connects_who_is_not_named():
+def test_only_named_clients_may_connect():
     policy = deployment.kubernetes()["NetworkPolicy", "branchy-serving"]["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     assert policy["egress"] == []
@@ -345,7 +345,7 @@ def test_nobody_connects_who_is_not_named():
         assert all(port.startswith("127.0.0.1:") for port in service["ports"]), name
 
 
-def test_servers_run_without_rights():
+def test_servers_run_unprivileged():
     pod = deployment.deployment()["spec"]["template"]["spec"]
     assert pod["automountServiceAccountToken"] is False
     assert pod["securityContext"]["runAsNonRoot"]
@@ -467,7 +467,7 @@ def test_the_front_listens_on_one_port(front):
     assert all(selectors)
 
 
-def test_the_front_runs_without_rights(front):
+def test_the_front_runs_unprivileged(front):
     pod = front["Deployment"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     servers_pod = deployment.deployment()["spec"]["template"]["spec"]
@@ -480,7 +480,7 @@ def test_the_front_runs_without_rights(front):
         assert services["front"][name] == services["serving"][name]
 
 
-def test_the_front_finishes_what_it_has_begun(front):
+def test_the_front_finishes_pending_requests(front):
     pod = front["Deployment"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     command, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
@@ -520,7 +520,7 @@ def test_the_readme_lists_the_exports_signatures(readme):
     assert set(table(readme, "signature")) == set(signatures)
 
 
-def test_files_of_an_export_that_the_readme_names_are_there(readme, exports):
+def test_export_files_named_in_the_readme_exist(readme, exports):
     version = exports / deployment.model().name / "1"
     named = set(re.findall(r"`(assets\.extra/[\w.]+)`", readme))
     assert len(named) == 2

@@ -77,7 +77,7 @@ def ready(port, *arguments):
         ({}, False, False),
     ],
 )
-def test_ready_is_when_a_version_is_available(answers, some_version, stable):
+def test_is_ready_when_a_version_is_available(answers, some_version, stable):
     with rest(answers) as port:
         assert ready(port, "digits", "") == some_version
         assert ready(port, "digits", "stable") == stable
@@ -87,13 +87,13 @@ def test_a_port_that_is_closed_is_not_ready():
     assert not ready(servers.free_port(), "digits", "")
 
 
-def test_ready_asks_the_port_that_the_server_has():
+def test_ready_uses_the_servers_port():
     text = (SERVING / "ready.sh").read_text(encoding="utf-8")
     for where in ("docker-compose.yml", "kubernetes/deployment.yaml"):
         assert f"port=${{3:-{deployment.flags(where)['rest_api_port']}}}" in text
 
 
-def test_probes_ask_for_the_model_and_a_label_that_it_has():
+def test_probes_use_the_model_and_an_existing_label():
     probe = deployment.container()["readinessProbe"]["exec"]["command"]
     check = deployment.compose()["services"]["serving"]["healthcheck"]["test"]
     assert check == ["CMD", *probe]
@@ -151,7 +151,7 @@ def test_test_certificates_keep_others_out(certificates, secure_port):
         connect(certificates, secure_port, identity=())
 
 
-def test_keys_are_for_their_owner_alone(certificates):
+def test_only_the_owner_can_read_keys(certificates):
     for path in certificates.iterdir():
         assert path.stat().st_mode & 0o077 == 0, path
     assert not list(certificates.glob("*.request"))

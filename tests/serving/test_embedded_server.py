@@ -91,7 +91,7 @@ def tensor(**fields):
     return proto
 
 
-def test_thresholds_left_out_are_the_calibrated_ones(stub, predictor, digits, calibrated):
+def test_omitted_thresholds_are_the_calibrated_ones(stub, predictor, digits, calibrated):
     expected = predictor.predict(digits)
     left_out = ask(stub, images=digits)
     assert set(left_out) == {"probabilities", "exit", "score"}
@@ -103,7 +103,7 @@ def test_thresholds_left_out_are_the_calibrated_ones(stub, predictor, digits, ca
     assert set(expected.exits) == {0, 1}
 
 
-def test_serving_default_is_what_is_asked_without_a_signature(stub, digits):
+def test_the_default_signature_is_serving_default(stub, digits):
     request = predict_pb2.PredictRequest()
     request.model_spec.name = MODEL
     request.inputs["images"].CopyFrom(tf.make_tensor_proto(digits))
@@ -119,7 +119,7 @@ def test_all_exits_agree_with_the_predictor(stub, predictor, digits):
     np.testing.assert_allclose(answer["scores"], scores, atol=1e-5)
 
 
-def test_nan_and_negative_thresholds_let_none_leave(stub, digits):
+def test_nothing_exits_early_at_nan_or_negative_thresholds(stub, digits):
     limits = np.float32([[np.nan], [-1], [0], [np.inf]])
     answer = ask(stub, images=digits[:4], thresholds=limits)
     assert answer["exit"].tolist() == [1, 1, 1, 0]
@@ -151,7 +151,7 @@ def test_a_wrong_filter_is_invalid(stub, digits, outputs):
         ({"signature_name": "__saved_model_init_op"}, "INVALID_ARGUMENT"),
     ],
 )
-def test_models_and_signatures_that_are_not_served(stub, digits, spec, code):
+def test_unknown_models_and_signatures(stub, digits, spec, code):
     assert status(ask, stub, spec=spec, images=digits) == code
 
 
@@ -198,7 +198,7 @@ IMAGE = np.zeros((2, 28, 28, 1), np.uint8)
         {"images": IMAGE, "thresholds": np.zeros((2, 0), np.float32)},
     ],
 )
-def test_inputs_that_do_not_fit_are_invalid(stub, served, inputs):
+def test_wrong_inputs_are_invalid(stub, served, inputs):
     assert status(ask, stub, **inputs) == "INVALID_ARGUMENT"
     assert served.alive
     assert len(ask(stub, images=IMAGE)["exit"]) == 2
@@ -249,7 +249,7 @@ def test_malformed_tensors_are_invalid(stub, served, fields):
         {"images": {"dtype": tf.variant.as_datatype_enum}},
     ],
 )
-def test_small_requests_that_would_cost_much_are_refused_at_once(stub, served, inputs):
+def test_rejects_small_requests_that_declare_huge_tensors(stub, served, inputs):
     images = tf.make_tensor_proto(IMAGE)
     memory, start = peak_memory(served), time.monotonic()
     sent = {"images": images} | {name: tensor(**f) for name, f in inputs.items()}
@@ -422,13 +422,13 @@ def test_threads_get_their_own_answers(stub, predictor, digits, halving):
         assert all(pool.map(one, range(200)))
 
 
-def test_a_port_in_use_is_refused(served, exported):
+def test_rejects_a_port_in_use(served, exported):
     port = int(served.address.rpartition(":")[2])
     with pytest.raises(BranchyError, match=f"listen on port {port}"):
         EmbeddedServer(exported, MODEL, port)
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path):
+def test_rejects_a_missing_folder(tmp_path):
     with pytest.raises(BranchyError, match="There is no folder"):
         EmbeddedServer(tmp_path / "missing", MODEL, port=0)
 

@@ -81,7 +81,7 @@ def gate(monkeypatch):
     gate.open.set()
 
 
-def test_more_than_it_can_hold_is_refused_at_once(folder, gate):
+def test_rejects_excess_requests_at_once(folder, gate):
     with (
         EmbeddedServer(folder, port=0, grpc_max_threads=1) as server,
         connect(server) as channel,
@@ -130,7 +130,7 @@ def fill(ask, places):
     return [call for call in calls if call not in refused]
 
 
-def test_what_waited_past_its_deadline_is_not_run(folder, gate):
+def test_does_not_run_requests_past_their_deadline(folder, gate):
     with (
         EmbeddedServer(folder, port=0, grpc_max_threads=1) as server,
         connect(server) as channel,
@@ -146,7 +146,7 @@ def test_what_waited_past_its_deadline_is_not_run(folder, gate):
         assert gate.began == 2
 
 
-def test_requests_run_in_threads_of_their_own_unless_told_otherwise(folder, monkeypatch):
+def test_requests_run_in_their_own_threads_by_default(folder, monkeypatch):
     class Recording(SessionModel):
         def __init__(self, path, intra_op_threads, inter_op_threads):
             asked.append((intra_op_threads, inter_op_threads))
@@ -179,7 +179,7 @@ def test_messages_have_a_limit(folder):
         assert len(ask(request(rows=2)).outputs) == 3
 
 
-def test_messages_that_cannot_be_parsed_leave_nothing_behind(folder):
+def test_unparsable_messages_leak_no_memory(folder):
     def states():
         gc.collect()
         return sum(type(found).__name__ == "_RPCState" for found in gc.get_objects())
@@ -194,7 +194,7 @@ def test_messages_that_cannot_be_parsed_leave_nothing_behind(folder):
         servers.until(lambda: states() <= before + 1)
 
 
-def test_a_server_that_stops_finishes_what_it_has_begun(folder, gate):
+def test_a_stopping_server_finishes_pending_requests(folder, gate):
     server = EmbeddedServer(folder, port=0)
     server.start()
     with connect(server) as channel, connect(server) as watching:
@@ -240,7 +240,7 @@ def ssl_config(path, authority, *, verify):
 
 
 @pytest.mark.parametrize("verify", [False, True])
-def test_tls_shows_a_certificate_and_may_ask_for_one(folder, tmp_path, authority, verify):
+def test_tls_shows_a_certificate_and_may_require_one(folder, tmp_path, authority, verify):
     config = ssl_config(tmp_path / "ssl.config", authority, verify=verify)
     root = authority.cert_pem.bytes()
     mine = authority.issue_cert("client@localhost")
@@ -263,7 +263,7 @@ def test_tls_shows_a_certificate_and_may_ask_for_one(folder, tmp_path, authority
         assert status(lambda: ask(stranger)) == "UNAVAILABLE"
 
 
-def test_a_key_that_is_none_is_refused(folder, tmp_path, authority):
+def test_rejects_an_invalid_key(folder, tmp_path, authority):
     config = ssl_config(tmp_path / "ssl.config", authority, verify=False)
     config.write_text(
         config.read_text().replace("PRIVATE KEY-----\\n", "PRIVATE KEY-----")
@@ -324,7 +324,7 @@ def test_metrics_have_tf_servings_names(monitored):
     assert all(0 < microseconds < 60e6 for microseconds in slowest)
 
 
-def test_metrics_count_what_was_refused_for_lack_of_a_place(monitored, gate):
+def test_metrics_count_requests_refused_when_full(monitored, gate):
     server, read = monitored
     with connect(server) as channel:
         ask = stub(channel).Predict
@@ -338,7 +338,7 @@ def test_metrics_count_what_was_refused_for_lack_of_a_place(monitored, gate):
 
 
 @pytest.mark.parametrize("path", ["/v1/models/s", "/", "/metrics/", "/favicon.ico"])
-def test_there_is_nothing_else_over_http(monitored, path):
+def test_http_serves_only_metrics(monitored, path):
     _, read = monitored
     with pytest.raises(urllib.error.HTTPError, match="404"):
         read(path)
@@ -362,7 +362,7 @@ def test_names_keep_their_colons_whoever_asks(monitored, accept):
     assert ':tensorflow:serving:request_count{model_name="s",status="OK"} 1.0' in lines
 
 
-def test_the_port_of_metrics_is_free_again(monitored):
+def test_frees_the_metrics_port(monitored):
     server, read = monitored
     server.stop()
     with pytest.raises(urllib.error.URLError):

@@ -42,7 +42,7 @@ def test_the_command_notices_another_model(served, tmp_path):
     assert all(row["wrong"] for row in rows)
 
 
-def test_the_command_asks_without_a_model_to_compare_with(served, tmp_path):
+def test_the_command_runs_without_a_reference_model(served, tmp_path):
     done = benchmark(served, "--dataset=mnist_5k")
     assert done.status == 0, done.stderr
     assert done.stdout.count("callers") == 2

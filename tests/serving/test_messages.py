@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from branchy_tf import inputs
+from branchy_tf import checks
 from branchy_tf.errors import BranchyError, ServerError
 from branchy_tf.serving import messages, wire
 from branchy_tf.serving.messages import Signature, Target
@@ -12,7 +12,7 @@ TARGET = Target("host:1", "lenet")
 ROWS, EXITS, CLASSES = 4, 3, 5
 SIGNATURE = Signature(
     version=7,
-    inputs={"images": inputs.Expected((-1, 2), np.uint8)},
+    inputs={"images": checks.TensorSpec((-1, 2), np.uint8)},
     num_exits=EXITS,
     classes=CLASSES,
     names=("all_exits", "early_exit", "serving_default"),
@@ -78,7 +78,7 @@ def test_all_exits_are_read():
         ("score", with_value(PREDICTIONS["score"], np.nan), "score that are NaN"),
     ],
 )
-def test_predictions_that_are_none_are_refused(name, value, expected):
+def test_rejects_invalid_predictions(name, value, expected):
     outputs = PREDICTIONS | {name: value}
     if value is None:
         del outputs[name]
@@ -98,7 +98,7 @@ def test_predictions_that_are_none_are_refused(name, value, expected):
         ("scores", with_value(ALL["scores"], np.inf), "infinite"),
     ],
 )
-def test_all_exits_that_are_none_are_refused(name, value, expected):
+def test_rejects_invalid_all_exits(name, value, expected):
     outputs = ALL | {name: value}
     if value is None:
         del outputs[name]
@@ -107,7 +107,7 @@ def test_all_exits_that_are_none_are_refused(name, value, expected):
     assert caught.value.code == "INTERNAL"
 
 
-def test_values_that_do_not_fill_their_shape_are_refused():
+def test_rejects_values_that_do_not_match_their_shape():
     message = response(PREDICTIONS)
     message.outputs["score"].tensor_content = b"123"
     with pytest.raises(ServerError, match="score of shape"):
@@ -115,7 +115,7 @@ def test_values_that_do_not_fill_their_shape_are_refused():
 
 
 @pytest.mark.parametrize("data", [b"\xff\xff\xff", b"no message at all"])
-def test_bytes_that_are_no_message_are_refused(data):
+def test_rejects_bytes_that_do_not_parse(data):
     with pytest.raises(ServerError, match="no PredictResponse"):
         TARGET.parse(wire.PredictResponse, data)
     with pytest.raises(ServerError, match="no GetModelMetadataResponse"):
@@ -146,13 +146,13 @@ def metadata(thresholds, classes=None):
 def test_signatures_are_read(given, known):
     read = messages.read_signature(TARGET, metadata([-1, 2], given))
     assert read == Signature(
-        7, {"images": inputs.Expected((-1, 2), np.dtype("uint8"))}, 3, known,
+        7, {"images": checks.TensorSpec((-1, 2), np.dtype("uint8"))}, 3, known,
         ("early_exit",),
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("thresholds", [[], [2], [-1, -1], [-1, 2, 1]])
-def test_thresholds_of_another_form_are_no_early_exit(thresholds):
+def test_rejects_signatures_without_valid_thresholds(thresholds):
     with pytest.raises(BranchyError, match="no early_exit signature with thresholds"):
         messages.read_signature(TARGET, metadata(thresholds))
 

@@ -33,7 +33,7 @@ def requests(registry):
     }
 
 
-def test_counts_calls_by_how_they_end(fake, client, registry, digits):
+def test_counts_calls_by_outcome(fake, client, registry, digits):
     client.predict(digits[:5])
     client.all_exits(digits[:5])
     client.describe()
@@ -103,13 +103,13 @@ def test_clients_share_metrics(fake, registry, digits):
     assert counts == {"one": 4, "other": 2}
 
 
-def test_a_registry_has_one(registry):
+def test_a_registry_takes_one(registry):
     ClientMetrics(registry)
     with pytest.raises(BranchyError, match="pass it to all clients"):
         ClientMetrics(registry)
 
 
-def test_calls_that_nobody_waits_for_are_cancelled(registry):
+def test_abandoned_calls_count_as_cancelled(registry):
     metrics = ClientMetrics(registry)
 
     def call():

@@ -26,7 +26,7 @@ def folder(tmp_path):
     return folder
 
 
-def test_one_model_is_a_config_of_one(folder):
+def test_one_model_becomes_a_config(folder):
     options = ServerOptions(folder, port=0)
     options.check()
     (model,) = options.models().model_config_list.config
@@ -72,7 +72,7 @@ def test_refuses_before_anything_starts(folder, options, expected):
         ServerOptions(**{"model_base_path": folder, "port": 0} | options).check()
 
 
-def test_labels_at_a_start_need_the_flag(folder, tmp_path):
+def test_labels_need_the_flag_at_the_start(folder, tmp_path):
     config = tmp_path / "models.config"
     config.write_text(LABELLED.format(folder=folder))
     with pytest.raises(BranchyError, match="--allow_version_labels_for_unavailable"):
@@ -84,7 +84,7 @@ def test_labels_at_a_start_need_the_flag(folder, tmp_path):
     ).check()
 
 
-def test_every_folder_must_be_there(tmp_path):
+def test_every_folder_must_exist(tmp_path):
     config = tmp_path / "models.config"
     config.write_text(LABELLED.format(folder=tmp_path / "gone"))
     with pytest.raises(BranchyError, match=r"no folder .*gone for model lenet"):
@@ -106,20 +106,20 @@ def test_a_port_in_use_is_refused(folder, flag):
             ServerOptions(folder, **ports).check()
 
 
-def test_a_version_is_no_base_path(folder):
+def test_rejects_a_version_as_base_path(folder):
     (folder / "1" / "saved_model.pb").touch()
-    with pytest.raises(BranchyError, match="itself a version") as caught:
+    with pytest.raises(BranchyError, match="is a version") as caught:
         ServerOptions(folder / "1", "lenet", port=0).check()
     assert str(caught.value).endswith(f"Pass its parent: {folder}.")
 
 
-def test_a_file_is_no_base_path(tmp_path):
+def test_rejects_a_file_as_base_path(tmp_path):
     (tmp_path / "net").touch()
     with pytest.raises(BranchyError, match="net is a file; expected the folder"):
         ServerOptions(tmp_path / "net", port=0).check()
 
 
-def test_the_embedded_server_reads_no_urls():
+def test_the_embedded_server_rejects_urls():
     from branchy_tf.serving.embedded import EmbeddedServer
 
     with pytest.raises(BranchyError, match="s3://bucket/net is a URL"):
@@ -136,13 +136,13 @@ def test_hosts_are_addresses(folder, host):
 @pytest.mark.parametrize(
     "host", ["", "127.0.0.1:8500", "[::1]:8500", "http://a", "a b", "::1%x:1", None, 1]
 )
-def test_hosts_that_are_none_are_refused(folder, host):
+def test_rejects_invalid_hosts(folder, host):
     with pytest.raises(BranchyError, match="`host` ") as caught:
         ServerOptions(folder, host=host)
     assert "\n" not in str(caught.value)
 
 
-def test_numpy_numbers_are_plain_ones(folder):
+def test_converts_numpy_numbers(folder):
     options = ServerOptions(
         folder,
         port=np.int64(8500),
@@ -169,7 +169,7 @@ def test_numpy_numbers_are_plain_ones(folder):
         ("ssl_config_file", [1, ["ssl.config"]]),
     ],
 )
-def test_values_of_a_wrong_type_are_refused(folder, name, values):
+def test_rejects_values_of_a_wrong_type(folder, name, values):
     for value in values:
         given = {"model_base_path": folder, name: value}
         with pytest.raises(BranchyError, match=f"`{name}` must be") as caught:

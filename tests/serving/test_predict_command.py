@@ -32,7 +32,7 @@ def pictures(tmp_path, digits):
     return tmp_path
 
 
-def test_asks_about_image_files(served, client, digits, pictures):
+def test_classifies_image_files(served, client, digits, pictures):
     done = predict(served, "--images=zero.png,one.jpg", cwd=pictures)
     expected = client.predict(digits[:2])
     rows = table(done)
@@ -48,14 +48,14 @@ def test_asks_about_image_files(served, client, digits, pictures):
     assert "2 images, answered by version 1" in done.stdout
 
 
-def test_says_how_it_fits_images(served, pictures):
+def test_reports_how_it_fits_images(served, pictures):
     done = predict(served, "--images=zero.png,one.jpg", cwd=pictures)
     first = done.stdout.splitlines()[0]
     assert first.startswith("one.jpg: made grey, resized from 84x56 to 28x28 (bilinear")
     assert "zero.png:" not in done.stdout
 
 
-def test_asks_about_a_data_set(served, client, mnist_5k):
+def test_classifies_a_data_set(served, client, mnist_5k):
     done = predict(served, "--dataset=mnist_5k", "--num_images=8")
     expected = client.predict(mnist_5k.test.images[:8])
     rows = table(done)
@@ -69,7 +69,7 @@ def test_asks_about_a_data_set(served, client, mnist_5k):
 
 
 @pytest.mark.parametrize(("thresholds", "exit_"), [("0", "exit_2"), ("inf", "exit_1")])
-def test_thresholds_decide_where_images_leave(served, pictures, thresholds, exit_):
+def test_thresholds_decide_the_exits(served, pictures, thresholds, exit_):
     flags = ["--images=zero.png,one.jpg", f"--thresholds={thresholds}"]
     done = predict(served, *flags, cwd=pictures)
     assert {row[3] for row in table(done)} == {exit_}
@@ -97,7 +97,7 @@ def test_thresholds_decide_where_images_leave(served, pictures, thresholds, exit
         (["--images=zero.png", "--tls"], "does not speak TLS"),
     ],
 )
-def test_refuses(served, pictures, flags, expected):
+def test_rejects_bad_flags(served, pictures, flags, expected):
     assert expected in predict(served, *flags, cwd=pictures).error
 
 

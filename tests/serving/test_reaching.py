@@ -95,11 +95,11 @@ def test_the_rest_port_is_not_grpcs(connect):
 @pytest.mark.parametrize(
     "reply", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.6\r\n"]
 )
-def test_what_is_no_grpc_server_is_called_so(connect, listen, reply):
-    assert "not as a gRPC server" in said(connect, listen(reply))
+def test_names_servers_that_are_not_grpc(connect, listen, reply):
+    assert "is not a gRPC server" in said(connect, listen(reply))
 
 
-def test_tls_on_one_side_alone_is_told_apart(connect, fake, authority):
+def test_explains_tls_on_one_side_only(connect, fake, authority):
     certificate = authority.issue_cert("localhost")
     credentials = grpc.ssl_server_credentials(
         [(
@@ -108,17 +108,17 @@ def test_tls_on_one_side_alone_is_told_apart(connect, fake, authority):
         )]
     )  # fmt: skip
     trusting = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
-    assert "does not speak TLS; leave `tls` out" in said(connect, fake.address, trusting)
+    assert "does not speak TLS; omit `tls`" in said(connect, fake.address, trusting)
     with servers.FakeServer(credentials=credentials) as server:
-        assert "hangs up; pass `tls` if it wants TLS" in said(connect, server.address)
+        assert "hangs up; pass `tls` if it uses TLS" in said(connect, server.address)
         assert "do not agree on TLS" in said(connect, server.address, Tls())
         # grpc's own credentials do as well as a Tls.
         with connect(f"localhost:{server.port}", MODEL, tls=trusting) as client:
             assert client.wait_until_ready() == 1
 
 
-def test_what_hangs_up_on_tls_may_want_none(connect, listen):
-    assert "instead of agreeing on TLS" in said(connect, listen(b""), Tls())
+def test_explains_a_hang_up_during_the_tls_handshake(connect, listen):
+    assert "during the TLS handshake" in said(connect, listen(b""), Tls())
 
 
 @pytest.mark.parametrize("tls", [True, "ca.pem", {"ca": "ca.pem"}, 0])
@@ -127,12 +127,12 @@ def test_tls_is_a_tls_or_credentials(connect, tls):
         connect("localhost:1", MODEL, tls=tls)
 
 
-def test_a_name_that_does_not_resolve_is_named(connect):
+def test_names_hosts_that_do_not_resolve(connect):
     text = said(connect, "no-such-host.invalid:8500")
     assert "The name in no-such-host.invalid:8500 does not resolve" in text
 
 
-def test_a_host_alone_is_told_its_port(connect):
+def test_suggests_a_missing_port(connect):
     if _is_open(443):
         pytest.skip("something listens on port 443 here")
     assert "write localhost:8500" in said(connect, "localhost")
@@ -143,7 +143,7 @@ def _is_open(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_a_silent_server_is_waited_for_no_longer(connect):
+def test_gives_up_a_silent_server(connect):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         server = f"127.0.0.1:{silent.getsockname()[1]}"
         text = said(connect, server, timeout=0.5)
@@ -152,15 +152,13 @@ def test_a_silent_server_is_waited_for_no_longer(connect):
 
 @pytest.mark.parametrize("variable", ["grpc_proxy", "https_proxy", "http_proxy"])
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "0.0.0.0"])
-def test_a_server_on_this_machine_is_asked_directly(
-    connect, fake, monkeypatch, variable, host
-):
+def test_contacts_local_servers_directly(connect, fake, monkeypatch, variable, host):
     monkeypatch.setenv(variable, "http://127.0.0.1:9")
     with connect(f"{host}:{fake.port}", MODEL) as client:
         assert client.wait_until_ready(timeout=10) == 1
 
 
-def test_a_proxy_that_is_down_or_refuses_is_named(connect, listen, monkeypatch):
+def test_names_a_proxy_that_is_down_or_refuses(connect, listen, monkeypatch):
     down = f"127.0.0.1:{servers.free_port()}"
     refuses = listen(b"HTTP/1.1 403 Forbidden\r\n\r\n")
     for proxy in (down, refuses, listen(b""), "no-such-host.invalid:3128"):
@@ -170,10 +168,10 @@ def test_a_proxy_that_is_down_or_refuses_is_named(connect, listen, monkeypatch):
         assert expected in text
         assert "secret" not in text
     monkeypatch.setenv("no_proxy", "localhost,.invalid")
-    assert "does not resolve; mend" in said(connect, "models.invalid:8500")
+    assert "does not resolve; correct" in said(connect, "models.invalid:8500")
 
 
-def test_a_silent_proxy_is_named(connect, monkeypatch):
+def test_names_a_silent_proxy(connect, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{silent.getsockname()[1]}")
         text = said(connect, "models.invalid:8500", timeout=0.5)
@@ -188,16 +186,20 @@ def test_a_silent_proxy_is_named(connect, monkeypatch):
             REFUSED,
             r"^UNAVAILABLE: No server answers at h:1; start one",
         ),
-        ("UNAVAILABLE", GONE + "connect timed out", "h:1 cannot be reached; mend host:p"),
+        (
+            "UNAVAILABLE",
+            GONE + "connect timed out",
+            "h:1 cannot be reached; correct",
+        ),
         ("UNAVAILABLE", GONE + "No route to host", "firewalls"),
-        ("UNAVAILABLE", GONE + "Ssl handshake failed", r"agree on TLS; mend Tls\(ca="),
+        ("UNAVAILABLE", GONE + "Ssl handshake failed", r"agree on TLS; correct Tls\(ca"),
         (
             "UNIMPLEMENTED",
             "Received http2 header with status: 404",
             "^UNAVAILABLE: .*REST",
         ),
         ("UNIMPLEMENTED", "Method not found!", "^UNIMPLEMENTED: Method not found!$"),
-        ("NOT_FOUND", "", "h:1 does not serve model 'm' version 3; mend the name"),
+        ("NOT_FOUND", "", "h:1 does not serve model 'm' version 3; correct the"),
         ("RESOURCE_EXHAUSTED", "", "no room"),
         ("DATA_LOSS", "two\nlines", "^DATA_LOSS: two lines$"),
     ],
@@ -228,12 +230,12 @@ def test_a_label_is_named():
         ("a b:1", "must be host:port"),
         ("localhost:8500\n", "must be host:port"),
         ("[::1]8500", "must be host:port"),
-        ("", "not empty"),
-        (None, "must be a string"),
-        (8500, "must be a string"),
+        ("", "non-empty string"),
+        (None, "non-empty string"),
+        (8500, "non-empty string"),
     ],
 )
-def test_addresses_that_grpc_would_misread_are_refused(connect, server, expected):
+def test_rejects_addresses_that_grpc_misreads(connect, server, expected):
     with pytest.raises(BranchyError, match=expected) as caught:
         connect(server, MODEL)
     assert "\n" not in str(caught.value)

@@ -154,7 +154,7 @@ def test_a_model_may_move_to_another_folder(folders):
         assert server.version("one") == 2
 
 
-def test_labels_stand_for_versions_that_are_there(folders):
+def test_labels_name_available_versions(folders):
     both = specific(1, 2)
     with Running(folders, config(folders, one=both)) as server:
         assert server.version("one", label="stable") == "INVALID_ARGUMENT"
@@ -185,7 +185,7 @@ def test_new_labels_may_go_ahead_of_their_version_where_allowed(folders):
         assert server.version("one", label="stable") == 1
 
 
-def test_a_config_that_cannot_be_served_changes_nothing(folders):
+def test_an_invalid_config_changes_nothing(folders):
     start = config(folders, one=specific(1, 2) + label("stable", 1))
     wrong = {
         config(folders, one="").replace("tensorflow", "torch"): "INVALID_ARGUMENT",
@@ -251,6 +251,6 @@ def test_the_config_file_is_read_again(folders):
         servers.until(lambda: server.version("one") == 2)
 
 
-def test_labels_at_a_start_need_leave(folders):
+def test_labels_at_the_start_need_permission(folders):
     with pytest.raises(BranchyError, match="--allow_version_labels_for_unavailable"):
         Running(folders, config(folders, one=specific(1) + label("stable", 1)))

@@ -54,13 +54,13 @@ def serve(*flags, cwd=None):
         ({TF_SERVING: 0, "docker": 0}, TF_SERVING),
     ],
 )
-def test_auto_takes_the_best_there_is(path, installed, expected):
+def test_auto_chooses_the_best_available_backend(path, installed, expected):
     for name, info in installed.items():
         install(path, name, info)
     assert backends.choose("auto") == expected
 
 
-def test_a_backend_asked_for_is_taken(path):
+def test_uses_the_given_backend(path):
     install(path, TF_SERVING)
     install(path, "docker")
     for backend in (TF_SERVING, "docker", "embedded"):
@@ -131,7 +131,7 @@ def test_a_missing_backend_is_one_line(path, tmp_path):
         (["--model_base_path=.", "--backend=embedded", "lenet"], "argument 'lenet'"),
     ],
 )
-def test_refuses(tmp_path, flags, expected):
+def test_rejects_bad_flags(tmp_path, flags, expected):
     assert expected in commands.run("serve", *flags, cwd=tmp_path).error
 
 
@@ -160,13 +160,13 @@ def test_sigterm_stops_it_cleanly(exported, tmp_path, digits):
     assert "not for production" in server.log
 
 
-def test_the_home_folder_may_be_a_tilde(tmp_path, monkeypatch):
+def test_expands_a_tilde(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     given = backends.command(TF_SERVING, ServerOptions("~/models/lenet"))
     assert f"--model_base_path={tmp_path}/models/lenet" in given
 
 
-def test_tf_serving_may_say_what_it_has_to(path, exported, monkeypatch):
+def test_tf_serving_logs_as_usual(path, exported, monkeypatch):
     monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
     program = path / TF_SERVING
     program.write_text("#!/bin/sh\necho level=$TF_CPP_MIN_LOG_LEVEL.\n")
@@ -176,6 +176,6 @@ def test_tf_serving_may_say_what_it_has_to(path, exported, monkeypatch):
     assert "level=." in done.stdout
 
 
-def test_the_folder_of_all_models_is_not_that_of_one(exported):
+def test_rejects_the_folder_of_all_models(exported):
     refused = commands.run("serve", f"--model_base_path={exported.parent}")
     assert f"--model_base_path={exported}" in refused.error

@@ -14,7 +14,7 @@ from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
 from branchy_tf.errors import ServerError
 from branchy_tf.serving import EarlyExitClient
 from branchy_tf.serving.embedded import EmbeddedServer
-from branchy_tf.serving.embedded.versions import AVAILABLE, END, UNLOADING, Versions
+from branchy_tf.serving.embedded.versions import State, Versions
 
 ROW = np.zeros((1, 28, 28, 1), np.uint8)
 
@@ -82,14 +82,14 @@ def test_versions_change_under_requests_that_all_succeed(folder, exported):
             stop.set()
             for thread in threads:
                 thread.join()
-        final = {1: (END, ""), 2: (AVAILABLE, ""), 3: (END, "")}
+        final = {1: (State.END, ""), 2: (State.AVAILABLE, ""), 3: (State.END, "")}
         servers.until(lambda: server.states() == final)
     assert not problems
     for versions in seen:
         assert [version for version, _ in itertools.groupby(versions)] == [1, 2, 3, 2]
 
 
-def test_only_folders_named_by_a_number_are_versions(folder, exported):
+def test_only_numbered_folders_are_versions(folder, exported):
     for name in ("latest", "9.tmp", "-9", "9 ", ".9"):
         shutil.copytree(exported / "1", folder / name)
     (folder / "9").write_text("a file")
@@ -127,23 +127,23 @@ def test_a_damaged_version_waits_until_it_is_whole(folder, exported, damage):
     damage(coming)
     with watched(folder) as server:
         coming.rename(folder / "2")
-        servers.until(lambda: server.states().get(2, (0, ""))[0] == END)
+        servers.until(lambda: server.states().get(2, (0, ""))[0] == State.END)
         states = server.states()
-        assert states[1] == (AVAILABLE, "")
+        assert states[1] == (State.AVAILABLE, "")
         assert states[2][1]
         assert server.version() == 1
 
         shutil.copytree(exported / "1", folder / "2", dirs_exist_ok=True)
         servers.until(lambda: server.version() == 2)
-        servers.until(lambda: server.states()[1][0] == END)
-        assert server.states()[2] == (AVAILABLE, "")
+        servers.until(lambda: server.states()[1][0] == State.END)
+        assert server.states()[2] == (State.AVAILABLE, "")
 
 
-def test_a_start_with_a_damaged_version_serves_the_one_before(folder):
+def test_starts_with_the_version_before_a_damaged_one(folder):
     (folder / "2").mkdir()
     with watched(folder) as server:
         assert server.version() == 1
-        assert server.states()[2][0] == END
+        assert server.states()[2][0] == State.END
 
 
 def test_a_server_may_start_before_its_first_version(exported, tmp_path):
@@ -156,19 +156,22 @@ def test_a_server_may_start_before_its_first_version(exported, tmp_path):
         assert server.version() == 1
 
 
-def test_an_old_version_finishes_what_it_has_begun(folder, exported):
+def test_an_old_version_finishes_pending_requests(folder, exported):
     versions = Versions(folder)
     versions.poll()
     with versions.use(None) as (number, model):
         assert number == 1
         servers.add_version(exported, folder, 2)
         versions.poll()
-        assert [v.state for v in versions.statuses()] == [AVAILABLE, UNLOADING]
+        assert [v.state for v in versions.statuses()] == [
+            State.AVAILABLE,
+            State.UNLOADING,
+        ]
         with versions.use(None) as (newest, _):
             assert newest == 2
         with versions.use(1) as found:
             assert found is None
         assert len(model.run("serving_default", {"images": ROW})["exit"]) == 1
-    assert [v.state for v in versions.statuses()] == [AVAILABLE, END]
+    assert [v.state for v in versions.statuses()] == [State.AVAILABLE, State.END]
     versions.stop()
-    assert [v.state for v in versions.statuses()] == [END, END]
+    assert [v.state for v in versions.statuses()] == [State.END, State.END]

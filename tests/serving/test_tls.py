@@ -55,7 +55,7 @@ def own(pki, mutual):
     return {"certificate": pki.certificate, "key": pki.key} if mutual else {}
 
 
-def test_asks_a_server_that_it_knows(fake, connect, pki, mutual, digits):
+def test_connects_to_a_trusted_server(fake, connect, pki, mutual, digits):
     tls = Tls(pki.ca, server_name="models.example", **own(pki, mutual))
     with connect(fake.address, MODEL, tls=tls) as client:
         assert len(client.predict(digits)) == 64
@@ -71,7 +71,7 @@ def test_asks_a_server_that_it_knows(fake, connect, pki, mutual, digits):
         {"ca": None},
     ],
 )
-def test_asks_no_other(fake, connect, pki, mutual, digits, wrong):
+def test_rejects_other_servers(fake, connect, pki, mutual, digits, wrong):
     arguments = {"ca": "ca", "server_name": "models.example"} | wrong
     if arguments["ca"]:
         arguments["ca"] = getattr(pki, arguments["ca"])
@@ -88,7 +88,7 @@ def test_asks_no_other(fake, connect, pki, mutual, digits, wrong):
 def test_without_tls_nothing_is_answered(fake, connect, digits):
     with (
         connect(fake.address, MODEL) as client,
-        pytest.raises(ServerError, match="pass `tls` if it wants TLS") as caught,
+        pytest.raises(ServerError, match="pass `tls` if it uses TLS") as caught,
     ):
         client.predict(digits)
     assert caught.value.code == "UNAVAILABLE"
@@ -100,16 +100,16 @@ def test_without_tls_nothing_is_answered(fake, connect, digits):
     [
         ({"ca": "missing"}, r"`ca`=.*missing\.pem cannot be read: No such file"),
         ({"ca": "folder"}, "`ca`=.* cannot be read: Is a directory"),
-        ({"ca": "notes"}, r"`ca`=.*notes\.pem will not do"),
-        ({"ca": "binary"}, r"`ca`=.*binary\.pem will not do"),
+        ({"ca": "notes"}, r"`ca`=.*notes\.pem is invalid"),
+        ({"ca": "binary"}, r"`ca`=.*binary\.pem is invalid"),
         ({"certificate": "certificate"}, "a `certificate` and no `key`"),
         ({"key": "key"}, "a `key` and no `certificate`"),
         ({"certificate": "certificate", "key": "missing"}, "`key`=.*No such file"),
-        ({"certificate": "certificate", "key": "server_key"}, "belong to its cert"),
-        ({"certificate": "notes", "key": "key"}, "will not do"),
+        ({"certificate": "certificate", "key": "server_key"}, "match the cert"),
+        ({"certificate": "notes", "key": "key"}, "is invalid"),
     ],
 )
-def test_files_that_do_not_do(connect, pki, given, expected):
+def test_rejects_invalid_files(connect, pki, given, expected):
     (pki.folder / "notes.pem").write_text("no certificate")
     (pki.folder / "binary.pem").write_bytes(b"\xff\xfe\x00")
     paths = {
@@ -121,7 +121,7 @@ def test_files_that_do_not_do(connect, pki, given, expected):
     assert "\n" not in str(caught.value)
 
 
-def test_a_key_with_a_password_is_refused_not_asked_about(pki):
+def test_rejects_a_key_with_a_password_without_prompting(pki):
     from cryptography.hazmat.primitives import serialization
 
     key = serialization.load_pem_private_key(pki.key.read_bytes(), None)

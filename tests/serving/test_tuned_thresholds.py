@@ -48,9 +48,7 @@ def test_answers_are_those_of_the_thresholds_in_force(client, predictor, macs, m
     assert (labels == full).mean() >= 0.99
 
 
-def test_learns_anew_when_the_server_changes_its_version(
-    exported, macs, mnist_5k, tmp_path
-):
+def test_relearns_when_the_version_changes(exported, macs, mnist_5k, tmp_path):
     base = tmp_path / servers.MODEL
     shutil.copytree(exported / "1", base / "1")
     images = mnist_5k.train.images

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pathlib
 import subprocess
 import sys
 
@@ -14,17 +15,27 @@ from tensorflow_serving.apis import (
     predict_pb2,
     prediction_service_pb2_grpc,
 )
+from tensorflow_serving.config import model_server_config_pb2  # noqa: F401
 
 from branchy_tf.errors import BranchyError
 from branchy_tf.serving import wire
 
-# Ours stands alone; theirs is nested.
-THEIR_NAMES = {"tensorflow.Dim": "tensorflow.TensorShapeProto.Dim"}
-OURS = [
-    f"{package}.{name}"
-    for package, messages in wire._MESSAGES.items()
-    for name in messages
+PROTOS = pathlib.Path(wire.__file__).parent / "protos"
+COMPILED = descriptor_pb2.FileDescriptorSet.FromString(
+    (PROTOS / "serving.binpb").read_bytes()
+)
+DECLARED = [
+    f"{file.package}.{message.name}"
+    for file in COMPILED.file
+    for message in file.message_type
 ]
+# Config messages that tensorflow-serving-api leaves out; test_configs checks them.
+UNSHIPPED = {
+    f"tensorflow.serving.{name}"
+    for name in (
+        "BatchingParameters", "MonitoringConfig", "PrometheusConfig", "SSLConfig"
+    )
+}  # fmt: skip
 ARRAYS = {
     "float32": np.array([[0.1, -2.5, 3.0], [np.inf, np.nan, 0.0]], np.float32),
     "float64": np.array([0.1, -1e300]),
@@ -51,8 +62,7 @@ def kind(field):
     if field.message_type is not None:
         if field.message_type.GetOptions().map_entry:
             return [*found, "map", *map(kind, field.message_type.fields)]
-        name = field.message_type.full_name
-        found.append(THEIR_NAMES.get(name, name))
+        found.append(field.message_type.full_name)
     return found
 
 
@@ -63,11 +73,47 @@ def ours(message):
     )
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", sorted({*DECLARED} - UNSHIPPED))
 def test_fields_are_those_of_tensorflow_serving_api(name):
-    theirs = descriptor_pool.Default().FindMessageTypeByName(THEIR_NAMES.get(name, name))
+    theirs = descriptor_pool.Default().FindMessageTypeByName(name)
     for field in wire.message_class(name).DESCRIPTOR.fields:
         assert kind(field) == kind(theirs.fields_by_name[field.name]), field.name
+
+
+def test_compiled_messages_match_their_declarations(tmp_path):
+    pytest.importorskip("grpc_tools", reason="grpcio-tools compiles .proto files")
+    made = tmp_path / "serving.binpb"
+    names = [file.name for file in COMPILED.file]
+    done = subprocess.run(
+        [sys.executable, "-m", "grpc_tools.protoc", f"--proto_path={PROTOS}",
+         f"--descriptor_set_out={made}", *names],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in PROTOS.glob("*.proto")} == set(names)
+    assert descriptor_pb2.FileDescriptorSet.FromString(made.read_bytes()) == COMPILED
+
+
+ONE_PROCESS = ["branchy_tf.serving.configs", "tensorflow_serving.apis.predict_pb2"]
+
+
+@pytest.mark.parametrize("order", [ONE_PROCESS, ONE_PROCESS[::-1]])
+def test_shares_a_process_with_tensorflow_serving_api(order):
+    code = f"""
+import importlib
+for name in {order}:
+    importlib.import_module(name)
+from branchy_tf.serving import wire
+from tensorflow_serving.apis import predict_pb2
+request = wire.PredictRequest()
+request.model_spec.name = "lenet"
+print(predict_pb2.PredictRequest.FromString(request.SerializeToString()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'name: "lenet"' in done.stdout
 
 
 def test_methods_are_those_of_tensorflow_serving_api():
@@ -181,14 +227,14 @@ def test_tensors_are_read_as_tensorflow_reads_them(name, how):
 
 
 @pytest.mark.parametrize("shape", [(), (0, 28, 28, 1)])
-def test_scalars_and_empty_batches_go_there_and_back(shape):
+def test_scalars_and_empty_batches_round_trip(shape):
     array = np.ones(shape, np.float32)
     proto = wire.TensorProto()
     wire.fill(proto, array)
     assert wire.to_array(proto).shape == shape
 
 
-def test_arrays_read_may_be_written_to():
+def test_parsed_arrays_are_writable():
     proto = wire.TensorProto()
     wire.fill(proto, np.zeros(3, np.float32))
     wire.to_array(proto)[:] = 1
@@ -200,8 +246,8 @@ def test_arrays_read_may_be_written_to():
         ({"tensor_content": b"123"}, "multiple of element size"),
         ({"tensor_content": b"1234" * 3}, r"size 3 into shape \(2,\)"),
         ({"float_val": [1, 2, 3]}, r"size 3 into shape \(2,\)"),
-        ({"dtype": 7, "string_val": [b"a", b"b"]}, "DataType 7, which numpy lacks"),
-        ({"dtype": 9999}, "DataType 9999, which numpy lacks"),
+        ({"dtype": 7, "string_val": [b"a", b"b"]}, "DataType 7, which NumPy lacks"),
+        ({"dtype": 9999}, "DataType 9999, which NumPy lacks"),
         (
             {"tensor_shape": {"dim": [{"size": -1}]}, "tensor_content": b"1234" * 2},
             r"no message holds a tensor of shape \(-1,\)",
@@ -212,14 +258,14 @@ def test_arrays_read_may_be_written_to():
         ),
     ],
 )
-def test_tensors_that_do_not_fill_their_shape_are_value_errors(broken, expected):
+def test_rejects_tensors_that_do_not_match_their_shape(broken, expected):
     shape = {"dim": [{"size": 2}]}
     proto = wire.TensorProto(**({"dtype": 1, "tensor_shape": shape} | broken))
     with pytest.raises(ValueError, match=expected):
         wire.to_array(proto)
 
 
-def test_a_dtype_that_numpy_lacks_is_named():
+def test_names_dtypes_that_numpy_lacks():
     with pytest.raises(BranchyError, match="DataType 14"):
         wire.dtype_of(tf.bfloat16.as_datatype_enum)
 

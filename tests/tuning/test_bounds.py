@@ -7,7 +7,7 @@ from scipy import stats
 from branchy_tf.tuning import bounds
 
 
-def test_what_is_not_so_is_seldom_ever_proven():
+def test_false_claims_are_rarely_proven():
     # As many losses as the budget just allows, looked at again and again.
     lost = np.random.default_rng(0).random((400, 3000)) < 0.0101
     losses, rows = lost.cumsum(axis=1)[:, 9::10], np.arange(10, 3001, 10)
@@ -19,7 +19,7 @@ def test_what_is_not_so_is_seldom_ever_proven():
     assert at_once > 0.2
 
 
-def test_what_is_so_is_proven_in_time():
+def test_true_claims_are_proven_in_time():
     lost = np.random.default_rng(1).random((400, 5000)) < 0.004
     losses = lost.sum(axis=1)
     assert bounds.is_proven(losses, 5000, 0.99, 0.95).mean() > 0.95
@@ -46,7 +46,7 @@ def test_more_rows_and_fewer_losses_prove_more():
     assert bounds.lower_bound(5, 2000, 0.8) > bounds.lower_bound(5, 2000, 0.99)
 
 
-def test_the_rate_to_aim_at_breaks_a_window_as_seldom_as_asked():
+def test_the_target_rate_exceeds_the_budget_as_rarely_as_asked():
     rate = bounds.rate_to_aim_at(0.99, 2000, 0.005)
     assert stats.binom.sf(20, 2000, rate) == pytest.approx(0.005)
     assert bounds.rate_to_aim_at(0.9, 10, 0.5) == pytest.approx(0.162, abs=1e-3)

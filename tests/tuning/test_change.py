@@ -25,21 +25,21 @@ def test_false_alarms_are_as_rare_as_their_level():
 
 
 @pytest.mark.parametrize("power", [3, 1 / 3])
-def test_other_scores_alone_are_noticed(power):
+def test_notices_a_change_of_scores_alone(power):
     random = np.random.default_rng(1)
     taken = [rows_until(3e3, lambda: random.random() ** power, lambda: None)
              for _ in range(20)]  # fmt: skip
     assert np.mean(taken) < 60
 
 
-def test_other_answers_alone_are_noticed():
+def test_notices_a_change_of_agreement_alone():
     random = np.random.default_rng(2)
     taken = [rows_until(3e3, random.random, lambda: bool(random.random() < 0.1))
              for _ in range(20)]  # fmt: skip
     assert np.mean(taken) < 150
 
 
-def test_a_change_is_noticed_after_much_that_was_well():
+def test_notices_a_change_after_a_long_calm():
     random = np.random.default_rng(3)
     alarm = change.Alarm(0.99)
     for _ in range(2000):
@@ -57,7 +57,7 @@ def test_places_go_from_sure_to_unsure():
     assert change.places(np.array([1]), np.array([np.inf])) == places[-1]
 
 
-def test_ranks_are_even_also_where_scores_are_equal():
+def test_ranks_are_uniform_even_with_ties():
     random = np.random.default_rng(4)
     known = np.sort(random.integers(0, 3, 2000)).astype(float)
     ranks = change.ranks(known, random.integers(0, 3, 5000).astype(float), random)
@@ -67,7 +67,7 @@ def test_ranks_are_even_also_where_scores_are_equal():
     assert change.ranks(known, np.array([7.0]), random) > 1999 / 2001
 
 
-def test_goes_on_from_json():
+def test_round_trips_through_json():
     first, second = change.Alarm(0.99), change.Alarm(0.99)
     for _ in range(5):
         first.see(0.9, True)

@@ -25,7 +25,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from branchy_tf import calibration, saved_model
 from branchy_tf.benchmarking import timing
-from branchy_tf.benchmarking.memory import resident_most
+from branchy_tf.benchmarking.machine import resident_most
 from branchy_tf.errors import BranchyError
 from branchy_tf.exits import add_exits, exit_name, linear_head
 from branchy_tf.saved_model import warmup

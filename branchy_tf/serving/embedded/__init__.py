@@ -1,7 +1,7 @@
 """A small gRPC server with TF Serving's semantics, for development and tests.
 
-It runs the engine that TF Serving runs, a Session, behind the same messages and
-status codes, but it is Python: for production use tensorflow_model_server.
+Like TF Serving it runs models in a Session, with the same messages and status codes. As
+it is Python, use tensorflow_model_server in production.
 """
 
 from branchy_tf.serving.embedded.server import EmbeddedServer

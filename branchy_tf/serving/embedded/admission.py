@@ -1,4 +1,4 @@
-"""How many requests run, how many wait, and what becomes of the rest."""
+"""Limits how many requests run and wait."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from collections.abc import Iterator
 
 import grpc
 
-from branchy_tf.serving.embedded.refusals import Refusal
+from branchy_tf.serving.embedded.statuses import Refusal
 
 
 class Admission:
-    """Lets so many requests run and so many wait; more are refused at once.
+    """Admits a number of running and of waiting requests; refuses more at once.
 
-    More would only wait until their clients have gone. grpc's own
-    `maximum_concurrent_rpcs` counts calls of every method, so that a server full of
-    predictions would refuse probes too, and nothing would count what it refuses.
+    More would only wait until their clients give up. grpc's `maximum_concurrent_rpcs`
+    counts the calls of all methods, so a server full of predictions would refuse probes
+    too, and its refusals are not counted.
 
     Args:
-        running: requests at a time.
-        waiting: requests that may wait for their turn.
+        running: concurrent requests.
+        waiting: requests that may queue.
 
     Attributes:
-        places: requests inside at most, and so the threads that they hold.
+        places: the most requests admitted, and so the threads that they hold.
     """
 
     def __init__(self, running: int, waiting: int) -> None:
@@ -37,8 +37,8 @@ class Admission:
         """Waits for a turn, at most until the request's deadline.
 
         Raises:
-            Refusal: RESOURCE_EXHAUSTED where no place is free, DEADLINE_EXCEEDED
-                where the turn comes too late for the client.
+            Refusal: RESOURCE_EXHAUSTED if no place is free, DEADLINE_EXCEEDED if the
+                turn comes too late.
         """
         if not self._places.acquire(blocking=False):
             raise Refusal(
@@ -61,14 +61,14 @@ class Admission:
 
 
 class Turns:
-    """A semaphore that serves who came first.
+    """A first-come, first-served semaphore.
 
-    With `threading.Semaphore` whoever comes just then gets what has become free, before
-    a thread that waits has woken up. Of 72 threads that asked for 8 turns again and
-    again, the last percent waited for 6 s there and for 0.5 s here.
+    `threading.Semaphore` lets a newcomer take a free slot before a waiting thread wakes
+    up. With 72 threads competing for 8 slots, the slowest percent waited 6 s there and
+    0.5 s here.
 
     Args:
-        count: turns at a time.
+        count: concurrent turns.
     """
 
     def __init__(self, count: int) -> None:
@@ -77,7 +77,7 @@ class Turns:
         self._lock = threading.Lock()
 
     def take(self, timeout: float) -> bool:
-        """Waits for a turn, at most `timeout` seconds; -1: for ever. Whether it came."""
+        """Whether a turn came within `timeout` seconds; -1: waits forever."""
         with self._lock:
             if self._free:
                 self._free -= 1
@@ -95,7 +95,7 @@ class Turns:
             return False
 
     def give_back(self) -> None:
-        """Hands a turn to who has waited longest."""
+        """Passes the turn to the thread that has waited longest."""
         with self._lock:
             if self._queue:
                 self._queue.popleft().release()
@@ -104,6 +104,6 @@ class Turns:
 
 
 def _left(context: grpc.ServicerContext) -> float:
-    """Seconds until the deadline, as far as a lock can wait; -1: there is none."""
+    """Seconds until the deadline, at most what a lock can wait; -1: no deadline."""
     left = context.time_remaining()
     return -1 if left is None else min(max(left, 0.0), threading.TIMEOUT_MAX)

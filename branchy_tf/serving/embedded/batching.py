@@ -1,8 +1,8 @@
-"""Rows of several requests as one run, by TensorFlow's own batch scheduler.
+"""Merges requests into batches with TensorFlow's own batch scheduler.
 
-TF Serving wraps a session in a queue that merges requests. `BatchFunction` is the
-same scheduler as an operation: the graph gets one for each signature that is asked
-for, and requests that run it at the same time share a batch.
+TF Serving wraps a session in a queue that merges requests. `BatchFunction` is the same
+scheduler as an operation: the graph gets one per signature in use, and requests that run
+it at the same time share a batch.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from absl import logging
 
 from branchy_tf.saved_model.session import SessionModel
 from branchy_tf.serving import configs
-from branchy_tf.serving.embedded.refusals import invalid
+from branchy_tf.serving.embedded.statuses import invalid
 
 
 class BatchedModel:
-    """Runs like the `SessionModel` it is given, under TF Serving's rules of batching.
+    """A `SessionModel` that batches requests as TF Serving does.
 
-    Two cases differ from TF Serving, which hangs on an empty batch, and fails all
-    that a request of wrong shape was merged with: such requests run alone here.
+    TF Serving hangs on an empty batch, and fails all requests that it merged with one of
+    a wrong shape. Here such requests run alone.
 
     Args:
-        model: what runs the batches.
+        model: runs the batches.
         parameters: BatchingParameters.
 
     Attributes:
@@ -62,12 +62,12 @@ class BatchedModel:
     def run(
         self, signature: str, inputs: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
-        """Runs one signature, together with other requests; see `SessionModel.run`.
+        """Runs a signature in a batch with other requests; see `SessionModel.run`.
 
         Raises:
-            Refusal: INVALID_ARGUMENT, for inputs that have no common batch.
-            tf.errors.OpError: what the engine answers, e.g. UnavailableError where
-                the queue is full.
+            Refusal: INVALID_ARGUMENT for inputs without a common batch size.
+            tf.errors.OpError: an error of the engine, e.g. UnavailableError if the queue
+                is full.
         """
         definition = self.signatures[signature]
         feeds = self._model.defaults[signature] | dict(inputs)
@@ -82,7 +82,7 @@ class BatchedModel:
         return dict(zip(sorted(definition.outputs), values, strict=True))
 
     def close(self) -> None:
-        """Frees the model. No run may be under way or follow."""
+        """Frees the model. No run may be pending or follow."""
         self._queues.clear()
         self._model.close()
 
@@ -94,12 +94,12 @@ class BatchedModel:
         return self._queues[signature]
 
     def _build(self, definition: Any) -> Any:
-        """A function from arrays to arrays that runs them through a queue."""
+        """A function that runs arrays through a new queue."""
         names = [info.name for _, info in sorted(definition.inputs.items())]
         fetches = [info.name for _, info in sorted(definition.outputs.items())]
         graph = self._model.graph
-        # Weights that are variables come along as their handles, which name the
-        # values that the session has restored.
+        # Variables are copied as handles, which refer to the values that the session
+        # restored.
         part = tf.compat.v1.graph_util.extract_sub_graph(
             graph.as_graph_def(), [name.partition(":")[0] for name in fetches]
         )
@@ -126,7 +126,7 @@ class BatchedModel:
 
 
 def _rows(arrays: Mapping[str, np.ndarray]) -> int:
-    """The batch size that all have in common."""
+    """The common batch size."""
     if any(not array.ndim for array in arrays.values()):
         raise invalid("Batching Run() input tensors must have at least one dimension")
     sizes = {len(array) for array in arrays.values()}
@@ -136,7 +136,7 @@ def _rows(arrays: Mapping[str, np.ndarray]) -> int:
 
 
 def _fit(definition: Any, arrays: Mapping[str, np.ndarray]) -> bool:
-    """Whether each row has the one shape that the signature allows."""
+    """Whether each row has the fixed shape of the signature."""
     return all(
         not (shape := definition.inputs[name].tensor_shape).unknown_rank
         and array.shape[1:] == tuple(dim.size for dim in shape.dim[1:])

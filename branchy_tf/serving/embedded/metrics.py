@@ -1,4 +1,4 @@
-"""What the embedded server counts, and the HTTP port where Prometheus reads it."""
+"""Metrics of the embedded server, and the HTTP port that serves them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BUCKETS = [10 * 1.8**k for k in range(33)]
 
 
 class Metrics:
-    """TF Serving's figures under its names, and exits by model.
+    """TF Serving's metrics under its names, and exits by model.
 
     | name | labels |
     | --- | --- |
@@ -61,14 +61,14 @@ class Metrics:
         self._latency.labels(model, "Predict", "GRPC", status).observe(microseconds)
 
     def count_exits(self, model: str, indices: np.ndarray) -> None:
-        """Counts the rows of an answer by the exit, 0-based, that they left at."""
+        """Counts the rows of an answer by their exit, 0-based."""
         for index, rows in enumerate(np.bincount(indices).tolist()):
             if rows:
                 self._exits.add((model, exits.exit_name(index + 1)), rows)
 
 
 class _Count:
-    """A counter by labels whose name has no _total, as TF Serving's have none."""
+    """A counter with labels and without the suffix _total, as in TF Serving."""
 
     def __init__(self, name: str, text: str, labels: tuple[str, ...]) -> None:
         self._name, self._text, self._labels = name, text, labels
@@ -81,7 +81,7 @@ class _Count:
 
     def collect(self) -> Iterator[Metric]:
         """Called by the registry."""
-        # The library would add the suffix to a metric of the type counter.
+        # The library adds the suffix to metrics of type counter.
         metric = Metric(self._name, self._text, "unknown")
         with self._lock:
             found = dict(self._values)
@@ -93,13 +93,13 @@ class _Count:
 
 
 class MetricsServer:
-    """Answers GET of one path with the metrics, in a thread.
+    """Serves the metrics over HTTP from a thread.
 
     Args:
-        metrics: what to tell.
+        metrics: the metrics.
         host: address to listen on.
-        port: to listen on.
-        path: of the metrics, such as /metrics; None: there are none.
+        port: port to listen on.
+        path: URL path of the metrics, such as /metrics; None: serves none.
 
     Raises:
         BranchyError: the port is in use.
@@ -107,11 +107,11 @@ class MetricsServer:
 
     def __init__(self, metrics: Metrics, host: str, port: int, path: str | None) -> None:
         class Handler(http.server.BaseHTTPRequestHandler):
-            timeout = 10  # of a client that says nothing
+            timeout = 10  # for silent clients
 
             def do_GET(self) -> None:
-                # prometheus_client's own server would answer every path, REST's too, and
-                # write OpenMetrics to Prometheus, without the colons of these names.
+                # prometheus_client's server answers every path, REST's too, and sends
+                # OpenMetrics to Prometheus, which drops the colons of these names.
                 known = urllib.parse.urlsplit(self.path).path == path
                 body = (
                     exposition.generate_latest(metrics.registry)
@@ -126,7 +126,7 @@ class MetricsServer:
                 self.wfile.write(body)
 
             def log_message(self, *arguments: object) -> None:
-                """Scrapes are no news."""
+                """Logs no scrapes."""
 
         class Server(http.server.ThreadingHTTPServer):
             address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -144,11 +144,11 @@ class MetricsServer:
         )
 
     def start(self) -> None:
-        """Begins to answer."""
+        """Starts to serve."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stops and frees the port."""
+        """Stops serving and frees the port."""
         if self._thread.is_alive():
             self._server.shutdown()
         self._server.server_close()

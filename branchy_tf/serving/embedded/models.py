@@ -1,4 +1,4 @@
-"""The models that are served: by name, version and label, and how that changes."""
+"""The served models by name, version and label, and changes to them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from branchy_tf.errors import BranchyError
 from branchy_tf.saved_model.session import SessionModel
 from branchy_tf.serving import configs
 from branchy_tf.serving.embedded.batching import BatchedModel
-from branchy_tf.serving.embedded.refusals import Refusal, invalid, not_found, unmet
+from branchy_tf.serving.embedded.statuses import Refusal, invalid, not_found, unmet
 from branchy_tf.serving.embedded.versions import Model, Version, Versions
 from branchy_tf.serving.options import ServerOptions
 
 
 @dataclasses.dataclass
 class _Served:
-    """One model: its versions, and labels that stand for some of them."""
+    """One model: its versions, and their labels."""
 
     versions: Versions
     labels: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 class Models:
-    """Loads what the options name, looks for changes, and finds who answers.
+    """Loads models, watches for changes, and finds the version for a request.
 
     Args:
         options: of the server.
@@ -40,8 +40,8 @@ class Models:
         self._options = options
         self._batching = options.batching()
         self._served: dict[str, _Served] = {}
-        # Held while models come and go; requests read `_served`, which is replaced
-        # whole, without it.
+        # Held while models change. Requests read `_served` without it, as it is only
+        # replaced as a whole.
         self._changing = threading.Lock()
         self._stop = threading.Event()
         self._threads = []
@@ -57,10 +57,10 @@ class Models:
                 )
 
     def start(self) -> None:
-        """Loads what is there, then goes on looking in threads.
+        """Loads the models, then watches for changes in threads.
 
         Raises:
-            Refusal: a version label that may not be given.
+            Refusal: an invalid version label.
         """
         self._apply(self._options.models(), first=True)
         for name, model in self._served.items():
@@ -71,7 +71,7 @@ class Models:
             thread.start()
 
     def stop(self) -> None:
-        """Stops looking and frees all models."""
+        """Stops watching and frees all models."""
         self._stop.set()
         for thread in self._threads:
             if thread.is_alive():
@@ -80,20 +80,20 @@ class Models:
             model.versions.stop()
 
     def poll(self) -> None:
-        """Looks once for versions that have come or gone."""
+        """Looks once for new and removed versions."""
         with self._changing:
             for model in self._served.values():
                 model.versions.poll()
 
     def reload(self, config: Any) -> None:
-        """Serves what another ModelServerConfig says from now on.
+        """Switches to another ModelServerConfig.
 
-        New models are loaded before old ones go; requests under way are finished. A
-        label may only name a version that is available before the change, or, where
-        the options allow it, be new.
+        New models are loaded before old ones are unloaded, and pending requests finish. A
+        label must name a version that is available before the change, or be new if the
+        options allow it.
 
         Raises:
-            Refusal: the config is wrong or cannot be met; nothing has changed.
+            Refusal: the config is invalid or cannot be met; nothing has changed.
         """
         if not config.HasField("model_config_list"):
             if config.HasField("custom_model_config"):
@@ -101,7 +101,7 @@ class Models:
                     "Cannot transition to requested config. It is only legal to "
                     "transition from one ModelConfigList to another."
                 )
-            return  # as in TF Serving: no config, nothing to do
+            return  # an empty config changes nothing, as in TF Serving
         try:
             configs.check_models(config)
         except BranchyError as error:
@@ -110,7 +110,7 @@ class Models:
 
     @contextlib.contextmanager
     def use(self, request: Any) -> Iterator[tuple[int, Model]]:
-        """The version that a request's model_spec asks for.
+        """The version in a request's model_spec.
 
         Raises:
             Refusal: INVALID_ARGUMENT without a model's name or with an unknown label,
@@ -124,13 +124,13 @@ class Models:
                     found = held.enter_context(model.versions.use(number))
                     if found is not None:
                         break
-                # What stood there may have been replaced in between.
+                # The model may have been replaced in between.
                 if self._served.get(name) is model:
                     raise _not_served(name, number)
             yield found
 
     def statuses(self, request: Any) -> list[Version]:
-        """The states of the versions that a request's model_spec asks for.
+        """The states of the versions in a request's model_spec.
 
         Raises:
             Refusal: as for `use`.
@@ -182,7 +182,7 @@ class Models:
                 if id(model.versions) not in kept
             }
             self._load_added(added, first)
-            # Labels move before the versions go that they named until now.
+            # Labels move before the versions that they named are unloaded.
             self._served = served
             for name, model in served.items():
                 if name not in added:
@@ -237,7 +237,7 @@ class Models:
             try:
                 job()
             except (OSError, BranchyError, Refusal) as error:
-                logging.warning("What is served stays as it is: %s", error)
+                logging.warning("The served models stay unchanged: %s", error)
 
 
 def _not_served(name: str, number: int | None) -> Refusal:

@@ -1,4 +1,4 @@
-"""Reads Predict requests, refusing what TF Serving refuses; writes answers."""
+"""Parses Predict requests as TF Serving does; writes responses."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ import numpy as np
 import tensorflow as tf
 
 from branchy_tf.serving import wire
-from branchy_tf.serving.embedded.refusals import invalid
+from branchy_tf.serving.embedded.statuses import invalid
 
-# Bytes of a tensor whose message spells out fewer values than its shape has: the last
-# one is repeated, or zero. TF Serving fills any shape, so that 70 bytes can cost 16 GB.
-# Here a small message costs no more than the largest that gRPC takes by default.
+# The largest tensor, in bytes, whose message has fewer values than its shape: the last
+# value is repeated, or zero. TF Serving fills any shape, so 70 bytes can cost 16 GB.
+# This limit is the largest message that gRPC accepts by default.
 MOST_FILLED = 4 * 2**20
-# What an element takes in memory where its type does not say: a string's.
+# Bytes of a string in memory.
 _ELEMENT = 24
 
 
 def read_inputs(request: Any, signature: Any) -> dict[str, np.ndarray]:
     """The arrays of a PredictRequest, checked against a SignatureDef.
 
-    Names and dtypes are checked, as in TF Serving; shapes are left to the graph,
-    as in TF Serving.
+    As in TF Serving, names and dtypes are checked here and shapes in the graph.
 
     Raises:
         Refusal: INVALID_ARGUMENT.
@@ -49,21 +48,21 @@ def read_inputs(request: Any, signature: Any) -> dict[str, np.ndarray]:
 
 
 def _parse(proto: Any, name: str) -> np.ndarray:
-    """The tensor that TF Serving reads; large ones only where their values were sent."""
+    """The tensor as TF Serving reads it, but large only if its values were sent."""
     sizes = [dim.size for dim in proto.tensor_shape.dim]
     count = math.prod(sizes)
     dtype = tf.as_dtype(proto.dtype)
-    # The fewest bytes that can spell a value.
+    # Every value that was sent takes at least one byte.
     filled = proto.ByteSize() < count
     most = MOST_FILLED if filled else wire.MOST_BYTES
     if count * (dtype.size or _ELEMENT) > most:
         sent = f" for a message of {proto.ByteSize():,} bytes" if filled else ""
         raise invalid(f"tensor parsing error: {name}: shape {sizes} is too large{sent}")
     if _is_plain(proto, dtype, sizes):
-        # How clients write arrays: nothing is copied.
+        # The usual encoding of clients; needs no copy.
         return np.frombuffer(proto.tensor_content, dtype.as_numpy_dtype).reshape(sizes)
     try:
-        # What TF Serving calls, in C++: numbers wrap, values too many are left out.
+        # As in TF Serving: numbers wrap, and surplus values are dropped.
         return tf.io.parse_tensor(proto.SerializeToString(), dtype).numpy()
     except (tf.errors.OpError, NotImplementedError) as error:
         reason = str(error).partition("} ")[2] or str(error)
@@ -71,17 +70,17 @@ def _parse(proto: Any, name: str) -> np.ndarray:
 
 
 def _is_plain(proto: Any, dtype: tf.DType, sizes: list[int]) -> bool:
-    """Whether the content is the array's memory, as it is."""
+    """Whether the content is the array's memory."""
     return (
         min(sizes, default=1) > 0
-        and len(sizes) <= 32  # what every NumPy holds
+        and len(sizes) <= 32  # the limit of NumPy 1
         and (dtype.is_integer or dtype.is_floating)
         and len(proto.tensor_content) == math.prod(sizes) * dtype.size
     )
 
 
 def read_outputs(request: Any, signature: Any) -> list[str]:
-    """The outputs to answer with: the filter's, or all.
+    """The requested outputs: the filter's, or all.
 
     Raises:
         Refusal: INVALID_ARGUMENT.

@@ -14,20 +14,17 @@ from branchy_tf import files
 from branchy_tf.errors import BranchyError
 from branchy_tf.serving import addresses
 from branchy_tf.serving.embedded.admission import Admission
-from branchy_tf.serving.embedded.answering import handlers
 from branchy_tf.serving.embedded.metrics import Metrics, MetricsServer
 from branchy_tf.serving.embedded.models import Models
-from branchy_tf.serving.embedded.refusals import Refusal
 from branchy_tf.serving.embedded.service import ModelService, PredictionService
+from branchy_tf.serving.embedded.statuses import Refusal, handlers
 from branchy_tf.serving.options import ServerOptions
 
-# Requests that run at a time for each core, as TF Serving has it. More only take turns
-# with each other, and all are answered late.
+# Concurrent requests per core, as in TF Serving. More would only slow each other down.
 RUNNING_PER_CORE = 4
-# With batching those at a time, because a batch is made of requests that run; and those
-# that wait for their turn, with or without.
+# Requests that may queue; with batching also those that run, as they fill a batch.
 HELD = 64
-# For what is short: probes, and telling requests that there is no place for them.
+# For short work: probes and refusals.
 SPARE_THREADS = 8
 
 
@@ -36,16 +33,15 @@ class EmbeddedServer:
 
     Args:
         model_base_path: folder whose numbered folders are versions.
-        model_name: what clients ask for; default: the folder's name.
-        port: to listen on; 0: any free one.
-        **options: others of `ServerOptions`, e.g. `host="::1"`.
+        model_name: the name that clients use; default: the folder's name.
+        port: port to listen on; 0 picks a free one.
+        **options: other options of `ServerOptions`, e.g. `host="::1"`.
 
     Attributes:
-        port: the port that it listens on.
+        port: the actual port.
 
     Raises:
-        BranchyError: the options do not fit, a folder is not there, or a port is in
-            use.
+        BranchyError: invalid options, a missing folder, or a port in use.
 
     Example:
 
@@ -66,7 +62,7 @@ class EmbeddedServer:
 
     @classmethod
     def of(cls, options: ServerOptions) -> EmbeddedServer:
-        """A server of these options, e.g. of several models."""
+        """A server with these options, e.g. for several models."""
         server = cls.__new__(cls)
         server._set_up(options)
         return server
@@ -74,16 +70,16 @@ class EmbeddedServer:
     def _set_up(self, options: ServerOptions) -> None:
         options.check()
         for model in options.models().model_config_list.config:
-            files.path(model.base_path)  # TF Serving alone reads URLs
+            files.path(model.base_path)  # only TF Serving reads URLs
         admission = _admission(options)
         threads = admission.places + SPARE_THREADS
         self._server = grpc.server(
             futures.ThreadPoolExecutor(threads, thread_name_prefix="request"),
-            # Beyond, grpc refuses by itself, before it has read a message: cheaper, when
-            # even refusing takes all threads, but not counted.
+            # Beyond that grpc refuses before it reads the message, uncounted, for when
+            # even refusals take all threads.
             maximum_concurrent_rpcs=threads,
             options=[
-                # Otherwise a second server would silently share the port.
+                # Otherwise a second server could silently share the port.
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", options.max_message_bytes or -1),
                 ("grpc.max_send_message_length", -1),
@@ -108,7 +104,7 @@ class EmbeddedServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 
     def start(self) -> None:
-        """Loads the models and begins to answer."""
+        """Loads the models and starts to serve."""
         try:
             self._models.start()
         except Refusal as refusal:
@@ -119,10 +115,10 @@ class EmbeddedServer:
         self._server.start()
 
     def stop(self, grace: float = 30.0) -> None:
-        """Takes no more requests, waits for those under way, frees the models.
+        """Refuses new requests, waits for pending ones, frees the models.
 
         Args:
-            grace: seconds to wait for them; then they fail.
+            grace: seconds until pending requests fail.
         """
         self._health.enter_graceful_shutdown()
         self._server.stop(grace).wait()
@@ -147,7 +143,7 @@ def _admission(options: ServerOptions) -> Admission:
 
 
 def _listen(server: grpc.Server, options: ServerOptions) -> int:
-    """Binds the port, over TLS where the options say so."""
+    """Binds the port, with TLS if the options say so."""
     address = addresses.join(options.host, options.port)
     ssl = options.ssl()
     try:

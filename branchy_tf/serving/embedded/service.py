@@ -1,4 +1,4 @@
-"""The gRPC services: prediction, and the state of models."""
+"""The gRPC services for predictions and for the state of models."""
 
 from __future__ import annotations
 
@@ -16,33 +16,30 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from branchy_tf.serving import configs
 from branchy_tf.serving.embedded.admission import Admission
-from branchy_tf.serving.embedded.answering import answering, status_of
 from branchy_tf.serving.embedded.metrics import Metrics
 from branchy_tf.serving.embedded.models import Models
-from branchy_tf.serving.embedded.refusals import invalid, unmet
 from branchy_tf.serving.embedded.requests import (
     read_inputs,
     read_outputs,
     write_output,
 )
+from branchy_tf.serving.embedded.statuses import answering, invalid, status_of, unmet
 
-# What loading runs. It stands beside the signatures of every export, and TF Serving
-# finds it there.
+# TF Serving lists this loading step among the signatures of every export.
 _LOADERS_OWN = "__saved_model_init_op"
 
 
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """Predict and GetModelMetadata; the rest is refused.
+    """Predict and GetModelMetadata; refuses the rest.
 
-    Classify and Regress read tf.Examples, which no signature of an early-exit export
-    takes: INVALID_ARGUMENT, as in TF Serving. Other methods are UNIMPLEMENTED.
+    Classify and Regress read tf.Examples, which no early-exit signature takes, and are
+    INVALID_ARGUMENT, as in TF Serving. Other methods are UNIMPLEMENTED.
 
     Args:
-        models: who answers.
-        metrics: what counts.
-        admission: how many predictions run at a time.
+        models: the served models.
+        metrics: counts requests and exits.
+        admission: limits concurrent predictions.
     """
 
     def __init__(self, models: Models, metrics: Metrics, admission: Admission) -> None:
@@ -62,7 +59,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         finally:
             name = request.model_spec.name
             self._metrics.count_request(
-                # A stranger's names would be figures without end.
+                # Names of unknown models would create unlimited series.
                 name if name in self._models else "",
                 status,
                 1e6 * (time.perf_counter() - began),
@@ -132,7 +129,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     """GetModelStatus and HandleReloadConfigRequest.
 
     Args:
-        models: whose state is told and changed.
+        models: the served models.
     """
 
     def __init__(self, models: Models) -> None:
@@ -152,8 +149,5 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
 
     @answering
     def HandleReloadConfigRequest(self, request: Any, _: grpc.ServicerContext) -> Any:
-        # Their message and ours are the same on the wire.
-        config = configs.message_class("ModelServerConfig")()
-        config.ParseFromString(request.config.SerializeToString())
-        self._models.reload(config)
+        self._models.reload(request.config)
         return model_management_pb2.ReloadConfigResponse()

@@ -1,4 +1,4 @@
-"""The versions of one model: found in a folder, loaded, swapped, retired."""
+"""The versions of one model: finds, loads, swaps and retires them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any, Protocol
 
 import numpy as np
 from absl import logging
+from tensorflow_serving.apis import get_model_status_pb2
 
 from branchy_tf.files import version_folders
 from branchy_tf.saved_model import warmup
 from branchy_tf.saved_model.session import SessionModel
 
-# ModelVersionStatus.State
-LOADING, AVAILABLE, UNLOADING, END = 20, 30, 40, 50
+State = get_model_status_pb2.ModelVersionStatus
 
 
 class Model(Protocol):
-    """What runs a version: a `SessionModel`, or one that batches."""
+    """Runs a version: a `SessionModel` or a `BatchedModel`."""
 
     signatures: dict[str, Any]
 
@@ -39,22 +39,22 @@ class Version:
     """One version and its state."""
 
     number: int
-    state: int = LOADING
+    state: int = State.LOADING
     error: str = ""
     model: Model | None = None
     users: int = 0
 
 
 class Versions:
-    """Serves those versions in a folder that a policy asks for, as TF Serving does.
+    """Serves the versions in a folder that a policy selects, as TF Serving does.
 
-    A new version is loaded and warmed up whole before it takes over; the old
-    one answers until then, and what it has begun. A version that cannot be
-    loaded is left out until its files change, and what is served stays.
+    A new version takes over once it is loaded and warmed up; the old one finishes its
+    pending requests. A version that fails to load is skipped until its files change, and
+    the served versions stay.
 
     Args:
-        base_path: folder whose numbered folders are versions.
-        load: makes a model of a version's folder.
+        base_path: folder with the numbered version folders.
+        load: loads a model from a version's folder.
         policy: a ServableVersionPolicy; default: the highest version.
     """
 
@@ -72,27 +72,27 @@ class Versions:
         self._failed: dict[int, tuple] = {}
 
     def stop(self) -> None:
-        """Frees all versions, each as soon as nobody uses it."""
+        """Frees all versions, each once it is unused."""
         for version in self.statuses():
             self._retire(version)
 
     def available(self) -> set[int]:
-        """The versions that answer."""
-        return {v.number for v in self.statuses() if v.state == AVAILABLE}
+        """The available versions."""
+        return {v.number for v in self.statuses() if v.state == State.AVAILABLE}
 
     def statuses(self) -> list[Version]:
-        """All versions known, newest first."""
+        """All known versions, newest first."""
         with self._lock:
             return sorted(self._versions.values(), key=lambda v: v.number, reverse=True)
 
     @contextlib.contextmanager
     def use(self, number: int | None) -> Iterator[tuple[int, Model] | None]:
-        """The version `number`, or the newest, kept loaded for as long as needed.
+        """Keeps a version loaded: `number`, or the newest.
 
-        Gives `(number, model)`, or None where it is not being served.
+        Gives `(number, model)`, or None if it is not available.
         """
         with self._lock:
-            ready = [v for v in self._versions.values() if v.state == AVAILABLE]
+            ready = [v for v in self._versions.values() if v.state == State.AVAILABLE]
             found = max(
                 (v for v in ready if number in (None, v.number)),
                 key=lambda v: v.number,
@@ -109,12 +109,12 @@ class Versions:
         finally:
             with self._lock:
                 found.users -= 1
-                last = found.state == UNLOADING and found.users == 0
+                last = found.state == State.UNLOADING and found.users == 0
             if last:
                 self._free(found)
 
     def poll(self) -> None:
-        """Looks once: loads what the policy asks for, retires the rest."""
+        """Loads the versions that the policy selects, retires the rest."""
         folders = version_folders(self.base_path)
         candidates, most = _candidates(folders, self.policy)
         chosen: list[int] = []
@@ -124,7 +124,7 @@ class Versions:
             ):
                 chosen.append(number)
         if candidates and not chosen:
-            return  # nothing can be loaded: what is served goes on
+            return  # nothing can be loaded: the served versions stay
         for version in self.statuses():
             if version.number not in chosen:
                 self._retire(version)
@@ -132,7 +132,7 @@ class Versions:
     def _serves(self, number: int) -> bool:
         with self._lock:
             version = self._versions.get(number)
-            return version is not None and version.state == AVAILABLE
+            return version is not None and version.state == State.AVAILABLE
 
     def _load(self, number: int, folder: pathlib.Path) -> bool:
         files = _fingerprint(folder)
@@ -149,23 +149,23 @@ class Versions:
                 model.close()
                 raise
         except Exception as error:
-            # Whatever a damaged version raises, the server goes on.
+            # A damaged version may raise anything; the server continues.
             self._failed[number] = files
             with self._lock:
-                version.state = END
+                version.state = State.END
                 version.error = " ".join(str(error).split())[:500] or type(error).__name__
             logging.error("%s cannot be loaded: %s", folder, version.error)
             return False
         with self._lock:
-            version.model, version.state = model, AVAILABLE
+            version.model, version.state = model, State.AVAILABLE
         logging.info("Version %d of %s is ready.", number, self.base_path.name)
         return True
 
     def _retire(self, version: Version) -> None:
         with self._lock:
-            if version.state != AVAILABLE:
+            if version.state != State.AVAILABLE:
                 return
-            version.state = UNLOADING
+            version.state = State.UNLOADING
             idle = version.users == 0
         if idle:
             self._free(version)
@@ -174,24 +174,24 @@ class Versions:
         assert version.model is not None
         version.model.close()
         with self._lock:
-            version.model, version.state = None, END
+            version.model, version.state = None, State.END
         logging.info("Version %d of %s is unloaded.", version.number, self.base_path.name)
 
 
 def _candidates(folders: Iterable[int], policy: Any) -> tuple[list[int], int]:
-    """The versions that a policy allows, best first, and how many of them it wants."""
+    """The versions that a policy allows, best first, and how many it wants."""
     newest_first = sorted(folders, reverse=True)
     if policy is not None and policy.HasField("specific"):
         wanted = set(policy.specific.versions)
         return [number for number in newest_first if number in wanted], len(wanted)
     if policy is not None and policy.HasField("all"):
         return newest_first, len(newest_first)
-    # A proto that says nothing has 0 here, and means 1.
+    # Unset is 0 and means 1.
     return newest_first, max(policy.latest.num_versions if policy is not None else 1, 1)
 
 
 def _fingerprint(folder: pathlib.Path) -> tuple:
-    """Changes when a file of the version does."""
+    """Changes whenever a file of the version changes."""
     found = []
     for path in sorted(folder.rglob("*")):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Checks a batch before it is sent or run. Needs numpy alone."""
+"""Checks a batch before it is sent or run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from branchy_tf.errors import BranchyError
 
 
 @dataclasses.dataclass(frozen=True)
-class Expected:
-    """What one input of a model takes.
+class TensorSpec:
+    """The shape and dtype of one input or output of a model.
 
     Attributes:
-        shape: with the batch first; None or -1 where any size will do.
+        shape: batch first; None or -1 for any size.
         dtype: of the elements.
     """
 
@@ -28,38 +28,38 @@ class Expected:
         return f"{np.dtype(self.dtype).name} [{', '.join(sides)}]"
 
 
-def check(
-    batch: Any, expected: Mapping[str, Expected]
+def batch(
+    value: Any, specs: Mapping[str, TensorSpec]
 ) -> tuple[dict[str, np.ndarray], int]:
-    """The batch as arrays by input name, and its number of rows.
+    """Checks a batch and converts it to arrays.
 
     Args:
-        batch: an array for the one input, or a mapping for several.
-        expected: what each input takes.
+        value: an array for a single input, or a mapping for several.
+        specs: what the model takes, by input name.
 
     Returns:
         `({name: array}, rows)`.
 
     Raises:
-        BranchyError: wrong names, shape, dtype, or values that are not finite.
+        BranchyError: wrong names, shapes or dtypes, or NaN or infinite values.
     """
-    given = batch if isinstance(batch, Mapping) else None
-    if given is None and len(expected) == 1:
-        given = {next(iter(expected)): batch}
-    if given is None or set(given) != set(expected):
-        received = ", ".join(map(str, given)) if given else type(batch).__name__
+    given = value if isinstance(value, Mapping) else None
+    if given is None and len(specs) == 1:
+        given = {next(iter(specs)): value}
+    if given is None or set(given) != set(specs):
+        received = ", ".join(map(str, given)) if given else type(value).__name__
         raise BranchyError(
-            f"The model takes the inputs {', '.join(expected)}; pass a dict with these "
+            f"The model takes the inputs {', '.join(specs)}; pass a dict with these "
             f"names. Received {received}."
         )
-    arrays = {name: _check_one(given[name], name, expected[name]) for name in expected}
+    arrays = {name: _check_one(given[name], name, specs[name]) for name in specs}
     counts = {name: len(array) for name, array in arrays.items()}
     if len(set(counts.values())) > 1:
         raise BranchyError(f"The inputs differ in their number of rows: {counts}.")
     return arrays, next(iter(counts.values()))
 
 
-def _check_one(value: Any, name: str, expected: Expected) -> np.ndarray:
+def _check_one(value: Any, name: str, expected: TensorSpec) -> np.ndarray:
     try:
         array = np.asarray(value)
     except ValueError:
@@ -91,6 +91,6 @@ def _check_one(value: Any, name: str, expected: Expected) -> np.ndarray:
         )
     if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
         raise BranchyError(
-            f"`{name}` holds NaN or infinite values; expected finite ones."
+            f"`{name}` holds NaN or infinite values; expected finite values."
         )
     return np.ascontiguousarray(array, dtype=expected.dtype)

@@ -13,8 +13,11 @@ from typing import Any, NamedTuple
 
 from absl import app, flags, logging
 
-from branchy_tf import files, flagfiles, startup
+import branchy_tf
+from branchy_tf import files
+from branchy_tf.command_line import startup
 from branchy_tf.errors import BranchyError, ServerError, one_line
+from branchy_tf.files import flagfiles
 from branchy_tf.policy import ExitPolicy
 
 FLAGS = flags.FLAGS
@@ -51,7 +54,7 @@ def run(main: Callable[[], None]) -> None:
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
     logging.get_absl_handler().setFormatter(_Plain())
-    is_news = _from_folders(__file__, main.__code__.co_filename)
+    is_news = _from_folders(branchy_tf.__file__, main.__code__.co_filename)
     logging.get_absl_handler().addFilter(is_news)
     warnings.showwarning = _log_warning
     std_logging.getLogger("tensorflow").setLevel(std_logging.WARNING)

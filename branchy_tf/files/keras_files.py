@@ -1,4 +1,4 @@
-"""Keras model files: loaded, or told what they lack."""
+"""Loads Keras model files, or explains why that fails."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from branchy_tf import files
 from branchy_tf.errors import BranchyError, one_line
 
 _MEND = "Copy it again, or save the model again with model.save('NAME.keras')."
-# Packages that Keras imports by itself.
+# Packages that Keras imports on its own.
 _SHIPS_LAYERS = ("keras_hub", "keras_cv", "keras_nlp")
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 
@@ -25,15 +25,14 @@ def load_keras_file(path: files.Path) -> keras.Model:
     """Loads a model from a `.keras` file.
 
     Args:
-        path: of the file.
+        path: the file.
 
     Returns:
         The model, not compiled.
 
     Raises:
-        BranchyError: there is no such file; it is damaged or something else; it holds
-            classes that are not registered here, which the message names; or Keras 2
-            has written it.
+        BranchyError: the file is missing, damaged, of another format, written by Keras
+            2, or has classes that are not registered, which the message names.
 
     Example:
 
@@ -47,7 +46,7 @@ def load_keras_file(path: files.Path) -> keras.Model:
         model = keras.models.load_model(path, compile=False)
     if not isinstance(model, keras.Model):
         raise BranchyError(
-            f"{path} holds a {type(model).__name__} of Keras; expected a whole model. "
+            f"{path} holds a Keras {type(model).__name__}; expected a whole model. "
             f"{_MEND}"
         )
     return model
@@ -55,13 +54,13 @@ def load_keras_file(path: files.Path) -> keras.Model:
 
 @contextlib.contextmanager
 def explained(path: pathlib.Path) -> Iterator[None]:
-    """Tells why Keras cannot read a model from a file, whatever it raises.
+    """Explains why Keras cannot read a model file.
 
-    Keras's own message for a class that is not registered begins with a page of the
-    model's configuration, and for a file of Keras 2 with whatever went wrong first.
+    Keras's message for an unregistered class begins with a page of configuration, and
+    for a file of Keras 2 with an unrelated error.
 
     Args:
-        path: of the file that the block reads.
+        path: the file that the block reads.
     """
     with files.reading(path, "a Keras model", _MEND):
         try:
@@ -69,7 +68,7 @@ def explained(path: pathlib.Path) -> Iterator[None]:
         except Exception as error:
             reason = _foreign_code(path) or written_by_keras_2(path)
             if reason is None and path.exists() and not zipfile.is_zipfile(path):
-                # Keras would say that there is no such file.
+                # Keras would report a missing file.
                 raise ValueError("it is no .keras archive") from error
             if reason is None:
                 raise
@@ -79,11 +78,7 @@ def explained(path: pathlib.Path) -> Iterator[None]:
 
 
 def read_config(path: pathlib.Path) -> Any:
-    """The model's configuration in a `.keras` file; None where there is none.
-
-    For looking before Keras does, or after: a file that cannot be read is Keras's to
-    refuse.
-    """
+    """The model's configuration in a `.keras` file; None if it cannot be read."""
     return _read_member(path, "config.json")
 
 
@@ -96,7 +91,7 @@ def _read_member(path: pathlib.Path, name: str) -> Any:
 
 
 def _foreign_code(path: pathlib.Path) -> str | None:
-    """What of a model is not in Keras nor registered; None for nothing."""
+    """What in a model is neither Keras's nor registered; None if nothing."""
     config = read_config(path)
     if '"__lambda__"' in json.dumps(config):
         return (
@@ -107,7 +102,7 @@ def _foreign_code(path: pathlib.Path) -> str | None:
     found = dict(_unregistered(config))
     if not found:
         return None
-    # A script that was run has no name to be imported by.
+    # A class from a script has no module to import.
     modules = ", ".join(sorted({*filter(None, found.values())})) or "a script"
     return (
         f"not registered here: {one_line(', '.join(sorted(found)))}. Import the module "
@@ -139,7 +134,7 @@ def _unknown(part: Mapping[str, Any]) -> tuple[str, str] | None:
     registered = part["registered_name"]
     if name == "function":
         registered, module = part.get("config"), ""
-        # Keras's own have no package before their name.
+        # Keras's own functions have no package in their names.
         if not isinstance(registered, str) or ">" not in registered:
             return None
     package = module.partition(".")[0]
@@ -154,7 +149,7 @@ def _is_installed(package: str) -> bool:
 
 
 def written_by_keras_2(path: pathlib.Path) -> str | None:
-    """What of Keras 2 the file or folder is, and what to do; None for anything else."""
+    """Why a file or folder is of Keras 2, and what to do; None if it is not."""
     mend = "Load it with tf_keras, build the same model in Keras 3 and copy its weights."
     if path.is_dir():
         if (path / "saved_model.pb").is_file():

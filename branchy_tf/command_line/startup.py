@@ -1,4 +1,4 @@
-"""How a command starts: quietly, and under the name it was typed with."""
+"""Starts commands quietly and under the name that the user typed."""
 
 from __future__ import annotations
 
@@ -13,21 +13,19 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import IO, Any
 
-# TensorFlow's notes on CPU and drivers are no news to a user; what goes wrong comes
-# as an exception all the same.
+# Silences TensorFlow's notes on CPU and drivers; errors are still exceptions.
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "GRPC_VERBOSITY": "NONE"}
 QUIET = {name: value for name, value in QUIET.items() if name not in os.environ}
 
-# How commands are written in help texts, and how this process's user writes them.
+# The form of commands in help texts, and the form that the user typed.
 _WRITTEN = "python -m branchy_tf."
 _typed = _WRITTEN
 
 
 class _Hush:
-    """Holds back what is written to the file descriptor of stderr.
+    """Holds back writes to the file descriptor of stderr.
 
-    TensorFlow writes some lines before it reads TF_CPP_MIN_LOG_LEVEL, from C++, past
-    sys.stderr.
+    TensorFlow's C++ code writes some lines before it reads TF_CPP_MIN_LOG_LEVEL.
     """
 
     def __init__(self) -> None:
@@ -36,7 +34,7 @@ class _Hush:
 
     def begin(self) -> None:
         os.environ.update(QUIET)
-        # Who sets a log level wants to see it all.
+        # A user who sets a log level wants to see everything.
         if self._held is not None or "TF_CPP_MIN_LOG_LEVEL" not in QUIET:
             return
         with contextlib.suppress(OSError):  # no place for the file, or no stderr
@@ -51,7 +49,7 @@ class _Hush:
             self._held = held
 
     def end(self, show: bool) -> None:
-        """Lets stderr through again; `show`: with what was held back."""
+        """Restores stderr; `show` prints what was held back."""
         if self._held is None:
             return
         _flush()
@@ -69,14 +67,14 @@ _hush = _Hush()
 
 
 def begin() -> None:
-    """Holds stderr back until `ready`; a process that ends before shows it all."""
+    """Holds stderr back until `ready`, or until the process ends, which shows it."""
     atexit.register(_hush.end, show=True)
     sys.excepthook = _import_failed
     _hush.begin()
 
 
 def ready() -> None:
-    """The imports went well: what they had to say is dropped."""
+    """Drops what the imports wrote, as they succeeded."""
     sys.excepthook = sys.__excepthook__
     _hush.end(show=False)
 
@@ -84,7 +82,7 @@ def ready() -> None:
 def _import_failed(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    # The user chose it, in KERAS_BACKEND or keras.json; the rest would be our mistake.
+    # The user chose the backend; any other missing module is a bug.
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
     if missing not in ("jax", "torch", "openvino"):
         sys.__excepthook__(kind, error, trace)
@@ -99,7 +97,7 @@ def _import_failed(
 
 @contextlib.contextmanager
 def hushed() -> Iterator[None]:
-    """For an import of TensorFlow later on; on an exception, what it said is shown."""
+    """Silences a later import of TensorFlow; an exception shows what it wrote."""
     _hush.begin()
     try:
         yield
@@ -110,24 +108,24 @@ def hushed() -> Iterator[None]:
 
 
 def typed_as(prefix: str) -> None:
-    """Sets what stands before a command's name, e.g. "branchy_tf "."""
+    """Sets the prefix of command names, e.g. "branchy_tf "."""
     global _typed
     _typed = prefix
 
 
 def as_typed(text: str) -> str:
-    """A text whose commands are called as the user calls them."""
+    """The text with commands as the user types them."""
     return text.replace(_WRITTEN, _typed)
 
 
 def docstring(path: str | os.PathLike) -> str:
-    """The docstring of a source file, which python -OO drops from the module."""
+    """The docstring of a source file, which python -OO strips from the module."""
     source = pathlib.Path(path).read_text(encoding="utf-8")
     return ast.get_docstring(ast.parse(source)) or ""
 
 
 def never_fail(stream: Any) -> None:
-    """Makes what a console's encoding lacks an escape, not an exception."""
+    """Escapes characters that a console cannot encode, instead of failing."""
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="backslashreplace")
 

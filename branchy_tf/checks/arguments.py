@@ -1,7 +1,7 @@
-"""Checks of arguments: what fits is converted, anything else is a `BranchyError`.
+"""Checks of arguments: converts valid values, raises `BranchyError` for others.
 
-Numbers may be Python's, NumPy's, or arrays without axes. Strings and booleans are no
-numbers, and NaN is in no range.
+Numbers may be Python's, NumPy's, or arrays without axes. Strings and booleans are not
+numbers, and NaN is outside every range.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from branchy_tf.errors import BranchyError
 
 
 def shown(value: Any) -> str:
-    """The value for a message: in one line, and a short one."""
+    """The value in one short line for a message."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -31,11 +31,11 @@ def whole_number(
     Args:
         name: of the argument, for the message.
         value: what was passed.
-        at_least: the smallest that is allowed.
-        at_most: the largest; default: what 64 bits hold.
+        at_least: smallest allowed value.
+        at_most: largest allowed value; default: the largest int64.
 
     Raises:
-        BranchyError: not a whole number, or out of range. 2.0 is none either.
+        BranchyError: not a whole number, or out of range. 2.0 is not one either.
 
     Example:
 
@@ -72,12 +72,12 @@ def real_number(
     Args:
         name: of the argument, for the message.
         value: what was passed.
-        at_least: the smallest that is allowed.
-        above: a bound that is itself too small.
-        at_most: the largest that is allowed.
-        below: a bound that is itself too large.
+        at_least: smallest allowed value.
+        above: exclusive lower bound.
+        at_most: largest allowed value.
+        below: exclusive upper bound.
         infinite: whether infinity is allowed.
-        what: it counts, such as "number of seconds".
+        what: noun for the message, such as "number of seconds".
 
     Raises:
         BranchyError: not a number, NaN, or out of range.
@@ -108,10 +108,10 @@ def real_number(
 
 
 def one_of(name: str, value: Any, known: Iterable[str]) -> str:
-    """The value, one of the names that are known.
+    """The value, one of the known names.
 
     Raises:
-        BranchyError: it is none of them.
+        BranchyError: an unknown name.
     """
     known = list(known)
     if not isinstance(value, str) or value not in known:
@@ -120,14 +120,14 @@ def one_of(name: str, value: Any, known: Iterable[str]) -> str:
 
 
 def text(name: str, value: Any) -> str:
-    """The value, a string that is not empty.
+    """The value, a non-empty string.
 
     Raises:
-        BranchyError: it is empty or no string.
+        BranchyError: it is empty or not a string.
     """
     if not isinstance(value, str) or not value.strip():
         raise BranchyError(
-            f"`{name}` must be a string that is not empty. Received {shown(value)}."
+            f"`{name}` must be a non-empty string. Received {shown(value)}."
         )
     return value
 
@@ -147,7 +147,7 @@ def path(name: str, value: Any) -> str | os.PathLike:
     """The value, a path.
 
     Raises:
-        BranchyError: it is empty or no path.
+        BranchyError: it is empty or not a path.
     """
     if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
         raise BranchyError(f"`{name}` must be a path. Received {shown(value)}.")
@@ -155,16 +155,16 @@ def path(name: str, value: Any) -> str | os.PathLike:
 
 
 def real_array(name: str, value: Any) -> np.ndarray:
-    """The value as an array of numbers, of its own dtype.
+    """The value as an array of numbers with its own dtype.
 
     Raises:
-        BranchyError: it is ragged, or holds anything but numbers.
+        BranchyError: it is ragged, or not all numbers.
     """
     try:
         array = np.asarray(value)
-    except Exception:  # an array library's own, of no common type
+    except Exception:  # array libraries raise types of their own
         array = np.array(None)
-    # Numbers that no dtype holds exactly (fractions, large ints) come as objects.
+    # NumPy stores fractions and large ints as objects.
     if array.dtype == object and array.size:
         found = [_as_float(item) for item in array.flat]
         if None not in found:
@@ -175,10 +175,10 @@ def real_array(name: str, value: Any) -> np.ndarray:
 
 
 def _scalar(value: Any, kinds: str) -> Any:
-    """What an array without axes, or a NumPy scalar, holds; None for anything else."""
+    """The number in a NumPy scalar or an array without axes; otherwise None."""
     try:
         array = np.asarray(value)
-    except Exception:  # an array library's own, of no common type
+    except Exception:  # array libraries raise types of their own
         return None
     return array.item() if not array.ndim and array.dtype.kind in kinds else None
 

@@ -1,4 +1,4 @@
-"""Reading flagfiles: files of flags, one a line, as Windows and Linux write them."""
+"""Reads flagfiles, one flag per line, as written on Windows and Linux."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read(path: files.Path) -> list[str]:
-    """The flags in a flagfile, those of flagfiles that it names in their place.
+    """The flags in a flagfile, with nested flagfiles expanded in place.
 
-    Lines that are empty or begin with # or // are left out. UTF-8, with or without
-    a byte order mark, and UTF-16 with one are read. A nested path resolves against
-    the working directory.
+    Skips empty lines and comments with # or //. Reads UTF-8, with or without a byte
+    order mark, and UTF-16 with one. Nested paths resolve against the working directory.
 
     Raises:
-        BranchyError: no such file, no text, or a flagfile that names itself.
+        BranchyError: the file is missing, not text, or names itself.
 
     Example:
 
@@ -33,10 +32,10 @@ def read(path: files.Path) -> list[str]:
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
-    """Command-line arguments with the flags of each --flagfile in its place.
+    """Command-line arguments with each --flagfile expanded in place.
 
     Raises:
-        BranchyError: a flagfile that cannot be read, see `read`.
+        BranchyError: a flagfile cannot be read, see `read`.
     """
     return _expand(arguments, ())
 
