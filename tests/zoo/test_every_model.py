@@ -276,7 +276,7 @@ def test_channels_first_is_refused(case):
 def test_unknown_weights(case):
     text = complaint(case, weights="imaginary")
     assert text.startswith(f"Unknown weights 'imaginary' for {case.name}. Expected ")
-    assert text.endswith("or the path of a .keras or .weights.h5 file.")
+    assert text.endswith("the path of a .keras or .weights.h5 file.")
     assert complaint(case, weights="none.keras") == (
         "There is no weights file none.keras."
     )
