@@ -48,15 +48,27 @@ def run(command: str, *flags: str, cwd: str | os.PathLike = ".") -> Done:
     """
     with tempfile.TemporaryDirectory() as folder:
         out, err = pathlib.Path(folder, "out"), pathlib.Path(folder, "err")
-        process = _CONTEXT.Process(
-            target=_child, args=(command, flags, str(cwd), str(out), str(err))
-        )
-        process.start()
+        process = start(command, *flags, cwd=cwd, out=out, err=err)
         process.join(300)
         if process.exitcode is None:
             process.kill()
             process.join()
         return Done(process.exitcode, out.read_text(), err.read_text())
+
+
+def start(
+    command: str,
+    *flags: str,
+    cwd: str | os.PathLike = ".",
+    out: pathlib.Path,
+    err: pathlib.Path,
+) -> multiprocessing.process.BaseProcess:
+    """Starts one command, which writes to the files `out` and `err`."""
+    process = _CONTEXT.Process(
+        target=_child, args=(command, flags, str(cwd), str(out), str(err))
+    )
+    process.start()
+    return process
 
 
 def _child(command: str, flags: tuple, cwd: str, out: str, err: str) -> None:

@@ -45,12 +45,15 @@ def _block(x, filters: int, strides: int, name: str):
 
 def _blocks(depth: int | None) -> int:
     """The number of blocks in each stack."""
-    depth = checks.whole_number("depth", 110 if depth is None else depth, at_least=8)
-    if depth % 6 != 2:
+    try:
+        whole = checks.whole_number("depth", 110 if depth is None else depth, at_least=8)
+    except BranchyError:
+        whole = 0
+    if whole % 6 != 2:
         raise BranchyError(
             f"`depth` must be 6 n + 2, e.g. 20, 32, 44, 56 or 110. Received {depth!r}."
         )
-    return (depth - 2) // 6
+    return (whole - 2) // 6
 
 
 def _trunk(input_shape, classes: int, name: str, depth: int | None) -> keras.Model:

@@ -69,7 +69,7 @@ def test_images_vary_from_batch_to_batch_and_epoch_to_epoch():
     assert len({x.tobytes() for x in images}) == len(images)
 
 
-def test_a_batch_follows_from_seed_epoch_and_place_alone():
+def test_a_batch_depends_only_on_seed_epoch_and_index():
     split = small.dataset().train
     third = read(make(split, "flip_shift"), epoch=2)
     again = make(split, "flip_shift")
@@ -104,7 +104,7 @@ def test_the_next_batch_is_made_while_one_is_used(monkeypatch):
     made[1]
 
 
-def test_tells_how_long_it_was_waited_for(monkeypatch):
+def test_measures_the_time_waited_for_batches(monkeypatch):
     augment = batches.augment
 
     def slow(*arguments):
@@ -123,7 +123,7 @@ def test_tells_how_long_it_was_waited_for(monkeypatch):
     assert made.waited < first + 0.09
 
 
-def test_what_goes_wrong_reaches_the_training(monkeypatch):
+def test_errors_reach_the_training(monkeypatch):
     def broken(name, images, random):
         raise MemoryError("no room")
 

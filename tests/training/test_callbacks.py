@@ -120,7 +120,7 @@ MOMENTS = {
         ("before the old one is removed", 3),
     ],
 )
-def test_goes_on_as_if_never_killed(
+def test_resumes_as_if_never_killed(
     tmp_path, killed_in_epoch, never_killed, moment, backed_up
 ):
     killed_in_epoch(3, moment)
@@ -132,7 +132,7 @@ def test_goes_on_as_if_never_killed(
 
 
 @pytest.mark.parametrize("moment", ["amid the weights", "before the epoch's number"])
-def test_starts_anew_if_killed_before_the_first_backup(
+def test_starts_again_if_killed_before_the_first_backup(
     tmp_path, killed_in_epoch, never_killed, moment
 ):
     killed_in_epoch(1, moment)
@@ -150,7 +150,7 @@ def test_survives_a_second_kill_right_after_the_first(tmp_path, killed_in_epoch)
     assert fit(tmp_path / "backup")[1] == EPOCHS - 2
 
 
-def test_what_is_done_is_restored_and_not_trained_again(tmp_path):
+def test_restores_a_finished_phase_without_training(tmp_path):
     first, _ = fit(tmp_path / "backup", epochs=3)
     again, epochs = fit(tmp_path / "backup", epochs=3)
     assert epochs == 0
@@ -201,8 +201,8 @@ def test_no_history_yet(tmp_path):
         (b"\xff\xfe\x00", "codec can't decode"),
         (b"phase,epoch\njoint,1\x00\n", ""),
         (b"a,b\n1,2\n", "it has no columns phase and epoch"),
-        (b"phase,epoch,loss\njoint,1\n", "row 1 has another number of cells"),
-        (b"phase,epoch,loss\njoint,1,2\njoint,2,2,3\n", "row 2 has another number"),
+        (b"phase,epoch,loss\njoint,1\n", "row 1 has the wrong number of cells"),
+        (b"phase,epoch,loss\njoint,1,2\njoint,2,2,3\n", "row 2 has the wrong number"),
         (b"phase,epoch,loss\njoint,one,2\n", "'one'"),
         (b"phase,epoch,loss\njoint,1,much\n", "'much'"),
         (b'phase,epoch,loss\njoint,1,"2', ""),

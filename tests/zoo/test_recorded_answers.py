@@ -20,10 +20,10 @@ SETS = [(model, tag) for model in zoo.list_models() for tag in zoo.list_weights(
 
 
 @pytest.mark.parametrize(("model", "tag"), SETS)
-def test_shipped_weights_answer_as_recorded(model, tag):
+def test_shipped_weights_answer_as_recorded(model, tag, shipped):
     known = zoo.calibration(model, tag)
     predictor = branchy_tf.EarlyExitPredictor(
-        zoo.build(model, weights=tag),
+        shipped(model, tag),
         known.thresholds,
         known.criterion,
         known.temperatures,
