@@ -33,7 +33,7 @@ class Done:
 
     @property
     def error(self) -> str:
-        """Its one line of complaint; fails if it is not exactly one."""
+        """Its error line; fails unless there is exactly one."""
         assert self.status not in (0, None), f"it succeeded: {self.stdout}{self.stderr}"
         assert "Traceback" not in self.stderr, self.stderr
         lines = [x for x in self.stderr.splitlines() if x.startswith("error: ")]

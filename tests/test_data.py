@@ -17,7 +17,7 @@ from branchy_tf.errors import BranchyError
 
 
 def numbered(first: int, rows: int) -> np.ndarray:
-    """Images that can be told apart: all pixels are the row's number."""
+    """Distinguishable images: all pixels hold the row's number."""
     return np.repeat(np.arange(first, first + rows, dtype=np.uint8), 64).reshape(-1, 8, 8)
 
 
@@ -54,7 +54,7 @@ def complaint(*args, **kwargs) -> str:
 
 @pytest.fixture
 def offline(monkeypatch):
-    """keras.datasets finds no network; the error may be set to another."""
+    """keras.datasets cannot reach the network; tests may replace the error."""
     failure = {"error": OSError("no route to host\nand more lines")}
 
     def load_data():
@@ -86,14 +86,14 @@ def test_mnist_5k_splits_share_no_image(mnist_5k):
 
 
 def test_mnist_5k_rows_are_shuffled(mnist_5k):
-    # The file is sorted: a batch of one class alone would ruin the training.
+    # The file is sorted; batches of a single class would ruin the training.
     assert len(set(mnist_5k.train.labels[:64].tolist())) == 10
 
 
 def test_mnist_5k_is_the_same_for_everyone(mnist_5k):
     again = data.load("mnist_5k", seed=7)
     np.testing.assert_array_equal(again.validation.images, mnist_5k.validation.images)
-    # Published figures are for these very rows.
+    # Published figures are for exactly these rows.
     checksums = [
         zlib.crc32(part.images.tobytes() + part.labels.tobytes())
         for part in (mnist_5k.train, mnist_5k.validation, mnist_5k.test)
@@ -139,7 +139,7 @@ def test_whole_pixels_of_any_dtype_become_uint8(npz, dtype):
 
 
 def test_labels_may_come_as_a_column_or_as_whole_floats(npz):
-    # So do cifar10's, and what passed through a table.
+    # As in cifar10, and as in data from a table.
     column = data.load(npz(y_train=(np.arange(40) % 4)[:, None]))
     floats = data.load(npz(y_train=np.arange(40) % 4.0))
     np.testing.assert_array_equal(column.train.labels, floats.train.labels)
@@ -210,7 +210,7 @@ def test_rejects_a_single_image(npz, tmp_path):
 def test_file_in_data_dir_needs_no_download(npz, tmp_path, offline):
     npz("mnist.npz")
     loaded = data.load("mnist", str(tmp_path))
-    # Those of mnist, not those that happen to be in the file.
+    # The classes of mnist, not of the file.
     assert (loaded.name, loaded.classes) == ("mnist", 10)
     assert numbers(loaded.test) == list(range(100, 112))
 
@@ -262,7 +262,7 @@ def test_unknown_name_without_a_close_match():
 
 
 def changed(name, row, value, dtype=float):
-    """The good array with one entry of another value."""
+    """The valid array with one entry changed."""
     array = arrays()[name].astype(dtype)
     array[row] = value
     return {name: array}
@@ -494,7 +494,7 @@ def packed(method=zipfile.ZIP_STORED, **changes) -> bytearray:
 
 
 def patched(offset, value) -> bytearray:
-    """An .npz with a byte of every member's head set, there and in the directory."""
+    """An .npz with one byte changed in every header, in place and in the directory."""
     raw = packed()
     for mark, shift in ((b"PK\x03\x04", 0), (b"PK\x01\x02", 2)):
         at = raw.find(mark)
@@ -593,7 +593,7 @@ def test_images_move_by_whole_pixels_and_are_filled_with_zeros(name, pixels):
     assert varied.dtype == np.uint8
     moves = []
     for before, after in zip(images, varied, strict=True):
-        # The picture is where something is, and 0 is all around it.
+        # The image is where pixels are not 0.
         rows, columns = (np.flatnonzero(after.any(axis=(axis, 2))) for axis in (1, 0))
         down = rows[0] - (11 - rows[-1])
         right = columns[0] - (9 - columns[-1])
@@ -638,7 +638,7 @@ def test_cutout_blanks_a_square_and_is_flip_shift_elsewhere():
             inside = after[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
             assert not inside.any()
     assert np.max(sizes, axis=0).tolist() == [8, 6]
-    # Most squares are whole; those over the border are not.
+    # Most squares are complete; those across the border are not.
     whole = np.mean([size == (8, 6) for size in sizes])
     assert 0.4 < whole < 0.8
     # Every pixel can be hit.

@@ -219,7 +219,7 @@ def test_killed_training_resumes(folder, tmp_path):
     assert "Its training is not finished: run train again" in unfinished.error
 
     printed = kill_after(flags, run_dir, "joint", 2)
-    # Not from the start; at worst the last row's epoch once more.
+    # Not from the start, but at most with the last row's epoch again.
     assert first_epoch(printed) in (len(rows), len(rows) + 1)
     assert epochs(run_dir, "baseline") == list(range(1, 8))
     assert optimizer_steps(run_dir, "baseline") == 7 * steps
@@ -237,7 +237,7 @@ def test_killed_training_resumes(folder, tmp_path):
     assert first_epoch(done.stdout) in (len(rows), len(rows) + 1)
     assert epochs(run_dir, "baseline") == list(range(1, 8))
     assert epochs(run_dir, "joint") == list(range(1, 7))
-    # It learnt: the last epochs are better than the first.
+    # It learned: the last epochs are better than the first.
     history = read_history(run_dir / "history.csv")
     assert float(history[-1]["loss"]) < 0.7 * float(history[7]["loss"])
     assert not (run_dir / "backup").exists()
@@ -294,7 +294,7 @@ def test_draws_a_missing_picture_of_a_finished_run(first, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(first, copy)
     (copy / "training.png").unlink()
-    # The same values in another spelling are the same flags.
+    # Equal values in another notation count as the same flags.
     done = commands.run(
         "train", f"--flagfile={copy / 'train.flags'}", "--loss_weights=1,0.30",
         f"--run_dir={copy}",

@@ -147,13 +147,15 @@ def assemble(
         exit_sets: `exit_sets(**variant)`, `{name: {layer name: head}}`. The first
             set is the default.
         minimum_side: the smallest height and width, in pixels.
-        input_shape: as in the builder, like `classes` to `name`.
-        classes: see above.
-        weights: see above.
-        exits: see above.
-        name: see above.
-        **variant: further arguments of the builder, such as `depth`. None stands for
-            the tag's value, or for the default without a tag.
+        input_shape, classes, weights, exits, name: the builder's arguments.
+        **variant: its other arguments, such as `depth`. With a tag, None stands for the
+            tag's value.
+
+    Returns:
+        The multi-exit model, with its weights loaded.
+
+    Raises:
+        BranchyError: an argument is invalid, or the weights do not fit.
     """
     if not isinstance(weights, (str, os.PathLike, type(None))):
         raise BranchyError(

@@ -50,13 +50,13 @@ def images_for(model) -> np.ndarray:
 
 
 def names(model) -> set[str]:
-    """Of its layers, inputs aside: Sequential does not list them."""
+    """The names of its layers without inputs, which Sequential does not list."""
     kind = layers.InputLayer
     return {layer.name for layer in model.layers if not isinstance(layer, kind)}
 
 
 def assert_log_of(logits, probabilities):
-    """Logits are the logarithm of probabilities up to a constant for each row."""
+    """Checks that logits equal log-probabilities up to a constant for each row."""
     difference = np.asarray(logits) - np.log(np.asarray(probabilities))
     difference -= difference.mean(axis=-1, keepdims=True)
     np.testing.assert_allclose(difference, 0, atol=1e-4)
@@ -361,7 +361,7 @@ def test_a_layer_keeps_its_lora_when_its_softmax_is_dropped(tmp_path):
     branchy.save(tmp_path / "m.keras")
     again = keras.models.load_model(tmp_path / "m.keras")
     assert_log_of(again(images)["exit_2"], before)
-    # What is trained on afterwards is trained in both.
+    # Later training changes both models.
     model.get_layer("predictions").lora_kernel_b.assign_add(np.ones((2, 4)))
     assert_log_of(branchy(images)["exit_2"], model(images))
 

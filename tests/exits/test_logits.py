@@ -218,7 +218,7 @@ def never(x):
 @pytest.mark.parametrize(
     "build",
     [
-        # A vocabulary of one token, a layer that cannot run, a size that must fit.
+        # A vocabulary of one token, a layer that cannot run, a fixed size.
         lambda: keras.Sequential(
             [keras.Input((4,), dtype="int32"), layers.Embedding(1, 2), layers.Flatten()]
         ),

@@ -28,7 +28,7 @@ def chain(count: int) -> keras.Model:
 
 
 def gradients(model, inputs, names=None) -> dict[str, np.ndarray]:
-    """`{path: gradient}` of the summed loss of some exits; 0 where none arrives."""
+    """`{path: gradient}` of the summed loss of some exits; 0 without a gradient."""
     variables = model.trainable_variables
     with tf.GradientTape() as tape:
         outputs = model(inputs, training=False)
@@ -78,7 +78,7 @@ def test_whole_numbers_and_masks_pass(rebuilt, recwarn):
     tokens = keras.Input((6,), dtype="int32")
     x = layers.Embedding(10, 8, mask_zero=True)(tokens)
     exit_1 = linear_head(x, 3, "exit_1")
-    # A branch that begins at the input, whose numbers must stay whole.
+    # A branch from the input, whose values must stay integers.
     exit_2 = linear_head(layers.Embedding(10, 4)(tokens), 3, "exit_2")
     exit_3 = linear_head(layers.Dense(8)(x), 3, "exit_3")
     outputs = {"exit_1": exit_1, "exit_2": exit_2, "exit_3": exit_3}
@@ -114,7 +114,7 @@ def test_equilibrium_gives_each_exit_the_same_share(count):
         )
     together = gradients(balanced, values())
     for number in range(1, count + 1):
-        # Behind i exits there are k - i left, each with as large a share.
+        # After i exits, k - i remain, each with an equal share.
         left = count - number + 1
         path = f"block_{number}/kernel"
         total = sum(alone[name][path] for name in names)
@@ -128,7 +128,7 @@ def test_equilibrium_around_skip_connections_and_at_a_shared_place():
     keras.utils.set_random_seed(6)
     x = inputs = keras.Input((5,))
     x = layers.Dense(5, activation="tanh", name="block_1")(x)
-    # Two nodes of the trunk and two branches read it.
+    # Two nodes of the trunk and two branches read this tensor.
     y = layers.Add()([x, layers.Dense(5, activation="tanh", name="block_2")(x)])
     outputs = {
         "exit_1": linear_head(x, 3, "exit_1"),

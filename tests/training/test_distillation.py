@@ -102,7 +102,7 @@ def test_labels_get_the_rest_of_the_weight():
 def test_the_teacher_gets_no_gradient_from_distillation():
     rows = small.dataset().train
     plain = three_exits()
-    # Without its own loss, all that could reach the teacher is distillation.
+    # Without its own loss, only distillation could change the teacher.
     model = distilled(plain, [1.0, 1.0, 0.0], 0.5, 3.0)
     labels = dict.fromkeys(model.output, rows.labels)
     with tf.GradientTape() as tape:

@@ -34,7 +34,7 @@ def test_joint_loss_is_the_weighted_sum_of_the_exits(rows):
     figures = model.evaluate(
         rows.images,
         dict.fromkeys(exits.exit_names(model), rows.labels),
-        # Keras averages an exit's loss over batches, be the last one smaller.
+        # Keras averages an exit's loss over batches, even if the last is smaller.
         batch_size=len(rows),
         verbose=0,
         return_dict=True,

@@ -18,7 +18,7 @@ from branchy_tf.training.callbacks import AtomicBackup
 
 @pytest.fixture(autouse=True)
 def _no_tracing():
-    # A graph takes a second to trace and these trainings have a few steps.
+    # Tracing a graph takes a second, longer than these few steps.
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)
@@ -114,7 +114,7 @@ def test_branches_only_keeps_the_trunk_bit_for_bit(tmp_path, settings):
     assert_all_moved(branches_of(now), branches_of(start))
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert_equal(weights(loaded), now)
-    # Frozen for the time of training alone.
+    # Frozen only during training.
     expected = {w.path for w in model().trainable_weights}
     assert {w.path for w in trained.trainable_weights} == expected
     assert {w.path for w in loaded.trainable_weights} == expected

@@ -19,7 +19,7 @@ TRUNK = ("dense_1", "dense_2", "exit_2")
 
 @pytest.fixture(autouse=True)
 def _no_tracing():
-    # A graph takes a second to trace and these trainings have a few steps.
+    # Tracing a graph takes a second, longer than these few steps.
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)
@@ -64,7 +64,7 @@ def test_joint_phase_starts_from_the_baseline(tmp_path, monkeypatch):
     assert_equal(at_start, weights(saved))
     assert set(saved.output_names) == {"exit_2"}
     for name, values in at_start.items():
-        # Trained before, and again since.
+        # Trained in both phases.
         assert (values != weights(small.model())[name]).any()
         assert (values != weights(model)[name]).any()
     assert [(row["phase"], row["epoch"]) for row in rows(tmp_path)] == [
@@ -102,7 +102,7 @@ def test_augmentation_is_not_part_of_the_model(tmp_path):
     model = keras.models.load_model(tmp_path / "varied" / "model.keras")
     assert [x.name for x in model.layers] == [x.name for x in small.model().layers]
     varied, plain = rows(tmp_path / "varied")[0], rows(tmp_path / "plain")[0]
-    # The outer model must not lose the names of the exits.
+    # The saved model keeps the names of the exits.
     assert all(varied.values())
     assert varied["loss"] != plain["loss"]
 
@@ -132,7 +132,7 @@ def test_a_killed_training_ends_as_one_that_was_not(tmp_path, monkeypatch):
             train(tmp_path / "killed", **settings)
     gone_on = train(tmp_path / "killed", **settings)
     unbroken = train(tmp_path / "unbroken", **settings)
-    # The same rows in the same order, varied alike.
+    # The same rows in the same order with the same augmentation.
     assert rows(tmp_path / "killed") == rows(tmp_path / "unbroken")
     assert_equal(weights(gone_on), weights(unbroken))
 
@@ -145,7 +145,7 @@ def test_trains_an_epoch_without_a_backup_again(tmp_path, monkeypatch, phase):
     on_epoch_end = AtomicBackup.on_epoch_end
 
     def killed(self, epoch, logs=None):
-        # Its row is in history.csv already.
+        # Its row is already in history.csv.
         if self._folder.name == phase and epoch == 1:
             raise Killed
         on_epoch_end(self, epoch, logs)

@@ -22,7 +22,7 @@ def mixed(request):
 
 
 def build() -> keras.Model:
-    """With batch norm, a model inside, operations, and a whole-number input."""
+    """A model with batch norm, an inner model, operations and an integer input."""
     keras.utils.set_random_seed(3)
     pixels = keras.Input((8, 8, 1), dtype="uint8", name="images")
     x = layers.Rescaling(1 / 255)(pixels)

@@ -27,7 +27,7 @@ def stir(model: keras.Model) -> None:
 
 @pytest.fixture(scope="module")
 def shallow() -> keras.Model:
-    """ResNet-20 with stirred weights; do not change it."""
+    """ResNet-20 with random weights; do not change it."""
     model = resnet(20)
     stir(model)
     return model
