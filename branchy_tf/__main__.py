@@ -1,4 +1,4 @@
-"""Lists the commands of branchy_tf, and runs them: branchy_tf train --flagfile=FILE."""
+"""Lists and runs the commands of branchy_tf: branchy_tf train --flagfile=FILE."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _RUN = "command_line.run(main)"
 
 
 def commands() -> dict[str, str]:
-    """`{name: first line of its description}` of each command, without importing it."""
+    """`{command: first line of its docstring}`, without importing the commands."""
     found = {}
     for path in sorted(pathlib.Path(__file__).parent.glob("*.py")):
         if path.name != "__main__.py" and _RUN in path.read_text(encoding="utf-8"):
@@ -27,18 +27,18 @@ def _usage(typed: str) -> str:
     lines = [f"  {name:{width}}  {text}" for name, text in known.items()]
     return "\n".join(
         [f"Usage: {typed} COMMAND --flag=value ...", "", *lines, "",
-         f"{typed} COMMAND --help lists the flags of one."]
+         f"{typed} COMMAND --help lists the flags of a command."]
     )  # fmt: skip
 
 
 def main(typed: str = "branchy_tf") -> int:
-    """The console script.
+    """Runs the console script.
 
     Args:
-        typed: how it was called.
+        typed: the name that it was called by.
 
     Returns:
-        The exit status: 0 for help, 1 for a mistake. A command ends the process itself.
+        The exit status: 0 for help, 1 for an error. A command ends the process itself.
     """
     for stream in (sys.stdout, sys.stderr):
         startup.never_fail(stream)
@@ -48,8 +48,8 @@ def main(typed: str = "branchy_tf") -> int:
         return 0
     known = commands()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
         print(
             f"error: Unknown command {name!r}.{hint} Known: {', '.join(known)}.",
             file=sys.stderr,
@@ -63,5 +63,5 @@ def main(typed: str = "branchy_tf") -> int:
 
 
 if __name__ == "__main__":
-    startup.ready()  # held back since the package was found
+    startup.ready()
     sys.exit(main("python -m branchy_tf"))

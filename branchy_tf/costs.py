@@ -1,11 +1,11 @@
-"""What a model costs: multiply-adds and parameters, stage by stage and exit by exit."""
+"""The cost of a model by stage and by exit: multiply-adds and parameters."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import keras
-import numpy as np
 
 from branchy_tf import exits, stages
 from branchy_tf.graphs import macs
@@ -14,11 +14,15 @@ __all__ = ["by_stage", "cumulative_macs", "full_macs", "macs"]
 
 
 def by_stage(model: keras.Model) -> list[dict[str, int | str]]:
-    """What each stage adds: multiply-adds of an example, and parameters.
+    """The multiply-adds for one example and the parameters that each stage adds.
 
     Returns:
-        `[{"exit": "exit_1", "macs": ..., "parameters": ...}, ...]`. A layer that
-        several stages share counts at the first; macs count each time.
+        `[{"exit": "exit_1", "macs": ..., "parameters": ...}, ...]`. The parameters of
+        a layer that several stages share count once, at the first; its multiply-adds
+        count each time.
+
+    Raises:
+        BranchyError: what `stages.split` and `macs` raise.
     """
     rows: list[dict[str, int | str]] = []
     seen: set[int] = set()
@@ -33,16 +37,23 @@ def by_stage(model: keras.Model) -> list[dict[str, int | str]]:
 
 
 def cumulative_macs(model: keras.Model) -> list[int]:
-    """Multiply-adds spent on an example that leaves at each exit.
+    """The multiply-adds for an example that leaves at each exit.
 
     Returns:
-        N whole numbers, increasing: entry n is what exit n costs, all branches
-        on the way to it included.
+        N increasing whole numbers. Each includes all branches up to that exit.
+
+    Raises:
+        BranchyError: what `stages.split` and `macs` raise.
+
+    Example:
+
+    ```python
+    cumulative_macs(branchy_lenet())     # [220150, 1247720]
+    ```
     """
-    by_stage = [macs(stage.model) for stage in stages.split(model)]
-    return [int(total) for total in np.cumsum(by_stage)]
+    return list(itertools.accumulate(macs(stage.model) for stage in stages.split(model)))
 
 
 def full_macs(model: keras.Model) -> int:
-    """Multiply-adds of the network without its branches."""
+    """The multiply-adds of the network without its branches, for one example."""
     return macs(exits.baseline(model))

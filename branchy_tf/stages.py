@@ -1,13 +1,12 @@
-"""Cuts a multi-exit model into stages, from its graph alone.
+"""Cuts a multi-exit model into stages, based on its graph.
 
-Stage k holds what exit k needs and no earlier stage has computed. Its outputs
-are the exit's logits and the tensors that later stages still read. Running the
-stages one after the other therefore computes every node of the model exactly
-once, and stopping after stage k leaves the rest uncomputed.
+Stage k computes what exit k needs beyond the earlier stages. Its outputs are the exit's
+logits and the tensors that later stages read. Running all stages in turn computes every
+node of the model exactly once; stopping after stage k skips the rest.
 
-Nodes are replayed, in the model's own order, on fresh inputs. (A sub-model
-`keras.Model(tensors in the middle, ...)` would do for chains, but Keras cannot
-build it for several inputs, trees of exits or shared layers.)
+The nodes are replayed on fresh inputs, in the model's own order. (A sub-model
+`keras.Model(intermediate tensors, ...)` works for chains, but Keras cannot build it for
+several inputs, trees of exits or shared layers.)
 """
 
 from __future__ import annotations
@@ -27,11 +26,10 @@ class Stage:
     """One part of a multi-exit model, up to and including one exit.
 
     Attributes:
-        name: the exit it ends in, e.g. "exit_1".
-        model: a `keras.Model` that shares the layers of the whole. Inputs: the
-            model's own, in their order, for the first stage; for stage k + 1
-            exactly what stage k carries, in that order. Outputs:
-            `[logits, *carried]`.
+        name: the exit at its end, e.g. "exit_1".
+        model: a `keras.Model` that shares the layers of the whole model. Stage 1
+            takes the model's inputs in their order; stage k + 1 takes exactly what
+            stage k carries, in that order. Outputs: `[logits, *carried]`.
     """
 
     name: str
@@ -48,9 +46,8 @@ class Stage:
 def split(model: keras.Model) -> list[Stage]:
     """Cuts a functional multi-exit model at its exits.
 
-    Any functional model will do: skip connections across a cut, several live
-    tensors, several inputs, layers shared between stages, exits that hang off
-    the branches of others.
+    The model may have skip connections across a cut, several inputs, layers that
+    stages share, and exits on the branches of other exits.
 
     Args:
         model: outputs `{"exit_1": logits, ..., "exit_N": logits}`.
@@ -59,8 +56,8 @@ def split(model: keras.Model) -> list[Stage]:
         N stages in exit order. Their composition equals the model bit for bit.
 
     Raises:
-        BranchyError: the model is not functional, its exits are not named
-            exit_1 ... exit_N, or a tensor at a cut carries a Keras mask.
+        BranchyError: what `exits.exit_tensors` raises, or a tensor at a cut carries a
+            Keras mask.
 
     Example:
 
@@ -103,7 +100,7 @@ def _assign(tensors: dict, nodes: list, inputs: list) -> dict[int, int]:
             if id(node) not in stage_of:
                 stage_of[id(node)] = k
                 waiting.extend(node.input_tensors)
-    # Keras may keep a node that no output needs; it belongs to no stage.
+    # Keras may keep a node that no output needs. It belongs to no stage.
     return {id(node): stage_of.get(id(node), -1) for node in nodes}
 
 
@@ -121,15 +118,14 @@ def _unique(tensors: list) -> list:
 
 
 def _check_unmasked(carried: list, name: str) -> None:
-    # A mask is an attribute of a tensor. It would not survive the cut, and the
-    # stages would silently compute something else than the model.
+    # A mask is an attribute of a tensor. The cut would lose it, and the stages
+    # would silently differ from the model.
     for tensor in carried:
         if getattr(tensor, "_keras_mask", None) is not None:
             raise BranchyError(
-                f"The tensor {tensor.name!r} that crosses the cut after {name} carries "
-                "a Keras mask, which cannot be handed from stage to stage. Pass the "
-                "mask to the layers that need it as an input of its own, or place "
-                "the exit elsewhere."
+                f"Tensor {tensor.name!r}, which crosses the cut after {name}, carries a "
+                "Keras mask, and masks cannot pass from stage to stage. Pass the mask to "
+                "the layers that need it as a separate input, or move the exit."
             )
 
 
@@ -154,14 +150,14 @@ def _replay(
     for i, tensor in enumerate([logits, *carried]):
         fresh = value[id(tensor)]
         if id(fresh) in fresh_inputs:
-            # Keras wants a node between an input and an output.
-            # Without autocast: under mixed_float16 a layer would cast it.
+            # Keras needs a node between an input and an output. With autocast, it
+            # would cast the tensor under mixed_float16.
             fresh = keras.layers.Identity(name=f"{name}_carry_{i}", autocast=False)(fresh)
         results.append(fresh)
     return keras.Model(inputs, results, name=f"{_scope(model_name)}_{name}")
 
 
 def _scope(name: str) -> str:
-    """`name` as TensorFlow takes it for a scope: ASCII letters, digits, '_', '.', '-'."""
+    """`name` as a TensorFlow scope: ASCII letters, digits, '_', '.' and '-'."""
     plain = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
     return plain if plain[0].isalnum() else f"model{plain}"

@@ -33,7 +33,7 @@ class Done:
 
     @property
     def error(self) -> str:
-        """Its one line of complaint; fails if it is not exactly one."""
+        """Its error line; fails unless there is exactly one."""
         assert self.status not in (0, None), f"it succeeded: {self.stdout}{self.stderr}"
         assert "Traceback" not in self.stderr, self.stderr
         lines = [x for x in self.stderr.splitlines() if x.startswith("error: ")]
@@ -48,15 +48,27 @@ def run(command: str, *flags: str, cwd: str | os.PathLike = ".") -> Done:
     """
     with tempfile.TemporaryDirectory() as folder:
         out, err = pathlib.Path(folder, "out"), pathlib.Path(folder, "err")
-        process = _CONTEXT.Process(
-            target=_child, args=(command, flags, str(cwd), str(out), str(err))
-        )
-        process.start()
+        process = start(command, *flags, cwd=cwd, out=out, err=err)
         process.join(300)
         if process.exitcode is None:
             process.kill()
             process.join()
         return Done(process.exitcode, out.read_text(), err.read_text())
+
+
+def start(
+    command: str,
+    *flags: str,
+    cwd: str | os.PathLike = ".",
+    out: pathlib.Path,
+    err: pathlib.Path,
+) -> multiprocessing.process.BaseProcess:
+    """Starts one command, which writes to the files `out` and `err`."""
+    process = _CONTEXT.Process(
+        target=_child, args=(command, flags, str(cwd), str(out), str(err))
+    )
+    process.start()
+    return process
 
 
 def _child(command: str, flags: tuple, cwd: str, out: str, err: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 import sys
+from collections.abc import Callable
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -17,8 +19,7 @@ import keras
 import numpy as np
 import pytest
 
-from branchy_tf import data
-from branchy_tf.zoo import branchy_lenet
+from branchy_tf import data, zoo
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -45,9 +46,15 @@ def mnist_5k() -> data.Dataset:
 
 @pytest.fixture(scope="session")
 def lenet() -> keras.Model:
-    """B-LeNet as it is built, untrained; do not change it."""
+    """An untrained B-LeNet; do not change it."""
     keras.utils.set_random_seed(0)
-    return branchy_lenet()
+    return zoo.branchy_lenet()
+
+
+@pytest.fixture(scope="session")
+def shipped() -> Callable[[str, str], keras.Model]:
+    """`shipped(model, tag)`, a model with packaged weights; do not change it."""
+    return functools.cache(lambda model, tag: zoo.build(model, weights=tag))
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ def skip_across_the_cut():
     images = keras.Input((8, 8, 3))
     early = _conv(images)
     middle = _conv(early)
-    # Stage 2 reads what stage 1 made long before its exit.
+    # Stage 2 reads an early tensor of stage 1.
     late = layers.Add()([_conv(middle), early])
     return keras.Model(images, {"exit_1": _head(middle, 1), "exit_2": _head(late, 2)})
 
@@ -69,7 +69,7 @@ def exits_off_exits():
     x = _conv(images)
     branch = _conv(x)
     exit_1 = _head(branch, 1)
-    # exit_2 hangs off the branch of exit_1, and reads its answer as well.
+    # exit_2 starts from the branch of exit_1 and also reads its logits.
     twig = layers.GlobalAveragePooling2D()(_conv(branch))
     exit_2 = _head(layers.Concatenate()([twig, exit_1]), 2)
     outputs = {"exit_1": exit_1, "exit_2": exit_2, "exit_3": _head(_conv(x), 3)}
@@ -139,7 +139,7 @@ ALL = [
 
 
 def settled(model: keras.Model) -> keras.Model:
-    """With weights as after a training: nothing is as it begins."""
+    """Gives a model weights as after training: none has its initial value."""
     random = np.random.default_rng(5)
     for variable in model.weights:
         if variable.name in ("gamma", "moving_variance"):
@@ -155,7 +155,7 @@ def build(builder) -> tuple[keras.Model, list[np.ndarray]]:
     model = builder()
     random = np.random.default_rng(3)
     for variable in model.non_trainable_variables:
-        # Fresh batch norm statistics would hide that they are used.
+        # Initial batch norm statistics would hide whether they are used.
         if variable.name.startswith("moving"):
             variable.assign(random.uniform(0.5, 1.5, variable.shape))
     inputs = [

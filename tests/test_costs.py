@@ -8,7 +8,7 @@ from branchy_tf import costs
 from branchy_tf.errors import BranchyError
 
 
-def test_lenet_costs_what_it_costs_by_hand(lenet):
+def test_lenet_macs_equal_a_count_by_hand(lenet):
     conv_1 = 30 * 30 * 5 * 5 * 1 * 5
     branch = 15 * 15 * 3 * 3 * 5 * 10 + 640 * 10
     conv_2 = 17 * 17 * 5 * 5 * 5 * 10
@@ -41,7 +41,7 @@ def test_lenet_costs_what_it_costs_by_hand(lenet):
     ],
     ids=lambda value: getattr(value, "name", str(value)),
 )
-def test_a_layer_costs_what_it_costs_by_hand(layer, shape, expected):
+def test_layer_macs_equal_a_count_by_hand(layer, shape, expected):
     x = keras.Input(shape)
     assert costs.macs(keras.Model(x, layer(x))) == expected
 
@@ -61,7 +61,7 @@ def test_a_sequential_model_inside_counts():
 
 
 @pytest.mark.parametrize("layer", [layers.Conv2D(4, 3), layers.Dense(4)])
-def test_images_of_any_size_have_no_one_cost(layer):
+def test_rejects_images_of_unknown_size(layer):
     x = keras.Input((None, None, 3))
     with pytest.raises(BranchyError, match="fixed height and width"):
         costs.macs(keras.Model(x, layer(x)))

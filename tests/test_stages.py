@@ -60,11 +60,11 @@ def test_each_stage_takes_what_the_one_before_carries():
         carried = before.model.outputs[1:]
         assert [t.shape for t in carried] == [t.shape for t in after.model.inputs]
         assert [t.dtype for t in carried] == [t.dtype for t in after.model.inputs]
-    # The image is read again behind the last cut, so it crosses both.
+    # The image is read again after the last cut, so it crosses both.
     assert sum(t.shape == (None, 8, 8, 3) for t in parts[2].model.inputs) >= 1
 
 
-def test_stages_share_the_layers_and_leave_the_model_as_it_was():
+def test_stages_share_the_layers_and_keep_the_model_unchanged():
     model, inputs = odd_models.build(odd_models.skip_across_the_cut)
     before = model.get_config()
     parts = stages.split(model)

@@ -16,7 +16,6 @@ import small
 
 from branchy_tf.training import read_history
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 FLAGS = (
     "--model=branchy_lenet", "--mode=baseline_first", "--baseline_epochs=1",
     "--epochs=2", "--batch_size=40", "--learning_rate=0.003", "--loss_weights=1.0,0.3",
@@ -130,7 +129,7 @@ def test_model_loads_with_keras_alone(first):
         (lambda path: path.write_bytes(b"\0\xff"), "as the history of a training: "),
     ],
 )
-def test_a_finished_run_without_its_history(first, tmp_path, damage, expected):
+def test_reports_a_missing_or_damaged_history(first, tmp_path, damage, expected):
     copy = tmp_path / "run"
     shutil.copytree(first, copy)
     (copy / "training.png").unlink()
@@ -148,13 +147,13 @@ def test_an_unfinished_run_with_a_damaged_history_trains_nothing(first, tmp_path
     assert not list(tmp_path.glob("backup/*"))
 
 
-def test_finished_run_is_left_as_it_is(first):
+def test_a_finished_run_stays_unchanged(first):
     before = content(first)
     done = commands.run(
         "train", f"--flagfile={first / 'train.flags'}", f"--run_dir={first}"
     )
     assert done.status == 0
-    assert f"{first} is trained already; nothing to do." in done.stderr
+    assert f"{first} is already trained; nothing to do." in done.stderr
     assert content(first) == before
 
 
@@ -166,7 +165,7 @@ def test_finished_run_is_left_as_it_is(first):
         ("--loss_weights=1,1", "--loss_weights was 1.0,0.3 and is now 1.0,1.0."),
     ],
 )
-def test_other_flags_for_the_same_folder_are_refused(first, flag, expected):
+def test_rejects_other_flags_for_the_same_folder(first, flag, expected):
     before = content(first)
     error = commands.run(
         "train", f"--flagfile={first / 'train.flags'}", f"--run_dir={first}", flag
@@ -177,24 +176,18 @@ def test_other_flags_for_the_same_folder_are_refused(first, flag, expected):
 
 
 def kill_after(flags: list[str], run_dir: pathlib.Path, phase: str, number: int) -> str:
-    """Trains in a process of its own until SIGKILL; returns what it printed."""
-    log = run_dir.parent / f"{phase}.log"
-    with open(log, "w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "branchy_tf.train", *flags],
-            cwd=ROOT,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
+    """Trains until SIGKILL, `number` epochs into `phase`; returns what it printed."""
+    log, errors = run_dir.parent / f"{phase}.log", run_dir.parent / f"{phase}.errors"
+    process = commands.start("train", *flags, out=log, err=errors)
     try:
         deadline = time.monotonic() + 120
         while len(epochs(run_dir, phase)) < number and time.monotonic() < deadline:
-            assert process.poll() is None, log.read_text()
+            assert process.is_alive(), errors.read_text()
             time.sleep(0.002)
     finally:
         process.kill()
-        process.wait()
-    assert process.returncode == -signal.SIGKILL
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
     return log.read_text()
 
 
@@ -207,7 +200,7 @@ def optimizer_steps(run_dir: pathlib.Path, phase: str) -> int:
         return int(file["optimizer/vars/0"][()])
 
 
-def test_killed_training_goes_on_where_it_was(folder, tmp_path):
+def test_killed_training_resumes(folder, tmp_path):
     run_dir = tmp_path / "run"
     flags = [
         "--model=branchy_lenet", "--mode=baseline_first", "--baseline_epochs=7",
@@ -226,7 +219,7 @@ def test_killed_training_goes_on_where_it_was(folder, tmp_path):
     assert "Its training is not finished: run train again" in unfinished.error
 
     printed = kill_after(flags, run_dir, "joint", 2)
-    # Not from the start; at worst the last row's epoch once more.
+    # Not from the start, but at most with the last row's epoch again.
     assert first_epoch(printed) in (len(rows), len(rows) + 1)
     assert epochs(run_dir, "baseline") == list(range(1, 8))
     assert optimizer_steps(run_dir, "baseline") == 7 * steps
@@ -244,7 +237,7 @@ def test_killed_training_goes_on_where_it_was(folder, tmp_path):
     assert first_epoch(done.stdout) in (len(rows), len(rows) + 1)
     assert epochs(run_dir, "baseline") == list(range(1, 8))
     assert epochs(run_dir, "joint") == list(range(1, 7))
-    # It learnt: the last epochs are better than the first.
+    # It learned: the last epochs are better than the first.
     history = read_history(run_dir / "history.csv")
     assert float(history[-1]["loss"]) < 0.7 * float(history[7]["loss"])
     assert not (run_dir / "backup").exists()
@@ -258,7 +251,7 @@ def test_killed_training_goes_on_where_it_was(folder, tmp_path):
         (["--run_dir="], "--run_dir is missing."),
         (["--model=branchy_lennet"], "Did you mean branchy_lenet?"),
         (["--model_args=depth=20"], "branchy_lenet has no argument 'depth'."),
-        (["--model_args=classes=5"], "tells 5 classes apart"),
+        (["--model_args=classes=5"], "branchy_lenet has 5 classes, but"),
         (["--model_args=input_shape=20x20x1"], "--model_args=input_shape=28x28x1."),
         (["--dataset=mnist5k"], "Did you mean mnist_5k?"),
         (["--dataset=none.npz"], "There is no data file "),
@@ -272,7 +265,7 @@ def test_killed_training_goes_on_where_it_was(folder, tmp_path):
         (["--seed=-1"], "seed"),
     ],
 )
-def test_refuses_in_one_line_and_writes_nothing(folder, tmp_path, flags, expected):
+def test_rejects_invalid_flags_and_writes_nothing(folder, tmp_path, flags, expected):
     good = [
         "--model=branchy_lenet", f"--dataset={folder / 'digits.npz'}", "--run_dir=run",
     ]  # fmt: skip
@@ -297,11 +290,11 @@ def test_weights_start_the_training(first, folder, tmp_path):
     assert f"--weights={first / 'model.keras'}\n" in flags
 
 
-def test_a_finished_run_gets_its_picture_if_a_kill_left_it_without(run_dir, tmp_path):
+def test_draws_a_missing_picture_of_a_finished_run(first, tmp_path):
     copy = tmp_path / "run"
-    shutil.copytree(run_dir, copy)
+    shutil.copytree(first, copy)
     (copy / "training.png").unlink()
-    # The same values in another spelling are the same flags.
+    # Equal values in another notation count as the same flags.
     done = commands.run(
         "train", f"--flagfile={copy / 'train.flags'}", "--loss_weights=1,0.30",
         f"--run_dir={copy}",

@@ -1,14 +1,9 @@
-"""Exits: their names, their heads, and how a model gets them."""
+"""Exits: their names, their heads, and how to add them to a model."""
 
 from branchy_tf.exits.adding import add_exits
 from branchy_tf.exits.heads import Head, conv_head, linear_head, logits_head, pool_head
 from branchy_tf.exits.logits import check_logits
-from branchy_tf.exits.names import (
-    baseline,
-    exit_names,
-    exit_tensors,
-    num_classes,
-)
+from branchy_tf.exits.names import baseline, exit_names, exit_tensors, num_classes
 from branchy_tf.exits.proposing import propose_exits
 from branchy_tf.results import exit_name
 

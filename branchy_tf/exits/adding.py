@@ -1,11 +1,10 @@
-"""add_exits: early exits on any functional Keras model."""
+"""Adds early exits to any functional Keras model."""
 
 from __future__ import annotations
 
 import collections
 import difflib
 from collections.abc import Mapping
-from typing import Any
 
 import keras
 from keras import layers
@@ -22,41 +21,40 @@ from branchy_tf.exits.logits import (
 )
 from branchy_tf.results import exit_name
 
-# A softmax in a layer of its own.
-_ALONE = (layers.Activation, layers.Softmax)
+# Layers that apply a softmax and nothing else.
+_SOFTMAX_ONLY = (layers.Activation, layers.Softmax)
 
 
 def add_exits(
     model: keras.Model, heads: Mapping[str, Head], name: str | None = None
 ) -> keras.Model:
-    """Gives a model early exits.
+    """Adds early exits to a model.
 
-    The layers of `model` are shared, so are their weights; nothing of it is
-    changed. Its own output becomes the last exit: an Identity called exit_N
-    stands after it, in the place of one that is there already. A softmax at its
-    end is left away (same kernel, logits out).
+    The new model shares its layers and weights with `model`, which stays unchanged.
+    The output of `model` becomes the final exit: an Identity called exit_N follows
+    it and replaces any Identity already there. A final softmax is dropped (same
+    kernel, logits out).
 
     Args:
-        model: any functional or Sequential Keras model, channels last, with one
-            output of classes: your own, one of `keras.applications`, or the
-            `exits.baseline` of a model that has exits, to give it others.
-        heads: `{layer name: head}` from the entry on: exit_1 reads the output
-            of the first layer named, and so on. A head is `linear_head`,
-            `conv_head(...)`, `pool_head(...)` or any callable `(features,
-            classes, name) -> logits`. A layer of an earlier exit's branch may
-            be named too (e.g. `exit_1_conv_1`): the exits then form a tree.
-        name: of the new model; default: `branchy_` and the name of the model.
+        model: a functional or Sequential Keras model, channels last, with one output
+            [B, classes]: your own, one of `keras.applications`, or the
+            `exits.baseline` of a multi-exit model.
+        heads: `{layer name: head}` in order from the input: exit_1 reads the output
+            of the first layer, and so on. A head is `linear_head`,
+            `conv_head(...)`, `pool_head(...)` or any callable `(features, classes,
+            name) -> logits`. A layer may belong to the branch of an earlier exit
+            (e.g. `exit_1_conv_1`); the exits then form a tree.
+        name: the name of the new model. Default: `branchy_` plus the model's name.
 
     Returns:
         A plain `keras.Model` from the same inputs to `{"exit_1": logits, ...,
-        "exit_N": logits}`, each [B, classes].
+        "exit_N": logits}`, each float32 [B, classes].
 
     Raises:
-        BranchyError: the model has no graph or several outputs, is channels
-            first, or ends in an activation other than softmax, or gives
-            probabilities from inside another layer; a layer does not
-            exist, is the output, comes out of order or carries no gradient; a
-            head does not give logits; two layers would have the same name.
+        BranchyError: the model is not functional, has several outputs, is channels
+            first or returns bounded values other than a final softmax; a layer is
+            missing, out of order, the output itself or without a gradient; a head
+            does not return logits; or two layers would share a name.
 
     Example:
 
@@ -73,11 +71,11 @@ def add_exits(
     classes = logits.shape[-1]
     if not isinstance(heads, Mapping) or not heads:
         raise BranchyError(
-            "`heads` must be {layer name: head} with one entry at least. Received "
+            "`heads` must be {layer name: head} with at least one entry. Received "
             f"{heads!r}."
         )
-    outputs: dict[str, Any] = {}
-    places: dict[str, Any] = {}
+    outputs: dict[str, keras.KerasTensor] = {}
+    places: dict[str, keras.KerasTensor] = {}
     for number, (layer, head) in enumerate(heads.items(), start=1):
         exit_ = exit_name(number)
         features = _place(model, outputs, layer, logits)
@@ -91,12 +89,12 @@ def add_exits(
 
 
 def single_output(model: keras.Model) -> keras.Model:
-    """The model as a functional one; raises unless it has one output of classes."""
+    """The model in functional form; raises unless its one output is [B, classes]."""
     if isinstance(model, keras.Sequential):
         if not model.built:
             raise BranchyError(
-                f"Sequential model {model.name!r} does not know its input shape yet. "
-                "Begin it with keras.Input(shape)."
+                f"Sequential model {model.name!r} has no input shape yet. Begin it with "
+                "keras.Input(shape)."
             )
         model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     graphs.check_functional(model)
@@ -104,8 +102,8 @@ def single_output(model: keras.Model) -> keras.Model:
     if len(model.outputs) != 1:
         raise BranchyError(
             f"Model {model.name!r} has {len(model.outputs)} outputs: "
-            f"{', '.join(model.output_names)}. Expected one. Take the one that answers: "
-            "keras.Model(model.input, output)."
+            f"{', '.join(model.output_names)}. Expected one. Select the one that "
+            "classifies: keras.Model(model.input, output)."
         )
     shape = model.outputs[0].shape
     if len(shape) != 2 or shape[-1] is None or shape[-1] < 2:
@@ -116,10 +114,10 @@ def single_output(model: keras.Model) -> keras.Model:
     return model
 
 
-def _without_softmax(model: keras.Model):
-    """The logits of the model: its output, before a softmax if it ends in one."""
+def _without_softmax(model: keras.Model) -> keras.KerasTensor:
+    """The model's logits: its output, or the input of its final softmax."""
     output = model.outputs[0]
-    # The last exit of what the model was made from; the new one takes its place.
+    # The final exit of a model this one was made from; the new one replaces it.
     while isinstance(graphs.producer(output).operation, layers.Identity):
         output = graphs.producer(output).input_tensors[0]
     node = last_change(output)
@@ -129,9 +127,9 @@ def _without_softmax(model: keras.Model):
         bounded = looks_bounded(output)
         if bounded:
             raise BranchyError(
-                f"Model {model.name!r} gives {bounded}; expected logits, or a softmax "
-                "that stands at its end. Build it without what makes probabilities of "
-                "its logits."
+                f"Model {model.name!r} gives {bounded}; expected logits or a final "
+                "softmax. Build it without the operation that turns its logits into "
+                "probabilities."
             )
         return output
     if activation is not keras.activations.softmax:
@@ -141,34 +139,33 @@ def _without_softmax(model: keras.Model):
         )
     if tuple(node.outputs[0].shape) != tuple(output.shape):
         raise BranchyError(
-            f"Model {model.name!r} reshapes what its softmax {layer.name!r} gives. "
-            "Expected logits, or a softmax that gives (batch, classes)."
+            f"Model {model.name!r} reshapes the output of its softmax {layer.name!r}. "
+            "Expected logits, or a softmax over (batch, classes)."
         )
-    # An activity regulariser is meant for probabilities; it would get the logits.
+    # An activity regulariser is meant for probabilities, but would see the logits.
     plain = not isinstance(layer, layers.Layer) or (
         graphs.computes_as_its_class(layer) and layer.activity_regularizer is None
     )
     if plain and isinstance(layer, layers.Dense):
         logits = _linear_twin(layer)(node.input_tensors[0])
-    elif plain and (type(layer) in _ALONE or not isinstance(layer, layers.Layer)):
+    elif plain and (type(layer) in _SOFTMAX_ONLY or not isinstance(layer, layers.Layer)):
         logits = node.input_tensors[0]
     else:
         raise BranchyError(
             f"Model {model.name!r} ends in layer {layer.name!r}, a "
-            f"{type(layer).__name__} with softmax inside. Expected a plain Dense, or "
-            "softmax in a layer of its own."
+            f"{type(layer).__name__} with softmax inside. Expected a plain Dense or a "
+            "separate softmax layer."
         )
     if not is_softmax_of(output, logits):
         raise BranchyError(
-            f"Model {model.name!r} ends in the softmax {layer.name!r}, which is not that "
-            "of its logits alone (another axis, or a mask). Expected one over the "
-            "classes."
+            f"Model {model.name!r} ends in the softmax {layer.name!r}, which is not a "
+            "softmax of its logits over the classes (another axis, or a mask)."
         )
     return logits
 
 
 def _linear_twin(layer: layers.Dense) -> layers.Dense:
-    """The same dense layer, name and variables, without its activation."""
+    """The same dense layer, with its name and variables but no activation."""
     twin = layers.Dense.from_config(layer.get_config() | {"activation": "linear"})
     twin._kernel, twin.bias = layer._kernel, layer.bias
     if layer.lora_enabled:
@@ -178,7 +175,12 @@ def _linear_twin(layer: layers.Dense) -> layers.Dense:
     return twin
 
 
-def _place(model: keras.Model, outputs: dict[str, Any], name: str, logits):
+def _place(
+    model: keras.Model,
+    outputs: Mapping[str, keras.KerasTensor],
+    name: str,
+    logits: keras.KerasTensor,
+) -> keras.KerasTensor:
     """The output of the layer called `name`, in the trunk or in a branch."""
     nodes = graphs.nodes_between(model.inputs, [logits, *outputs.values()])
     tensors = [t for node in nodes if node.operation.name == name for t in node.outputs]
@@ -187,18 +189,18 @@ def _place(model: keras.Model, outputs: dict[str, Any], name: str, logits):
         raise BranchyError(_no_such_layer(model, names, name))
     if name == graphs.producer(logits).operation.name:
         raise BranchyError(
-            f"Layer {name!r} makes the output of {model.name!r}, which is the last exit "
-            "already. Place the exit at an earlier layer."
+            f"Layer {name!r} makes the output of {model.name!r}, which is already the "
+            "final exit. Place the exit at an earlier layer."
         )
     if len(tensors) > 1:
         raise BranchyError(
-            f"Layer {name!r} gives {len(tensors)} tensors (called several times, or with "
-            "several outputs); an exit needs one. Choose another layer."
+            f"Layer {name!r} gives {len(tensors)} tensors (it is called several times or "
+            "has several outputs); an exit needs one. Choose another layer."
         )
     if not keras.backend.is_float_dtype(tensors[0].dtype):
         raise BranchyError(
-            f"Layer {name!r} gives {tensors[0].dtype} values, through which no gradient "
-            "flows. Place the exit at a later layer."
+            f"Layer {name!r} gives {tensors[0].dtype} values, which carry no gradient. "
+            "Place the exit at a later layer."
         )
     return tensors[0]
 
@@ -206,13 +208,13 @@ def _place(model: keras.Model, outputs: dict[str, Any], name: str, logits):
 def _no_such_layer(model: keras.Model, names: set[str], name: str) -> str:
     if isinstance(name, layers.Layer):
         return (
-            f"Exits are placed by the names of layers. Received a {type(name).__name__} "
-            f"itself; pass its name, {name.name!r}."
+            f"Exits are placed by layer name. Received the {type(name).__name__} itself; "
+            f"pass its name, {name.name!r}."
         )
     if any(layer.name == name for layer in model.layers):
         return (
-            f"Layer {name!r} comes after the logits of {model.name!r} or is its input. "
-            "Place the exit at a layer between."
+            f"Layer {name!r} is the input of {model.name!r} or comes after its logits. "
+            "Place the exit at a layer in between."
         )
     inner = {
         deep.name: layer.name
@@ -223,24 +225,28 @@ def _no_such_layer(model: keras.Model, names: set[str], name: str) -> str:
     if name in inner:
         return (
             f"Layer {name!r} is inside the sub-model {inner[name]!r}, whose inner "
-            f"tensors are not part of {model.name!r}. Build the model flat, or name "
-            f"{inner[name]!r}."
+            f"tensors are not part of {model.name!r}. Build the model without "
+            f"sub-models, or place the exit at {inner[name]!r}."
         )
-    near = difflib.get_close_matches(str(name), sorted(names), n=3, cutoff=0.4)
-    hint = f" Nearest: {', '.join(near)}." if near else ""
+    close = difflib.get_close_matches(str(name), sorted(names), n=3, cutoff=0.4)
+    hint = f" Closest: {', '.join(close)}." if close else ""
     return f"Model {model.name!r} has no layer {name!r}.{hint} See model.summary()."
 
 
-def _check_order(places: dict[str, Any], layer: str, features) -> None:
+def _check_order(
+    places: Mapping[str, keras.KerasTensor], layer: str, features: keras.KerasTensor
+) -> None:
     for earlier, tensor in places.items():
         if graphs.depends(tensor, features):
             raise BranchyError(
-                f"The exits must be given from the entry on, and layer {layer!r} comes "
+                f"Exits must be given in order from the input, but layer {layer!r} comes "
                 f"before {earlier!r}. Give {layer!r} first."
             )
 
 
-def _logits(head: Head, features, classes: int, exit_: str, layer: str):
+def _logits(
+    head: Head, features: keras.KerasTensor, classes: int, exit_: str, layer: str
+) -> keras.KerasTensor:
     if not takes_features(head):
         raise BranchyError(
             f"The head at {layer!r} must be a callable (features, classes, name) -> "
@@ -250,18 +256,18 @@ def _logits(head: Head, features, classes: int, exit_: str, layer: str):
     shape = tuple(logits.shape) if keras.utils.is_keras_tensor(logits) else None
     if shape is None or shape[1:] != (classes,):
         raise BranchyError(
-            f"The head at {layer!r} must give logits of shape (batch, {classes}), made "
-            f"from its features. Received {shape or type(logits).__name__}."
+            f"The head at {layer!r} must return logits of shape (batch, {classes}), "
+            f"computed from its features. Received {shape or type(logits).__name__}."
         )
     if logits is not features and not graphs.depends(logits, features):
         raise BranchyError(
             f"The head at {layer!r} does not read its features, so no gradient reaches "
-            "them."
+            "them. Compute its logits from the features."
         )
     if not keras.backend.is_float_dtype(logits.dtype):
         raise BranchyError(
-            f"The head at {layer!r} gives {logits.dtype} values, through which no "
-            "gradient flows. Expected logits of a floating dtype."
+            f"The head at {layer!r} gives {logits.dtype} values, which carry no "
+            "gradient. Expected logits of a floating dtype."
         )
     check_logits({f"The head at {layer!r}": logits})
     named = graphs.producer(logits).operation.name == exit_
@@ -275,7 +281,7 @@ def _logits(head: Head, features, classes: int, exit_: str, layer: str):
     return logits
 
 
-def _check_names(model: keras.Model, outputs: dict[str, Any]) -> None:
+def _check_names(model: keras.Model, outputs: Mapping[str, keras.KerasTensor]) -> None:
     nodes = graphs.nodes_between([], outputs.values())
     names = {id(node.operation): node.operation.name for node in nodes}
     inputs = [tensor._keras_history.operation.name for tensor in model.inputs]
@@ -283,6 +289,6 @@ def _check_names(model: keras.Model, outputs: dict[str, Any]) -> None:
         if times > 1:
             raise BranchyError(
                 f"{times} layers of {model.name!r} and its heads would be called "
-                f"{name!r}. Rename that of the model, or begin the name of the head's "
-                "with the `name` it is given."
+                f"{name!r}. Rename the model's layer, or start the head's layer name "
+                "with the `name` that the head receives."
             )

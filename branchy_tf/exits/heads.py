@@ -1,50 +1,40 @@
-"""Exit heads: what turns a feature map of the trunk into logits.
+"""Exit heads: they turn a feature map of the trunk into logits.
 
-A head is any callable `(features, classes, name) -> logits`, where `features`
-is a symbolic tensor [B, ...], `name` the exit's, and logits are [B, classes].
-A head names its layers after its exit, so any number of them fit in one model.
+A head is any callable `(features, classes, name) -> logits`: `features` is a symbolic
+tensor [B, ...], `name` the exit's name, and the logits are [B, classes]. A head starts
+the names of its layers with the exit's name, so that one model can hold many heads.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
 
+import keras
 import numpy as np
 from keras import layers
 
 from branchy_tf import checks, graphs
 from branchy_tf.errors import BranchyError
 
-Head = Callable[[Any, int, str], Any]
-
-_CONVS = {3: layers.Conv1D, 4: layers.Conv2D, 5: layers.Conv3D}
-_MEANS = {
-    3: layers.GlobalAveragePooling1D,
-    4: layers.GlobalAveragePooling2D,
-    5: layers.GlobalAveragePooling3D,
-}
-_POOLS = {
-    3: layers.AveragePooling1D,
-    4: layers.AveragePooling2D,
-    5: layers.AveragePooling3D,
-}
+Head = Callable[[keras.KerasTensor, int, str], keras.KerasTensor]
 
 
-def linear_head(features, classes: int, name: str):
-    """Global average pooling and one dense layer.
-
-    The head of conditional deep learning: cheap, and as good as the features
-    are linearly separable.
+def linear_head(
+    features: keras.KerasTensor, classes: int, name: str
+) -> keras.KerasTensor:
+    """Global average pooling and one dense layer, the cheapest head.
 
     Args:
-        features: [B, ..., C]; the axes between are averaged away.
-        classes: number of classes.
-        name: of the exit.
+        features: [B, ..., C], averaged over the axes in between.
+        classes: the number of classes.
+        name: the name of the exit.
 
     Returns:
         Logits [B, classes].
+
+    Raises:
+        BranchyError: `features` has more than three axes in between, or none at all.
 
     References:
         Panda, Sengupta, Roy: Conditional Deep Learning (2016), arXiv 1509.08971.
@@ -55,30 +45,33 @@ def linear_head(features, classes: int, name: str):
     add_exits(model, {"block_3": linear_head})
     ```
     """
-    return logits_head(_mean(features, name), classes, name)
+    if len(features.shape) != 2:
+        pool = _for_rank("GlobalAveragePooling", features, "linear_head", name)
+        features = pool(name=f"{name}_mean")(features)
+    return logits_head(features, classes, name)
 
 
 def conv_head(
-    filters: Sequence[int],
+    filters: int | Sequence[int],
     kernel_size: int | Sequence[int] = 3,
     strides: int | Sequence[int] = 2,
     readout: Head = linear_head,
 ) -> Head:
-    """A head of convolutions, each with batch norm and ReLU, then `readout`.
+    """A head of convolutions, each with batch norm and ReLU, followed by `readout`.
 
     Args:
-        filters: of each convolution.
-        kernel_size: of each convolution, or of all.
-        strides: of each convolution, or of all.
-        readout: the head behind the convolutions; `pool_head` where the place of
-            a feature in the image still matters.
+        filters: the output channels of each convolution.
+        kernel_size: one for all convolutions, or one for each.
+        strides: one for all convolutions, or one for each.
+        readout: the head after the convolutions. `pool_head` suits early layers,
+            where the position of a feature in the image still matters.
 
     Returns:
-        A head for feature maps [B, ..., C] with 1 to 3 axes between.
+        A head for feature maps [B, ..., C] with one to three axes in between.
 
     Raises:
-        BranchyError: the numbers are not positive, or of different lengths, or
-            `readout` is no head.
+        BranchyError: the numbers are not positive or differ in length, or `readout`
+            is not a head.
 
     Example:
 
@@ -96,14 +89,13 @@ def conv_head(
             f"{checks.shown(readout)}. For example: pool_head(4)."
         )
 
-    def head(features, classes: int, name: str):
+    def head(features: keras.KerasTensor, classes: int, name: str) -> keras.KerasTensor:
         x = features
-        for i, (n, size, step) in enumerate(
+        for i, (width, size, step) in enumerate(
             zip(filters, sizes, steps, strict=True), start=1
         ):
-            conv = _for_rank(_CONVS, x, "conv_head", name)
-            x = conv(
-                n,
+            x = _for_rank("Conv", x, "conv_head", name)(
+                width,
                 size,
                 step,
                 padding="same",
@@ -121,15 +113,18 @@ def conv_head(
 
 
 def pool_head(size: int) -> Head:
-    """Average pooling in windows of `size`, and one dense layer on what is left.
+    """Average pooling in windows and one dense layer on the flattened result.
 
-    Unlike `linear_head` it still knows where in the image a feature was.
+    Unlike `linear_head`, it keeps the position of a feature in the image.
 
     Args:
-        size: side of a window; also its stride.
+        size: the side of a window and its stride, in pixels.
+
+    Returns:
+        A head for feature maps [B, ..., C] of fixed size.
 
     Raises:
-        BranchyError: not a positive whole number.
+        BranchyError: `size` is not a positive whole number.
 
     Example:
 
@@ -139,8 +134,8 @@ def pool_head(size: int) -> Head:
     """
     (size,) = _numbers("size", size, 1)
 
-    def head(features, classes: int, name: str):
-        pool = _for_rank(_POOLS, features, "pool_head", name)
+    def head(features: keras.KerasTensor, classes: int, name: str) -> keras.KerasTensor:
+        pool = _for_rank("AveragePooling", features, "pool_head", name)
         if None in features.shape[1:]:
             raise BranchyError(
                 f"pool_head for {name} needs a feature map of known size; received shape "
@@ -148,22 +143,23 @@ def pool_head(size: int) -> Head:
                 "choose linear_head."
             )
         x = pool(size, padding="same", name=f"{name}_pool")(features)
-        x = layers.Flatten(name=f"{name}_flatten")(x)
-        return logits_head(x, classes, name)
+        return logits_head(layers.Flatten(name=f"{name}_flatten")(x), classes, name)
 
     return head
 
 
-def logits_head(features, classes: int, name: str):
-    """The last layer of the exit `name`: a dense layer from [B, F] to logits."""
-    # Logits in float32 whatever the precision of the rest: a confidence close
-    # to 1 has no digits left in a short format.
+def logits_head(
+    features: keras.KerasTensor, classes: int, name: str
+) -> keras.KerasTensor:
+    """The last layer of an exit: a dense layer from [B, F] to logits [B, classes]."""
+    # float32 whatever the precision of the rest: in a short format, a confidence
+    # close to 1 has no digits left.
     return layers.Dense(classes, dtype="float32", name=name)(features)
 
 
-def takes_features(head: Any) -> bool:
+def takes_features(head: object) -> bool:
     """Whether `head` can be called as (features, classes, name)."""
-    # A layer can be called with anything, and would complain in its own words.
+    # A layer accepts any arguments and would fail with its own error.
     if not callable(head) or isinstance(head, layers.Layer) or graphs.is_keras_2(head):
         return False
     try:
@@ -173,38 +169,34 @@ def takes_features(head: Any) -> bool:
     return True
 
 
-def _mean(features, name: str):
-    if len(features.shape) == 2:
-        return features
-    return _for_rank(_MEANS, features, "linear_head", name)(name=f"{name}_mean")(features)
-
-
-def _for_rank(kinds: dict[int, Any], features, head: str, name: str) -> Any:
-    rank = len(features.shape)
-    if rank not in kinds:
+def _for_rank(
+    kind: str, features: keras.KerasTensor, head: str, name: str
+) -> type[keras.Layer]:
+    """The 1D, 2D or 3D class of a layer that fits `features`."""
+    axes = len(features.shape) - 2
+    if not 1 <= axes <= 3:
         raise BranchyError(
             f"{head} for {name} needs a feature map (batch, ..., channels) with 1 to 3 "
-            f"axes between; received shape {tuple(features.shape)}. Choose another "
+            f"axes in between; received shape {tuple(features.shape)}. Choose another "
             "layer or head."
         )
-    return kinds[rank]
+    return getattr(layers, f"{kind}{axes}D")
 
 
-def _numbers(name: str, given: Any, length: int | None) -> list[int]:
-    """A list of `length` positive whole numbers from one or from several."""
+def _numbers(name: str, given: object, length: int | None) -> list[int]:
+    """`length` positive whole numbers from a sequence or from one number for all."""
     if isinstance(given, np.ndarray):
         given = given.tolist()
     several = isinstance(given, Sequence) and not isinstance(given, (str, bytes))
-    values = list(given) if several else [given] * (length or 1)
+    values = list(given) if several else [given] * (length or 1)  # type: ignore[call-overload]
     try:
-        values = [checks.whole_number(name, n, at_least=1) for n in values]
+        numbers = [checks.whole_number(name, n, at_least=1) for n in values]
     except BranchyError:
-        values = []
-    if not values or length not in (None, len(values)):
-        wanted = "positive whole numbers" + (
-            "" if length is None else f", {length} of them"
-        )
+        numbers = []
+    if not numbers or length not in (None, len(numbers)):
+        count = "" if length is None else f", {length} of them"
         raise BranchyError(
-            f"`{name}` must be {wanted}, or one for all. Received {checks.shown(given)}."
+            f"`{name}` must be positive whole numbers{count}, or one for all. Received "
+            f"{checks.shown(given)}."
         )
-    return values
+    return numbers

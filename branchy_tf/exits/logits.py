@@ -1,10 +1,10 @@
-"""Whether outputs are logits: read from the graph, and tried on random features.
+"""Checks that outputs are logits, from the graph and on random features.
 
-Training and routing apply softmax themselves. Given probabilities they would still
-run, and every score would be wrong. The graph tells a softmax or sigmoid that stands
-at the end. What hides one (an average of several networks, a Lambda, a layer of one's
-own) is found by running the end of the model, from its last weights on, on random
-features: logits take any value, probabilities do not.
+Training and routing apply softmax themselves. Given probabilities they would still run,
+and every score would be wrong. The graph shows a softmax or sigmoid at the end of a
+model. A hidden one (in an average of several networks, a Lambda, a custom layer) shows
+when the end of the model, from its last weights on, runs on random features: logits take
+any value, probabilities do not.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -24,52 +24,53 @@ from branchy_tf.errors import BranchyError
 
 _ROWS = 8
 _DRAWS = 2
-# Axes that a model leaves open.
+# The size to use for an axis of unknown size.
 _OPEN = 8
-# Softmax in a 16-bit format rounds by this much.
+# The rounding error of a softmax in a 16-bit format.
 _TOLERANCE = 1e-2
 
 
-def check_logits(tensors: dict[str, Any]) -> None:
-    """Refuses exits that give probabilities.
+def check_logits(tensors: Mapping[str, keras.KerasTensor]) -> None:
+    """Checks that exits return logits, not probabilities.
 
-    The layers of the model are run on a few rows, but none of their state changes.
+    Runs the last layers on a few rows without changing any of their state.
 
     Args:
         tensors: `{"exit_1": symbolic tensor, ..., "exit_N": ...}`, each [B, classes].
 
     Raises:
-        BranchyError: one gives no logits.
+        BranchyError: an exit returns probabilities.
+
+    Example:
+
+    ```python
+    check_logits(exit_tensors(branchy_lenet()))
+    ```
     """
     for name, tensor in tensors.items():
         activation = activation_of(last_change(tensor).operation)
         if activation in (keras.activations.softmax, keras.activations.sigmoid):
             raise BranchyError(
-                f"{name} ends in {activation.__name__}; expected logits. Leave the "
-                "activation out: training and routing apply softmax themselves."
+                f"{name} ends in {activation.__name__}; expected logits. Drop the "
+                "activation: training and routing apply softmax themselves."
             )
         bounded = looks_bounded(tensor)
         if bounded:
             raise BranchyError(
-                f"{name} gives {bounded}; expected logits. Leave out what makes "
-                "probabilities of them (softmax or sigmoid, maybe inside another "
-                "layer): training and routing apply softmax themselves."
+                f"{name} gives {bounded}; expected logits. Drop the softmax or sigmoid, "
+                "maybe inside another layer: training and routing apply softmax "
+                "themselves."
             )
 
 
-def looks_bounded(tensor: Any) -> str:
-    """What `tensor` gives instead of logits, in words; empty if it may well be logits.
-
-    Args:
-        tensor: symbolic, [B, classes].
-    """
-    draws = _probe([tensor])
-    verdicts = {_verdict(values) for (values,) in draws}
+def looks_bounded(tensor: keras.KerasTensor) -> str:
+    """Says what a symbolic tensor [B, classes] holds; empty if it may hold logits."""
+    verdicts = {_verdict(values) for (values,) in _probe([tensor])}
     return verdicts.pop() if len(verdicts) == 1 else ""
 
 
-def is_softmax_of(tensor: Any, logits: Any) -> bool:
-    """Whether `tensor` gives the softmax of `logits`; true where it cannot be tried."""
+def is_softmax_of(tensor: keras.KerasTensor, logits: keras.KerasTensor) -> bool:
+    """Whether `tensor` is the softmax of `logits`; true if they cannot be computed."""
     for probabilities, values in _probe([tensor, logits]):
         shifted = np.exp(values - values.max(axis=-1, keepdims=True))
         expected = shifted / shifted.sum(axis=-1, keepdims=True)
@@ -78,10 +79,10 @@ def is_softmax_of(tensor: Any, logits: Any) -> bool:
     return True
 
 
-def last_change(tensor: Any) -> Any:
-    """The node that `tensor` has its values from, behind what only passes them on.
+def last_change(tensor: keras.KerasTensor) -> Any:
+    """The last node that changes the values of `tensor`.
 
-    So a softmax is seen behind the Activation that gives float32 in mixed precision.
+    It sees a softmax before the Activation that casts to float32 in mixed precision.
     """
     node = graphs.producer(tensor)
     passing = (layers.Identity, layers.Dropout, layers.Flatten, layers.Reshape)
@@ -94,42 +95,42 @@ def last_change(tensor: Any) -> Any:
 
 
 def activation_of(operation: Any) -> Any:
-    """The activation that `operation` ends in, one of `keras.activations`."""
-    # A subclassed model does not show how it ends.
+    """The activation at the end of `operation`, one of `keras.activations`."""
+    # A subclassed model has no graph to read.
     if isinstance(operation, keras.Model) and len(_ends(operation)) == 1:
         return activation_of(last_change(_ends(operation)[0]).operation)
     if isinstance(operation, layers.Wrapper):
         return activation_of(operation.layer)
     if hasattr(operation, "activation"):
         return operation.activation
-    # Layers (ReLU) and operations (keras.ops.relu) that are an activation.
+    # Layers (ReLU) and operations (keras.ops.relu) that are activations themselves.
     kind = type(operation).__name__.lower()
     known = {name.replace("_", ""): name for name in dir(keras.activations)}
     return getattr(keras.activations, known.get(kind, "linear"))
 
 
 def _verdict(values: np.ndarray) -> str:
-    """What is wrong with these values [rows, classes] as logits, in words, or nothing."""
-    # Constant logits (an exit that was zeroed) say nothing.
+    """Says why values [rows, classes] cannot be logits; empty if they can."""
+    # Constant values (of a zeroed exit) show nothing.
     if not np.isfinite(values).all() or np.ptp(values, axis=0).max() == 0:
         return ""
     if values.min() < 0:
         return ""
     sums = values.sum(axis=-1)
     if np.ptp(sums) <= _TOLERANCE * sums.max():
-        return "probabilities (rows of the same sum, none negative)"
+        return "probabilities (non-negative, with the same sum in each row)"
     if values.max() <= 1 + _TOLERANCE:
         return "values between 0 and 1"
     return ""
 
 
-def _probe(tensors: Sequence[Any]) -> list[tuple[np.ndarray, ...]]:
-    """Values of tensors that are computed from the same random features, some draws."""
+def _probe(tensors: Sequence[keras.KerasTensor]) -> list[tuple[np.ndarray, ...]]:
+    """The values of tensors on random features, one tuple for each draw."""
     end = _End(tensors)
     draws = []
-    # Whatever a layer raises on features that it was not made for (no such token, a
-    # size that must be even, ...): then the graph alone has to do.
-    with contextlib.suppress(Exception), _random_state_kept():
+    # A layer may raise anything on features it was not made for (an unknown token, an
+    # odd size, ...). Then the graph alone decides.
+    with contextlib.suppress(Exception), _preserved_random_state():
         for seed in range(_DRAWS):
             values = end.run(np.random.default_rng(seed))
             arrays = (keras.ops.convert_to_numpy(values[id(t)]) for t in tensors)
@@ -138,15 +139,15 @@ def _probe(tensors: Sequence[Any]) -> list[tuple[np.ndarray, ...]]:
 
 
 class _End:
-    """What computes some tensors from the features that the last weights read.
+    """The part of a graph that computes tensors from the input of its last weights.
 
-    Of a model inside the model, that is its own end.
+    For a model inside the model, that part is its own end.
 
     Args:
         tensors: symbolic.
     """
 
-    def __init__(self, tensors: Sequence[Any]) -> None:
+    def __init__(self, tensors: Sequence[keras.KerasTensor]) -> None:
         self._sources: dict[int, Any] = {}
         self._steps: list[Any] = []
         self._inner: dict[int, Any] = {}
@@ -178,7 +179,7 @@ class _End:
         self._steps.append(tensor)
 
     def run(self, generator: np.random.Generator) -> dict[int, Any]:
-        """`{id(tensor): value}` from random features, with the weights moved."""
+        """`{id(tensor): value}` for random features and perturbed weights."""
         value = {
             id(source): _features(source, generator) for source in self._sources.values()
         }
@@ -189,22 +190,22 @@ class _End:
             if id(step) not in self._inner
             for variable in getattr(node.operation, "variables", [])
         }
-        moved = [(v, _moved(v, generator)) for v in variables.values()]
-        # Layers read the moved weights, and what they assign stays in this scope.
-        with keras.StatelessScope(state_mapping=moved):
+        perturbed = [(v, _perturbed(v, generator)) for v in variables.values()]
+        # Layers read the perturbed weights, and their assignments stay in this scope.
+        with keras.StatelessScope(state_mapping=perturbed):
             for step, node in zip(self._steps, nodes, strict=True):
                 made = dict(value)
                 if id(step) in self._inner:
                     made[id(step)] = made[id(self._inner[id(step)])]
                 else:
                     graphs.replay([node], made)
-                # What one tensor is computed by may be a source of another; it stays.
+                # A tensor may be a step for one output and a source for another.
                 value = made | value
         return value
 
 
 def _ends(model: keras.Model) -> list[Any]:
-    """The output tensors of a model's graph; a subclassed model has none."""
+    """The output tensors of a model's graph; none for a subclassed model."""
     return keras.tree.flatten(getattr(model, "outputs", None) or [])
 
 
@@ -217,25 +218,25 @@ def _features(source: Any, generator: np.random.Generator) -> Any:
     elif source.dtype == "uint8":
         values = generator.integers(0, 256, shape)
     else:
-        # Tokens, whose vocabulary is not known, or booleans.
+        # Booleans, or tokens of an unknown vocabulary.
         values = generator.integers(0, 2, shape)
     return keras.ops.convert_to_tensor(values.astype(np.float32), dtype=source.dtype)
 
 
-def _moved(variable: Any, generator: np.random.Generator) -> Any:
-    """Another value for a kernel: one that was zeroed would hide what follows."""
+def _perturbed(variable: Any, generator: np.random.Generator) -> Any:
+    """A kernel plus noise, since a zeroed kernel would hide what follows it."""
     value = variable.value
     if len(variable.shape) < 2 or not keras.backend.is_float_dtype(variable.dtype):
         return value
     noise = generator.standard_normal(variable.shape, dtype=np.float32)
-    # As He's initialisation: through many layers, features keep their size.
+    # Scaled as in He's initialisation, so that features keep their magnitude.
     noise *= np.sqrt(2 / math.prod(variable.shape[:-1]))
     return value + keras.ops.convert_to_tensor(noise, dtype=variable.dtype)
 
 
 @contextlib.contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """Layers with random numbers of their own may move Python's and NumPy's."""
+def _preserved_random_state() -> Iterator[None]:
+    """Restores Python's and NumPy's random state, which layers may advance."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         yield

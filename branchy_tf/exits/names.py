@@ -1,15 +1,13 @@
-"""The exits of a model, by their names.
+"""The exits of a model, by name.
 
-Exits are called exit_1 ... exit_N from the entry on; exit_N is the network's
-own output. An exit's head layer carries that name and so does its key in the
-model's output dict, which is what lets a plain Keras model be compiled, saved
-and cut into stages without a table on the side.
+Exits are called exit_1 ... exit_N in order from the input; exit_N is the network's own
+output. An exit's last layer and its key in the model's output dict share that name, so
+a plain Keras model can be compiled, saved and cut into stages without extra metadata.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import keras
 
@@ -19,16 +17,16 @@ from branchy_tf.errors import BranchyError
 _NAME = re.compile(r"exit_([1-9][0-9]*)\Z")
 
 
-def exit_tensors(model: keras.Model) -> dict:
-    """The exits of a model from the entry on.
+def exit_tensors(model: keras.Model) -> dict[str, keras.KerasTensor]:
+    """The logits of every exit of a model, in order.
 
     Returns:
-        `{"exit_1": logits, ..., "exit_N": logits}`, symbolic tensors in exit
-        order (by number: exit_10 comes after exit_9).
+        `{"exit_1": logits, ..., "exit_N": logits}`, symbolic tensors [B, classes],
+        sorted by number: exit_10 comes after exit_9.
 
     Raises:
-        BranchyError: the model is not functional, or its outputs are not
-            named exit_1 ... exit_N.
+        BranchyError: the model is not functional, its outputs are not exit_1 ...
+            exit_N, or they are not logits for the same number of classes.
 
     Example:
 
@@ -47,8 +45,8 @@ def exit_tensors(model: keras.Model) -> dict:
     if not outputs or len(tensors) < len(outputs) or max(numbers) > len(numbers):
         raise BranchyError(
             f"Model {model.name!r} has outputs {_described(model)}; expected a dict of "
-            "exit_1 ... exit_N, each made by a layer of that very name. Name each "
-            "exit's last layer exactly like its key."
+            "exit_1 ... exit_N, each made by a layer of that name. Name each exit's "
+            "last layer exactly like its key."
         )
     for name, tensor in tensors.items():
         if len(tensor.shape) != 2 or tensor.shape[-1] is None:
@@ -60,7 +58,7 @@ def exit_tensors(model: keras.Model) -> dict:
     if len(widths) > 1:
         raise BranchyError(
             f"The exits of model {model.name!r} have different numbers of classes: "
-            f"{sorted(widths)}. Every exit must answer the same question."
+            f"{sorted(widths)}. Give every exit the same classes."
         )
     return {numbers[n]: tensors[numbers[n]] for n in sorted(numbers)}
 
@@ -74,33 +72,36 @@ def _described(model: keras.Model) -> str:
     )
 
 
-def _maker(tensor: Any) -> str:
-    """The name of the layer that makes an output; empty for a structure of several."""
-    # Not is_keras_tensor: that complains of what is no tensor.
+def _maker(tensor: object) -> str:
+    """The name of the layer that makes an output; empty for a nested output."""
+    # is_keras_tensor would raise for a nested output.
     history = getattr(tensor, "_keras_history", None)
     return history.operation.name if history else ""
 
 
 def exit_names(model: keras.Model) -> list[str]:
-    """`["exit_1", ..., "exit_N"]` of a model; raises like `exit_tensors`."""
+    """`["exit_1", ..., "exit_N"]` of a model; raises what `exit_tensors` raises."""
     return list(exit_tensors(model))
 
 
 def num_classes(model: keras.Model) -> int:
-    """The number of classes that every exit of `model` tells apart."""
+    """The number of classes of a model; raises what `exit_tensors` raises."""
     return next(iter(exit_tensors(model).values())).shape[-1]
 
 
 def baseline(model: keras.Model) -> keras.Model:
-    """The same network and weights with the final exit alone.
+    """The same network and weights with only the final exit.
 
     Args:
         model: a multi-exit model.
 
     Returns:
         A plain `keras.Model` from the same inputs to the logits of exit_N,
-        [B, classes]. It shares its layers with `model`: training one trains
-        the other.
+        [B, classes]. It shares its layers with `model`, so training one trains the
+        other.
+
+    Raises:
+        BranchyError: what `exit_tensors` raises.
 
     Example:
 

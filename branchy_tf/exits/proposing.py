@@ -1,4 +1,4 @@
-"""Where exits could go in a network that has none."""
+"""Proposes places for early exits in a network without any."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from branchy_tf.graphs import node_macs
 
 
 def propose_exits(model: keras.Model, n: int) -> list[str]:
-    """Names n layers after which exits would share the network evenly.
+    """Proposes n layers whose exits divide the multiply-adds evenly.
 
-    The places are those nearest to 1/(n+1), 2/(n+1), ... of the multiply-adds,
-    of all where a single tensor carries everything on: the end of a residual
-    block, and not its middle. Where several follow each other at the same cost
-    (convolution, batch norm, ReLU) it is the last.
+    A place qualifies if a single tensor carries everything forward, such as the end of
+    a residual block but not its middle. The places closest to 1/(n+1), 2/(n+1), ... of
+    the multiply-adds are chosen. Of consecutive layers with the same cost
+    (convolution, batch norm, ReLU), the last one is taken.
 
     Args:
         model: a functional or Sequential Keras model with one output.
-        n: number of early exits.
+        n: the number of early exits.
 
     Returns:
-        n layer names from the entry on, for `add_exits`.
+        n layer names in order from the input, for `add_exits`.
 
     Raises:
-        BranchyError: the model has fewer such places.
+        BranchyError: the model has fewer than n such places.
 
     Example:
 
@@ -43,21 +43,21 @@ def propose_exits(model: keras.Model, n: int) -> list[str]:
     places = _places(model, nodes, macs)
     if not places:
         raise BranchyError(
-            f"There is no place in {model.name!r} where an exit could go: between its "
-            "layers, as model.summary() lists them, no multiply-adds can be counted to "
-            "share out. Of a sub-model only the end counts; build the model flat."
+            f"Model {model.name!r} has no place for an exit: no multiply-adds can be "
+            "counted between the layers that model.summary() lists. A sub-model counts "
+            "as one layer; build the model without sub-models."
         )
     whole = isinstance(n, numbers.Integral) and not isinstance(n, bool)
     if not whole or not 1 <= n <= len(places):
         raise BranchyError(
-            f"`n` must be between 1 and {len(places)}, the number of places in "
-            f"{model.name!r} where an exit could go. Received {n!r}."
+            f"`n` must be between 1 and {len(places)}, the number of places for an exit "
+            f"in {model.name!r}. Received {n!r}."
         )
     names, costs = list(places), list(places.values())
     total = sum(macs)
     chosen: list[int] = []
     for k in range(1, n + 1):
-        # Leaves room before for those chosen, and after for those to come.
+        # After the places already chosen, and with room for those still to come.
         first = chosen[-1] + 1 if chosen else 0
         free = range(first, len(names) - (n - k))
         chosen.append(min(free, key=lambda i: abs(costs[i] - total * k / (n + 1))))
@@ -65,12 +65,12 @@ def propose_exits(model: keras.Model, n: int) -> list[str]:
 
 
 def _places(model: keras.Model, nodes: list, macs: list[int]) -> dict[str, int]:
-    """{layer: multiply-adds up to it} where one tensor carries everything on.
+    """{layer: multiply-adds up to it} where one tensor carries everything forward.
 
     Args:
-        model: where.
-        nodes: its own, in order.
-        macs: of each.
+        model: the model to search.
+        nodes: its nodes, in order.
+        macs: the multiply-adds of each node.
     """
     last_reader = {id(t): i for i, node in enumerate(nodes) for t in node.input_tensors}
     calls = [node.operation.name for node in nodes]
@@ -87,7 +87,7 @@ def _places(model: keras.Model, nodes: list, macs: list[int]) -> dict[str, int]:
             and isinstance(node.operation, keras.layers.Layer)
             and calls.count(node.operation.name) == 1
             and keras.backend.is_float_dtype(node.outputs[0].dtype)
-            # There is more to save than the last layer's own.
+            # An exit here can skip more than the last layer.
             and sum(own > 0 for own in macs[i + 1 :]) > 1
         ):
             places[spent] = node.operation.name

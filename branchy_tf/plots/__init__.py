@@ -1,4 +1,4 @@
-"""Pictures of results, as PNG."""
+"""Plots of results, as PNG files."""
 
 from branchy_tf.plots.classes import classes
 from branchy_tf.plots.contenders import contenders

@@ -1,18 +1,11 @@
-"""Where each class exits, and how accurate the answers are."""
+"""Exit rates and accuracy by class."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from branchy_tf import files
-from branchy_tf.plots.style import (
-    BLACK,
-    GREYS,
-    HATCHES,
-    WIDTH,
-    plt,
-    save,
-)
+from branchy_tf.plots.style import BLACK, GREYS, HATCHES, WIDTH, plt, save
 from branchy_tf.results import exit_name
 
 _MOST_CLASSES = 40
@@ -21,28 +14,29 @@ _MOST_CLASSES = 40
 def classes(
     path: files.Path, exits: np.ndarray, right: np.ndarray, labels: np.ndarray
 ) -> None:
-    """Draws the share of each class that exits at each exit, and its accuracy.
+    """Plots the exit rates and the accuracy of each class.
 
     Args:
-        path: .png to write.
+        path: the .png file to write.
         exits: int [n], the exit of each row, 0-based.
-        right: bool [n], whether its answer is correct.
-        labels: int [n]. With more than 40 classes the 40 least accurate are shown.
+        right: bool [n], whether the row is classified correctly.
+        labels: int [n], the true classes. Of more than 40 classes, only the 40 least
+            accurate are shown.
     """
     shares, accuracy, names = by_class(exits, right, labels)
-    kept = np.arange(len(names))
+    shown = np.arange(len(names))
     title = "Exits and accuracy by class"
     if len(names) > _MOST_CLASSES:
-        kept = np.sort(np.argsort(accuracy, kind="stable")[:_MOST_CLASSES])
+        shown = np.sort(np.argsort(accuracy, kind="stable")[:_MOST_CLASSES])
         title += f" ({_MOST_CLASSES} least accurate of {len(names)})"
-    height = 1.8 + 0.3 * len(kept)
+    height = 1.8 + 0.3 * len(shown)
     figure, axes = plt.subplots(figsize=(WIDTH, height), layout="constrained")
-    y = np.arange(len(kept))
-    left = np.zeros(len(kept))
+    y = np.arange(len(shown))
+    left = np.zeros(len(shown))
     for k in range(shares.shape[1]):
         axes.barh(
             y,
-            100 * shares[kept, k],
+            100 * shares[shown, k],
             left=left,
             color=GREYS[k % len(GREYS)],
             hatch=HATCHES[k % len(HATCHES)],
@@ -50,9 +44,9 @@ def classes(
             linewidth=0.6,
             label=exit_name(k + 1),
         )
-        left += 100 * shares[kept, k]
+        left += 100 * shares[shown, k]
     axes.plot(
-        100 * accuracy[kept],
+        100 * accuracy[shown],
         y,
         "D",
         color="white",
@@ -60,8 +54,8 @@ def classes(
         markeredgewidth=1.8,
         label="accuracy",
     )
-    axes.set_yticks(y, [str(name) for name in names[kept]])
-    axes.set_ylim(len(kept) - 0.4, -0.6)
+    axes.set_yticks(y, [str(name) for name in names[shown]])
+    axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set(xlabel="%", ylabel="class", xlim=(0, 102), title=title)
     columns = min(shares.shape[1] + 1, 3)
     figure.legend(loc="outside lower center", ncols=columns, fontsize=8)

@@ -1,22 +1,14 @@
-"""Time per image of early exit and of the engines it is compared with."""
+"""Time per image of early exit and of the engines compared with it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from branchy_tf import files
-from branchy_tf.plots.style import (
-    BLACK,
-    BLUE,
-    GREEN,
-    ORANGE,
-    SKY,
-    panels,
-    plain_ticks,
-    save,
-)
+from branchy_tf.plots import style
+from branchy_tf.plots.style import BLACK, BLUE, GREEN, ORANGE, SKY
 
-# Label, marker, colour and line of each; bfloat16 is dashed.
+# {contender: (label, marker, colour, line)}; bfloat16 is dashed.
 _LINES = {
     "keras_export": ("Keras export", "o", BLACK, "-"),
     "frozen": ("frozen", "s", BLUE, "-"),
@@ -28,14 +20,14 @@ _LINES = {
 
 
 def contenders(path: files.Path, result: dict[str, Any]) -> None:
-    """Draws the time per image by batch size, with a panel for each number of threads.
+    """Plots the time per image by batch size, with a panel for each thread count.
 
     Args:
-        path: .png to write.
-        result: content of benchmark.json.
+        path: the .png file to write.
+        result: the content of benchmark.json.
     """
     counts = sorted({row["threads"] for row in result["results"]})
-    figure, axes = panels(len(counts), height=3.4)
+    figure, axes = style.panels(len(counts), height=3.4)
     for panel, count in zip(axes, counts, strict=True):
         for name, (label, marker, color, line) in _LINES.items():
             rows = _rows(result["results"], contender=name, threads=count)
@@ -56,10 +48,10 @@ def contenders(path: files.Path, result: dict[str, Any]) -> None:
             yscale="log",
             title=f"{count} thread" if count == 1 else f"{count} threads",
         )
-        plain_ticks(panel.yaxis)
+        style.plain_ticks(panel.yaxis)
     axes[0].legend(fontsize=9, ncols=2)
     axes[-1].set_xlabel("batch size")
-    save(figure, path)
+    style.save(figure, path)
 
 
 def _line(panel: Any, rows: list, label: str, marker: str, color: str, line: str) -> None:

@@ -1,4 +1,4 @@
-"""Accuracy against cost."""
+"""Accuracy over cost."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ def frontier(
     knee: tuple[float, float] | None = None,
     baseline: tuple[float, float] | None = None,
 ) -> None:
-    """Draws what thresholds can reach, and the chosen ones.
+    """Plots the accuracy and cost of the best thresholds and of the chosen ones.
 
     Args:
-        path: .png to write.
+        path: the .png file to write.
         points: `(multiply-adds, accuracy)` along the frontier; may be empty.
-        exits: the same of each exit answering all rows.
-        chosen: the same of the chosen thresholds.
+        exits: the same for each exit alone on all rows.
+        chosen: the same for the chosen thresholds.
         split: "validation" or "test".
-        knee: the same of the frontier's knee.
-        baseline: the same of the network trained without branches.
+        knee: the same for the frontier's knee.
+        baseline: the same for the network trained without branches.
 
     References:
         BranchyNet (2016), Figure 3.
     """
     figure, axes = plt.subplots(figsize=(WIDTH, 5.0), layout="constrained")
     unit, unit_name = _unit(max(cost for cost, _ in exits))
-    # On other rows than it was found on, the frontier goes up and down.
+    # On the test split, the frontier of the validation split need not be monotonic.
     if points:
         costs, accuracies = _columns(points, unit)
         axes.step(
@@ -45,19 +45,17 @@ def frontier(
             where="post",
             color=BLUE,
             marker="." if len(points) < 100 else None,
-            label="best thresholds"
-            if split == "validation"
-            else "best thresholds on validation",
+            label="best thresholds" + ("" if split == "validation" else " on validation"),
         )
     looks = {"color": BLACK, "markerfacecolor": "none", "linestyle": "none"}
     axes.plot(*_columns(exits, unit), "s", ms=8, label="each exit alone", **looks)
     for k, (cost, accuracy) in enumerate(zip(*_columns(exits, unit), strict=True)):
-        last = k == len(exits) - 1
+        final = k == len(exits) - 1
         axes.annotate(
             exit_name(k + 1),
             (cost, accuracy),
-            xytext=(-8 if last else 8, -14),
-            ha="right" if last else "left",
+            xytext=(-8 if final else 8, -14),
+            ha="right" if final else "left",
             textcoords="offset points",
             fontsize=9,
         )

@@ -21,20 +21,20 @@ def gallery(
     title: str,
     seed: int = 0,
 ) -> None:
-    """Draws up to eight images of each exit, sampled at random.
+    """Plots up to eight images of each exit, sampled at random.
 
     Args:
-        path: .png to write.
+        path: the .png file to write.
         images: uint8 [n, H, W, 1 or 3].
         exits: int [n], the exit of each row, 0-based.
-        answers: int [n], the predicted class.
-        labels: int [n], the true class.
-        number: of exits.
-        title: of the picture.
-        seed: of the sample.
+        answers: int [n], the predicted classes.
+        labels: int [n], the true classes.
+        number: the number of exits.
+        title: the title of the plot.
+        seed: the seed of the sample.
     """
     random = np.random.default_rng(seed)
-    # All in one panel: a panel for each image takes ten times as long to draw.
+    # A separate panel for each image would take ten times as long.
     figure, axes = plt.subplots(figsize=(WIDTH, 0.9 * number + 0.4))
     figure.subplots_adjust(left=0.1, right=1, bottom=0, top=1 - 0.3 / (number + 0.4))
     axes.set_title(title, fontsize=11)
@@ -60,5 +60,5 @@ def gallery(
 
 
 def can_show(images: np.ndarray) -> bool:
-    """Whether `images` can be drawn: [n, H, W, 1 or 3]."""
+    """Whether `gallery` can show `images`: [n, H, W, 1 or 3]."""
     return images.ndim == 4 and images.shape[-1] in (1, 3)

@@ -1,4 +1,4 @@
-"""Scores at each early exit, and what a threshold does with them."""
+"""Scores at each early exit and the effect of its threshold."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from branchy_tf.plots.style import BLUE, GREEN, ORANGE, SKY, panels, save
 from branchy_tf.policy import ExitPolicy
 from branchy_tf.results import exit_name
 
-# Below, the axis of scores is linear.
+# The score below which the axis is linear.
 _LINEAR = 1e-4
 _BINS = 30
 
@@ -22,13 +22,13 @@ def leaving(
     correct: np.ndarray,
     policy: ExitPolicy,
 ) -> None:
-    """Draws, for each early exit, the share below a threshold and its accuracy.
+    """Plots the share of rows below each score, and their accuracy, by early exit.
 
     Args:
-        path: .png to write.
+        path: the .png file to write.
         scores: float32 [n, N].
         correct: bool [n, N].
-        policy: its thresholds are drawn, and its criterion is named.
+        policy: whose thresholds and criterion are drawn.
 
     References:
         BranchyNet (2016), Figure 4.
@@ -63,14 +63,7 @@ def histograms(
     correct: np.ndarray,
     policy: ExitPolicy,
 ) -> None:
-    """Draws, for each early exit, the scores of correct and of wrong answers.
-
-    Args:
-        path: .png to write.
-        scores: float32 [n, N].
-        correct: bool [n, N].
-        policy: its thresholds are drawn, and its criterion is named.
-    """
+    """Plots the scores of correct and wrong answers by early exit; see `leaving`."""
     figure, axes = panels(len(policy.thresholds), sharex=True)
     top = max(float(scores[:, :-1].max(initial=0)), 10 * _LINEAR)
     edges = np.concatenate([[0], np.geomspace(_LINEAR, 1.001 * top, _BINS)])
@@ -94,7 +87,7 @@ def histograms(
 
 def _mark(panel: Any, k: int, limit: float) -> None:
     panel.set_title(f"{exit_name(k + 1)}: T = {limit:.3g}")
-    # A line at infinity would stretch the axis; the right end stands for it.
+    # A line at infinity would stretch the axis, so it is drawn at the right end.
     where = limit if np.isfinite(limit) else panel.get_xlim()[1]
     panel.axvline(where, color=ORANGE, linestyle="-.", linewidth=2, label="threshold T")
 
@@ -104,7 +97,7 @@ def _score_axis(figure: Any, axes: list, criterion: str) -> None:
         panel.set_xscale("symlog", linthresh=_LINEAR)
         panel.set_xlim(0, None)
     axes[-1].set_xlabel(f"score ({criterion}), logarithmic above {_LINEAR:g}")
-    # The same in all panels.
+    # One legend for all panels.
     figure.legend(
         *axes[0].get_legend_handles_labels(),
         loc="outside lower center",

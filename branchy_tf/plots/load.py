@@ -1,4 +1,4 @@
-"""How a server bears load."""
+"""Latency and throughput of a server under load."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _PERCENTILES = (("p50", "o", GREEN), ("p95", "s", BLUE), ("p99", "^", ORANGE))
 
 
 def load(path: files.Path, results: Sequence[dict[str, Any]]) -> None:
-    """Draws latency and throughput against callers, and against arrivals.
+    """Plots latency and throughput over callers and over arrivals.
 
     Args:
-        path: .png to write.
-        results: of load.json: of closed loops, open loops or both.
+        path: the .png file to write.
+        results: the results in load.json, of closed loops, open loops or both.
     """
     kinds = [
-        ("closed", "callers", "callers, each asking again once it is answered"),
+        ("closed", "callers", "callers, each with one request at a time"),
         ("open", "rate", "arrivals (requests/s)"),
     ]
     kinds = [kind for kind in kinds if any(row["loop"] == kind[0] for row in results)]
@@ -40,7 +40,7 @@ def load(path: files.Path, results: Sequence[dict[str, Any]]) -> None:
         throughput.plot(at, answered, marker="o", color=BLUE, label="answered")
         if (answered < asked).any():
             throughput.plot(
-                at, asked, "--", marker="x", color=BLACK, label="sent, refused ones too"
+                at, asked, "--", marker="x", color=BLACK, label="sent, with rejected"
             )
             throughput.legend(fontsize=9)
         throughput.set(ylabel="requests/s", ylim=(0, None), xlabel=label)
@@ -52,5 +52,5 @@ def load(path: files.Path, results: Sequence[dict[str, Any]]) -> None:
 
 
 def _column(rows: Sequence[dict[str, Any]], key: str) -> np.ndarray:
-    # Without a single answer there is no latency.
+    # A latency is None, hence NaN, if no request was answered.
     return np.array([row[key] for row in rows], float)

@@ -1,4 +1,4 @@
-"""Accuracy against confidence: how well each exit is calibrated."""
+"""Reliability diagrams: the accuracy of each exit over its confidence."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _AFTER = ("-", "o", BLUE, "after")
 def reliability(
     path: files.Path, before: np.ndarray, after: np.ndarray, labels: np.ndarray
 ) -> None:
-    """Draws each exit's accuracy against its confidence, without and with temperature.
+    """Plots each exit's accuracy over its confidence, with and without temperature.
 
     Args:
-        path: .png to write.
+        path: the .png file to write.
         before: float32 [n, N, classes], probabilities without temperature.
-        after: the same with it.
-        labels: int [n].
+        after: float32 [n, N, classes], probabilities with temperature.
+        labels: int [n], the true classes.
 
     References:
         Guo et al. (ICML 2017, arXiv 1706.04599), Figures 1 and 4.
@@ -40,7 +40,7 @@ def reliability(
             confidence, accuracy, share, error = bins(probabilities, labels)
             x, y = 100 * confidence, 100 * accuracy
             panel.plot(x, y, style, color=color)
-            # A small mark stands for few rows, whose accuracy is noisy.
+            # A small marker stands for few rows, whose accuracy is noisy.
             sizes = 12 + 140 * np.sqrt(share)
             panel.scatter(
                 x, y, s=sizes, c=color, marker=marker, edgecolor=BLACK, zorder=3
@@ -60,15 +60,16 @@ def reliability(
 def bins(
     probabilities: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Mean confidence, accuracy and share of ten bins, and the calibration error.
+    """The calibration of one exit in ten bins of equal width.
 
     Args:
         probabilities: [n, classes].
-        labels: int [n].
+        labels: int [n], the true classes.
 
     Returns:
-        `(confidence, accuracy, share, error)`: of the bins that hold a row, of equal
-        width, and the expected calibration error, a fraction of 1.
+        `(confidence, accuracy, share, error)`: mean confidence, accuracy and share of
+        the rows for each non-empty bin, and the expected calibration error, all
+        fractions of 1.
     """
     confidence = probabilities.max(axis=-1).astype(np.float64)
     right = probabilities.argmax(axis=-1) == labels

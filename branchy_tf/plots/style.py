@@ -1,4 +1,4 @@
-"""The common look: shapes differ as well as colours."""
+"""The common style: series differ in shape as well as in colour."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib import ticker
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart. In grey print, from
+# Okabe and Ito's colours, which colour-blind readers can distinguish. In greyscale, from
 # light to dark: SKY, ORANGE, GREEN, BLUE, BLACK.
 BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#D55E00", "#009E73", "#000000"
 SKY = "#56B4E9"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 HATCHES = ("", "///", "...", "xx", "\\\\\\", "++", "oo")
-# Greys light enough for a hatch to show.
+# Greys that are light enough to show a hatch.
 GREYS = ("0.95", "0.75", "0.88", "0.6", "0.8", "0.7", "0.9")
 
 # Inches; readable on a phone held upright.
@@ -26,7 +26,7 @@ WIDTH = 6.4
 
 
 def panels(rows: int, height: float = 2.6, **options: Any) -> tuple[Any, list]:
-    """A figure of panels one below the other, readable on a phone."""
+    """A figure with panels below each other, readable on a phone."""
     figure, axes = plt.subplots(
         rows,
         1,
@@ -39,14 +39,14 @@ def panels(rows: int, height: float = 2.6, **options: Any) -> tuple[Any, list]:
 
 
 def plain_ticks(axis: Any) -> None:
-    """Writes the ticks of a logarithmic axis as 0.5 or 20, not as powers of ten."""
+    """Labels the ticks of a logarithmic axis as 0.5 or 20, not as powers of ten."""
     axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(ticker.NullFormatter())
 
 
 def save(figure: Any, path: files.Path, grid: bool = True) -> None:
-    """Writes the figure as .png and closes it."""
+    """Writes a figure to a .png file and closes it."""
     if grid:
         for axes in figure.axes:
             axes.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""Accuracy while training."""
+"""Accuracy during training."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from branchy_tf.plots.style import BLACK, BLUE, GREEN, ORANGE, plt, save
 
 
 def training(path: files.Path, rows: Sequence[dict[str, str]]) -> None:
-    """Draws each exit's validation accuracy over the epochs of all phases.
+    """Plots each exit's validation accuracy over the epochs of all phases.
 
     Args:
-        path: .png to write.
-        rows: of history.csv, at least one.
+        path: the .png file to write.
+        rows: at least one row of history.csv.
     """
     columns = [c for c in rows[0] if c.startswith("val_") and c.endswith("_accuracy")]
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
@@ -39,7 +39,7 @@ def training(path: files.Path, rows: Sequence[dict[str, str]]) -> None:
     axes.set(
         xlabel="epoch",
         ylabel="accuracy, validation split (%)",
-        title="Accuracy of each exit while training",
+        title="Accuracy of each exit during training",
     )
     axes.legend(loc="center right")
     save(figure, path)

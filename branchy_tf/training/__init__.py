@@ -1,4 +1,4 @@
-"""Training the exits: losses, modes, resuming, the run folder."""
+"""Trains multi-exit models: losses, modes, resuming and the run folder."""
 
 from branchy_tf.training.callbacks import read_history
 from branchy_tf.training.phases import make_deterministic, train

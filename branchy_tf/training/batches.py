@@ -1,4 +1,4 @@
-"""The batches of a training, made while the step before them runs."""
+"""Training batches, prepared while the previous step runs."""
 
 from __future__ import annotations
 
@@ -12,28 +12,27 @@ import numpy as np
 
 from branchy_tf.data import Split, augment
 
-# A step takes about as long as the next: more would wait, not help.
+# Steps take about equally long, so preparing more batches ahead would not help.
 _AHEAD = 2
 
 
 class Batches(keras.utils.PyDataset):
-    """Rows in random order, varied by an augmentation, for `fit`.
+    """Shuffled and augmented rows for `fit`.
 
-    What a batch holds follows from seed, epoch and place in the epoch alone, so a
-    training that was killed goes on with the batches that it would have had. They
-    are made by NumPy in a thread of their own: the same under every Keras backend,
-    and the graph that is trained has no part in it.
+    A batch depends only on the seed, the epoch and its index, so a resumed training
+    sees the same batches as an uninterrupted one. NumPy prepares them in a separate
+    thread: they are the same under every Keras backend and not part of the graph.
 
     Args:
         split: the rows.
-        targets: of a split, in the structure of the model's outputs.
-        batch_size: rows in a batch; the last one of an epoch may have fewer.
+        targets: `targets(split)`, in the structure of the model's outputs.
+        batch_size: rows per batch. The last batch of an epoch may be smaller.
         augmentation: a name from `data.AUGMENTATIONS`.
-        seed: numbers that all draws follow from.
+        seed: the numbers that determine all draws.
 
     Attributes:
-        waited: seconds for which a batch was asked for before it was there. Where
-            Keras reads ahead itself, the steps waited for less.
+        waited: seconds spent waiting for batches. If Keras prefetches, the training
+            steps waited less than that.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class Batches(keras.utils.PyDataset):
         augmentation: str,
         seed: Sequence[int],
     ) -> None:
-        # Workers of Keras would begin an epoch before they are told which it is.
+        # More workers would start an epoch before they know its number.
         super().__init__(workers=1)
         self.waited = 0.0
         self._split = split
@@ -57,7 +56,7 @@ class Batches(keras.utils.PyDataset):
         self.start_epoch(0)
 
     def start_epoch(self, epoch: int) -> None:
-        """Goes on with this epoch, counted from 0; call it before each."""
+        """Selects an epoch, counted from 0; call it before each epoch."""
         self._epoch = epoch
         self._order = self._random(epoch, 0).permutation(len(self._split))
         self._made = {}
@@ -66,7 +65,7 @@ class Batches(keras.utils.PyDataset):
         return -(-len(self._split) // self._batch_size)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, Any]:
-        """Images [B, H, W, C], uint8, and targets of a batch of this epoch."""
+        """Images, uint8 [B, H, W, C], and targets of a batch of this epoch."""
         made = self._made
         self._made = {
             i: made.get(i) or self._maker.submit(self._make, self._epoch, self._order, i)

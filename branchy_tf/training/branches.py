@@ -1,4 +1,4 @@
-"""Where branches leave the trunk, and how much of their error goes back there."""
+"""Controls how much of a branch's gradient reaches the trunk."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from branchy_tf.errors import BranchyError
 
 
 class ScaleGradient(keras.layers.Layer):
-    """The identity, whose gradient is multiplied by `scale`.
+    """The identity, with its gradient multiplied by `scale`.
 
-    Lives in the graph that is trained and never in a saved model.
+    It is part of the trained graph only, never of a saved model.
 
     Args:
-        scale: 0 lets nothing back.
+        scale: the factor; 0 stops the gradient.
     """
 
     def __init__(self, scale: float, **kwargs: Any) -> None:
@@ -33,16 +33,16 @@ class ScaleGradient(keras.layers.Layer):
 
 
 def trunk(model: keras.Model) -> list[Any]:
-    """The nodes that the final exit needs."""
+    """The nodes that compute the final exit."""
     final = list(exits.exit_tensors(model).values())[-1]
     return graphs.nodes_between(model.inputs, [final])
 
 
 @contextlib.contextmanager
 def frozen_trunk(model: keras.Model) -> Iterator[None]:
-    """Keeps the trunk's weights and batch norm statistics as they are."""
-    # A layer hands what it is told on to those inside it, which come after it here:
-    # each gets its own back in the end.
+    """Freezes the trunk's weights and batch norm statistics."""
+    # Setting `trainable` also sets it on the inner layers, which come later in this
+    # list, so restoring in order gives each layer its own value.
     before = [
         (layer, layer.trainable)
         for node in trunk(model)
@@ -59,52 +59,47 @@ def frozen_trunk(model: keras.Model) -> Iterator[None]:
 
 
 def detached(model: keras.Model) -> keras.Model:
-    """The same function, from whose branches no error reaches the trunk.
+    """The same function, but no gradient of a branch reaches the trunk.
 
-    Tree training: each branch learns on the trunk's features as on an input of
-    its own. Branches of branches stay attached to these.
+    Each branch learns on the trunk's features as on a fixed input. A branch of a
+    branch stays attached to it.
 
     Raises:
-        BranchyError: a branch uses a layer of the trunk, whose weights its error
-            would reach.
+        BranchyError: a branch shares a layer with the trunk.
     """
-    inside = {id(node) for node in trunk(model)}
-    made = {id(tensor) for node in trunk(model) for tensor in node.outputs}
-    of_trunk = {id(node.operation) for node in trunk(model)}
+    inside = {id(node): node for node in trunk(model)}
+    made = {id(tensor) for node in inside.values() for tensor in node.outputs}
+    with_weights = {
+        id(node.operation)
+        for node in inside.values()
+        if getattr(node.operation, "weights", [])
+    }
+    scale: dict[tuple[int, int], float] = {}
     for node in graphs.nodes_in_order(model):
-        operation = node.operation
-        shared = id(node) not in inside and id(operation) in of_trunk
-        if shared and getattr(operation, "weights", []):
+        if id(node) in inside:
+            continue
+        if id(node.operation) in with_weights:
             raise BranchyError(
-                f"A branch uses layer {operation.name!r} of the trunk, so its error "
-                "would reach the trunk in mode detached. Give the branch a layer of its "
-                "own, or train in another mode."
+                f"A branch shares layer {node.operation.name!r} with the trunk, so in "
+                "mode detached its gradient would still reach the trunk. Give the branch "
+                "a separate layer, or train in another mode."
             )
-    return _rebuilt(
-        model,
-        {
-            (id(node), id(tensor)): 0.0
-            for node in graphs.nodes_in_order(model)
-            if id(node) not in inside
-            for tensor in node.input_tensors
-            if id(tensor) in made
-        },
-    )
+        scale |= {(id(node), id(t)): 0.0 for t in node.input_tensors if id(t) in made}
+    return _rebuilt(model, scale)
 
 
 def equilibrium(model: keras.Model) -> keras.Model:
     """The same function with gradient equilibrium.
 
-    Where the branch of exit i of k leaves the trunk, the gradient from the
-    branch is multiplied by 1 / (k - i + 1) and the one from further on by
-    (k - i) / (k - i + 1). The trunk then sees each exit's gradient at one k-th
-    where all meet, and their sum keeps its variance. (Where a shortcut passes by
-    an exit's place, as inside a residual block, the gradient through it is not
-    scaled.)
+    Where the branch of exit i of k starts, the gradient from the branch is multiplied
+    by 1 / (k - i + 1) and the gradient from later layers by (k - i) / (k - i + 1).
+    Before the first branch, each exit's gradient then has the weight 1 / k, and their
+    sum keeps its variance. (A shortcut around the start of a branch, as inside a
+    residual block, is not scaled.)
 
     Raises:
-        BranchyError: an exit hangs off the branch of another, or leaves the
-            trunk at several places.
+        BranchyError: a branch starts from the branch of another exit, or at several
+            places of the trunk.
 
     References:
         Li, Zhang, Qi, Yang, Huang: Improved Techniques for Training Adaptive
@@ -120,28 +115,30 @@ def equilibrium(model: keras.Model) -> keras.Model:
         own = {id(node) for node in graphs.nodes_between(model.inputs, [logits])}
         if own & taken:
             raise BranchyError(
-                f"Gradient equilibrium is for exits that leave the trunk one by one; "
-                f"{name} hangs off the branch of an earlier exit. Train it without."
+                "Gradient equilibrium needs every branch to start from the trunk, but "
+                f"{name} starts from the branch of an earlier exit. Pass "
+                "--gradient_scaling=none."
             )
         own -= inside
         taken |= own
-        left = {
+        starts = {
             id(tensor)
             for node in nodes
             if id(node) in own
             for tensor in node.input_tensors
             if keras.backend.is_float_dtype(tensor.dtype)
         } - {id(t) for node in nodes if id(node) in own for t in node.outputs}
-        if len(left) > 1:
+        if len(starts) > 1:
             raise BranchyError(
-                f"Gradient equilibrium is for exits that leave the trunk at one place; "
-                f"{name} reads {len(left)} tensors of it. Train it without."
+                "Gradient equilibrium needs every branch to start at one place of the "
+                f"trunk, but {name} reads {len(starts)} of its tensors. Pass "
+                "--gradient_scaling=none."
             )
         for node in nodes:
             if id(node) in taken and id(node) not in own:
                 continue  # an earlier exit's branch at the same place
             for tensor in node.input_tensors:
-                if id(tensor) in left:
+                if id(tensor) in starts:
                     share = 1.0 if id(node) in own else count - i
                     edge = (id(node), id(tensor))
                     scale[edge] = scale.get(edge, 1.0) * share / (count - i + 1)
@@ -149,7 +146,7 @@ def equilibrium(model: keras.Model) -> keras.Model:
 
 
 def _rebuilt(model: keras.Model, scale: dict[tuple[int, int], float]) -> keras.Model:
-    """The model with scaled gradients on some edges `(id(node), id(tensor))`."""
+    """A copy of the model that scales gradients at edges `(id(node), id(tensor))`."""
     inputs = [
         keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name)
         for tensor in model.inputs

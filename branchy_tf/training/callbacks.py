@@ -1,4 +1,4 @@
-"""Callbacks that let a killed training go on where it was."""
+"""Callbacks that let a killed training resume."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from branchy_tf import files
 
 
 class AtomicBackup(keras.callbacks.BackupAndRestore):
-    """`BackupAndRestore` whose backup is always whole.
+    """`BackupAndRestore` with a backup that is always complete.
 
-    Keras writes weights and epoch number over the old ones, so a kill in that
-    moment leaves neither. Here each backup is written to a folder beside and
-    takes the old one's place when it is complete. It stays after training: a
-    phase that is done restores its weights and trains no further epoch.
+    Keras overwrites the weights and the epoch number, so a kill at that moment leaves
+    no backup. Here each backup is written to a neighbouring folder, which then replaces
+    the old one. The backup stays after training: a finished phase restores its weights
+    and trains no further epoch.
 
     Args:
-        folder: where the backup lies.
+        folder: the folder of the backup.
     """
 
     def __init__(self, folder: files.Path) -> None:
@@ -31,9 +31,9 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
 
     def on_train_begin(self, logs=None) -> None:
         if not self._folder.exists() and self._old.exists():
-            # Killed between the two renames below.
+            # It was killed between the two renames below.
             self._old.rename(self._folder)
-        mend = "Remove it to train anew from the start."
+        mend = "Remove it to start the training again."
         with files.reading(self._folder, "the backup of a training", mend):
             super().on_train_begin(logs)
 
@@ -50,16 +50,16 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
 
 
 class HistoryFile(keras.callbacks.Callback):
-    """Keeps history.csv: one row for each epoch of each phase.
+    """Writes history.csv, with one row for each epoch of each phase.
 
-    Place it before `AtomicBackup`. A row is then written before its epoch
-    counts as done; a row whose epoch was not backed up any more is dropped
-    when that epoch is trained again. So there is no gap and no duplicate.
+    Place it before `AtomicBackup`: a row is then written before its epoch is backed
+    up, and replaced when an epoch without a backup is trained again. So no row is
+    missing or duplicated.
 
     Args:
         path: the csv file.
-        phase: name of the phase now training.
-        names: of the exits, which give the columns.
+        phase: the name of the current phase.
+        names: the names of all exits, which determine the columns.
     """
 
     def __init__(self, path: files.Path, phase: str, names: list[str]) -> None:
@@ -72,7 +72,7 @@ class HistoryFile(keras.callbacks.Callback):
         self._columns = ["phase", "epoch", *figures, *(f"val_{f}" for f in figures)]
 
     def on_train_begin(self, logs=None) -> None:
-        # A damaged file is told before an epoch has been trained for nothing.
+        # Reports a damaged file before the first epoch.
         read_history(self._path)
 
     def on_epoch_end(self, epoch, logs=None) -> None:
@@ -95,11 +95,15 @@ class HistoryFile(keras.callbacks.Callback):
 
 
 def read_history(path: files.Path) -> list[dict[str, str]]:
-    """The rows of a history.csv, in order; none if there is no file yet.
+    """The rows of a history.csv, in order; none if the file does not exist.
+
+    Returns:
+        `[{"phase": ..., "epoch": "1", "loss": ..., ...}, ...]`. A figure that the
+        phase does not have is an empty string.
 
     Raises:
-        BranchyError: the file is damaged: no table with `phase` and `epoch`, or a cell
-            that is missing, too many, or no number.
+        BranchyError: the file is damaged: no columns `phase` and `epoch`, a row of
+            another length, or a figure that is not a number.
     """
     if not files.path(path).exists():
         return []
@@ -113,7 +117,7 @@ def read_history(path: files.Path) -> list[dict[str, str]]:
             if not {"phase", "epoch"} <= row.keys():
                 raise ValueError("it has no columns phase and epoch")
             if None in row or None in row.values():
-                raise ValueError(f"row {number} has another number of cells")
+                raise ValueError(f"row {number} has the wrong number of cells")
             int(row["epoch"])
             for name in row.keys() - {"phase", "epoch"}:
                 float(row[name] or "nan")

@@ -1,6 +1,8 @@
-"""Self-distillation: the final exit teaches the earlier ones."""
+"""Self-distillation: the final exit teaches the early exits."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import keras
 from keras import ops
@@ -18,18 +20,18 @@ def check(gamma: float, temperature: float) -> None:
 
 
 class DistilledModel(keras.Model):
-    """A multi-exit model whose early exits also learn from its last.
+    """A multi-exit model whose early exits also learn from its final exit.
 
-    Exit n < N pays w_n ((1 - gamma) CE_n + gamma tau² KL(p_N || p_n)), p the softmax of
-    the logits divided by tau, p_N as a constant. The cross-entropies are those
-    it is compiled with; pass their weights through `label_weights`.
+    The loss of exit n < N is w_n ((1 - gamma) CE_n + gamma tau² KL(p_N || p_n)), where
+    p is the softmax of the logits divided by tau and p_N is held constant. Compile the
+    cross-entropies with the weights from `label_weights`.
 
     Args:
-        inputs: of the model.
+        inputs: the inputs of the model.
         outputs: `{"exit_1": logits, ..., "exit_N": logits}`.
         loss_weights: w_1 ... w_N.
-        gamma: share of the teacher.
-        temperature: tau.
+        gamma: the weight of the teacher, 0 < gamma <= 1.
+        temperature: tau, above 0.
 
     References:
         Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network
@@ -37,7 +39,14 @@ class DistilledModel(keras.Model):
         for Multi-Exit Architectures (ICCV 2019).
     """
 
-    def __init__(self, inputs, outputs, loss_weights, gamma, temperature) -> None:
+    def __init__(
+        self,
+        inputs: keras.KerasTensor | Sequence | Mapping,
+        outputs: Mapping[str, keras.KerasTensor],
+        loss_weights: Sequence[float],
+        gamma: float,
+        temperature: float,
+    ) -> None:
         super().__init__(inputs=inputs, outputs=outputs)
         self._names = list(outputs)
         self._weights = dict(zip(self._names, loss_weights, strict=True))
@@ -45,24 +54,24 @@ class DistilledModel(keras.Model):
         self._temperature = temperature
 
     def label_weights(self) -> list[float]:
-        """What is left to each exit's cross-entropy."""
-        *early, last = self._names
+        """The weight of each exit's cross-entropy."""
+        *early, final = self._names
         shares = [self._weights[name] * (1 - self._gamma) for name in early]
-        return [*shares, self._weights[last]]
+        return [*shares, self._weights[final]]
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
-        """The compiled loss and the distillation of a batch, a scalar."""
+        """The compiled loss plus the distillation loss of a batch, a scalar."""
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
-        *early, last = self._names
-        teacher = ops.stop_gradient(y_pred[last]) / self._temperature
+        *early, final = self._names
+        teacher = ops.stop_gradient(y_pred[final]) / self._temperature
         wanted = ops.log_softmax(teacher)
         masked = ops.equal(wanted, -float("inf"))
         scale = self._gamma * self._temperature**2
         for name in early:
             given = ops.log_softmax(y_pred[name] / self._temperature)
-            # A class that the teacher masks out (-inf) asks for nothing.
+            # A class that the teacher masks out (-inf) adds no loss.
             apart = ops.where(masked, 0.0, wanted - ops.where(masked, 0.0, given))
             divergence = ops.sum(ops.exp(wanted) * apart, axis=-1)
             loss = loss + scale * self._weights[name] * ops.mean(divergence)

@@ -1,4 +1,4 @@
-"""Fitting one phase: batches, optimiser, callbacks, resuming."""
+"""Fits one phase: batches, optimiser, callbacks, resuming."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Phase:
     """One call of `fit`.
 
     Attributes:
-        name: in history.csv and of the backup.
-        model: whose graph is trained.
+        name: its name in history.csv and in the backup.
+        model: the model to train.
         compile: `compile(trainer, optimizer)`.
-        targets: of a split, in the structure of the model's outputs.
-        epochs: how many.
-        wrap: `wrap(inputs, outputs)`, the model that is compiled, of the same graph.
+        targets: `targets(split)`, in the structure of the model's outputs.
+        epochs: the number of epochs.
+        wrap: `wrap(inputs, outputs)`, the model to compile, with the same graph.
     """
 
     name: str
@@ -46,14 +46,14 @@ def fit(
     folder: RunFolder,
     names: list[str],
 ) -> None:
-    """Fits a phase to the data set, or what a backup leaves to be done.
+    """Fits a phase, resuming from its backup if there is one.
 
     Args:
-        phase: what.
-        dataset: its training split is trained on, its validation split watched.
-        settings: how.
-        folder: where history, backups and logs go.
-        names: of all exits, for the columns of the history.
+        phase: the phase.
+        dataset: trains on its training split and evaluates on its validation split.
+        settings: the settings of the training.
+        folder: receives history, backups and logs.
+        names: the names of all exits, for the columns of the history.
     """
     batches = make_batches(phase, dataset, settings)
     trainer = compiled(phase, settings, len(batches))
@@ -63,7 +63,7 @@ def fit(
     start = time.perf_counter()
     history = trainer.fit(
         batches,
-        # They come in random order already.
+        # The batches are already shuffled.
         shuffle=False,
         validation_data=(dataset.validation.images, phase.targets(dataset.validation)),
         epochs=phase.epochs,
@@ -82,7 +82,7 @@ def fit(
     if trained:
         seconds = time.perf_counter() - start
         logging.info(
-            "Phase %s: %.0f images per second, %.1f %% of the time waiting for them.",
+            "Phase %s: %.0f images per second, %.1f %% of the time waiting for data.",
             phase.name,
             trained / seconds,
             100 * batches.waited / seconds,
@@ -90,9 +90,10 @@ def fit(
 
 
 def make_batches(phase: Phase, dataset: Dataset, settings: Settings) -> Batches:
-    """What a phase trains on: the baseline's draws, or those of the phase after it.
+    """The training batches of a phase.
 
-    All modes have the same draws there, so that nothing else tells them apart.
+    The random draws depend only on whether the phase is the baseline, so that modes
+    differ in nothing else.
     """
     return Batches(
         dataset.train,
@@ -104,18 +105,17 @@ def make_batches(phase: Phase, dataset: Dataset, settings: Settings) -> Batches:
 
 
 def compiled(phase: Phase, settings: Settings, steps: int) -> keras.Model:
-    """The model of a phase, around the same graph and ready to be fitted.
+    """The compiled model of a phase, with the same graph.
 
     Args:
-        phase: what.
-        settings: how.
-        steps: of an epoch.
+        phase: the phase.
+        settings: the settings of the training.
+        steps: steps per epoch.
     """
     trainer = phase.wrap(phase.model.input, phase.model.output)
-    # Whether steps are compiled is left to Keras, which compiles none that must be
-    # deterministic on TensorFlow: on 2 cores XLA's step of B-LeNet took 2.3 times as
-    # long. Several steps to a call gained no more than the times vary, and PyTorch
-    # takes one.
+    # Keras decides whether to use XLA; it does not for deterministic TensorFlow. On 2
+    # cores, B-LeNet's step took 2.3 times as long with XLA. Several steps per
+    # execution gained nothing measurable, and PyTorch does not support them.
     phase.compile(
         trainer,
         optimizers.build(
@@ -131,7 +131,6 @@ def compiled(phase: Phase, settings: Settings, steps: int) -> keras.Model:
 
 def _tensorboard(folder: RunFolder, phase: str) -> list[keras.callbacks.Callback]:
     if keras.backend.backend() != "tensorflow":
-        # Keras writes TensorBoard's files with TensorFlow.
-        logging.info("No TensorBoard logs: they need Keras on TensorFlow.")
+        logging.info("TensorBoard logs need Keras on TensorFlow; none are written.")
         return []
     return [keras.callbacks.TensorBoard(str(folder.logs / phase), write_graph=False)]

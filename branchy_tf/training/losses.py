@@ -1,4 +1,4 @@
-"""The joint loss: one weighted cross-entropy for each exit."""
+"""The joint loss: a weighted cross-entropy for each exit."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from branchy_tf import checks
 from branchy_tf.errors import BranchyError
 
 
-def check_loss_weights(names: Sequence[str], weights: Sequence[float] | None) -> list:
-    """The weight of each exit's loss; 1 for each where None is given.
+def check_loss_weights(
+    names: Sequence[str], weights: Sequence[float] | None
+) -> list[float]:
+    """The loss weight of each exit; None means 1 for each.
 
     Raises:
-        BranchyError: not one finite, non-negative weight for each exit, or
-            nothing but zeros.
+        BranchyError: not one finite, non-negative weight for each exit, or all are 0.
     """
     if weights is None:
         return [1.0] * len(names)
@@ -31,7 +32,7 @@ def check_loss_weights(names: Sequence[str], weights: Sequence[float] | None) ->
         )
     if not all(math.isfinite(w) and w >= 0 for w in weights) or not any(weights):
         raise BranchyError(
-            "`loss_weights` must be finite, not negative and not all zero. Received "
+            "`loss_weights` must be finite, non-negative and not all zero. Received "
             f"{weights}."
         )
     return weights
@@ -43,37 +44,34 @@ def compile_joint(
     optimizer: keras.Optimizer,
     loss_weights: Sequence[float],
 ) -> None:
-    """Compiles a model whose outputs are a dict of logits by exit name.
+    """Compiles a model with outputs `{exit name: logits}`.
 
     References:
         L = sum_n w_n L_n, BranchyNet (2016), section III. Its L_n carries a
-        constant 1/|C| that only rescales the loss; it is left out here.
+        constant 1/|C|, which only rescales the loss and is omitted here.
     """
-    # Keras puts an output's name before its figures where there are several.
+    # Keras prefixes metrics with the output's name only if there are several outputs.
     accuracy = "accuracy" if len(names) > 1 else f"{names[0]}_accuracy"
     model.compile(
         optimizer=optimizer,
-        loss={name: _cross_entropy() for name in names},
+        loss={
+            name: keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            for name in names
+        },
         loss_weights=dict(zip(names, loss_weights, strict=True)),
-        metrics={name: [_accuracy(accuracy)] for name in names},
+        metrics={
+            name: [keras.metrics.SparseCategoricalAccuracy(accuracy)] for name in names
+        },
     )
 
 
 def compile_baseline(
     model: keras.Model, final_exit: str, optimizer: keras.Optimizer
 ) -> None:
-    """Compiles a network with its final exit alone, a plain logits output."""
+    """Compiles a network with only its final exit, a plain logits output."""
     model.compile(
         optimizer=optimizer,
-        loss=_cross_entropy(),
-        # The name that the same figure has when all exits are trained.
-        metrics=[_accuracy(f"{final_exit}_accuracy")],
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        # The same name as in a training of all exits.
+        metrics=[keras.metrics.SparseCategoricalAccuracy(f"{final_exit}_accuracy")],
     )
-
-
-def _cross_entropy() -> keras.losses.Loss:
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
-def _accuracy(name: str) -> keras.metrics.Metric:
-    return keras.metrics.SparseCategoricalAccuracy(name=name)

@@ -1,4 +1,4 @@
-"""Optimisers and schedules of the learning rate, by name."""
+"""Optimisers and learning-rate schedules, by name."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def build(
 
     Args:
         optimizer: `adam`, or `sgd` (Nesterov momentum 0.9).
-        learning_rate: the highest of the phase.
-        schedule: `constant`; `cosine`: down to 0; `one_cycle`: up over the
-            first fifth, then down to 0.
-        weight_decay: decoupled from the gradient: each step takes away
-            learning rate x `weight_decay` of each kernel. (With momentum 0.9, a
-            tenth of it as a penalty in the loss does about the same.)
-        steps: of the phase.
+        learning_rate: the maximum learning rate of the phase.
+        schedule: `constant`; `cosine`: decays to 0; `one_cycle`: rises during the
+            first fifth, then decays to 0.
+        weight_decay: decoupled from the gradient: each step shrinks each kernel by
+            the fraction learning rate x `weight_decay`. (With momentum 0.9, a tenth
+            of it as a penalty in the loss has about the same effect.)
+        steps: the number of steps of the phase.
 
     References:
         Loshchilov, Hutter: SGDR (2017), arXiv 1608.03983, and Decoupled Weight
@@ -38,7 +38,7 @@ def build(
     else:
         made = keras.optimizers.Adam(rate, weight_decay=decay)
     if decay:
-        # Scales and offsets are few and do not overfit.
+        # Scales and offsets do not overfit.
         made.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
     return made
 

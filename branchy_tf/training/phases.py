@@ -1,4 +1,4 @@
-"""Training in phases, each of which can be killed and resumed."""
+"""Trains in phases, each of which can be killed and resumed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ from branchy_tf.training.transfer import Baseline, read_baseline, take_baseline
 
 
 def make_deterministic(seed: int) -> None:
-    """Seeds everything; same seed, machine, versions and threads, same history."""
+    """Makes training reproducible on the same machine, versions and threads.
+
+    Args:
+        seed: seeds Python, NumPy and the Keras backend.
+    """
     keras.utils.set_random_seed(seed)
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
@@ -37,19 +41,26 @@ def train(
 ) -> None:
     """Trains `model` in place and writes the run folder.
 
-    Training goes on from the backup of an earlier, killed call with the same
-    arguments. Writes model.keras, baseline.keras if a baseline was trained,
-    history.csv and logs/ (TensorBoard).
+    A killed training resumes when called again with the same arguments. Writes
+    model.keras, baseline.keras if a baseline was trained, history.csv and logs/
+    (TensorBoard).
 
     Args:
         model: outputs `{"exit_1": logits, ..., "exit_N": logits}`.
-        dataset: the training split is trained on, the validation split watched.
-        settings: how.
-        folder: where to write.
-        flags: text of train.flags, which is written once everything is checked.
+        dataset: trains on its training split and evaluates on its validation split.
+        settings: the settings of the training.
+        folder: the folder to write to.
+        flags: the text of train.flags, written after all checks.
 
     Raises:
         BranchyError: settings, model and data set do not fit together.
+
+    Example:
+
+    ```python
+    settings = Settings(epochs=20, loss_weights=[1.0, 0.3])
+    train(branchy_lenet(), data.load("mnist_5k"), settings, RunFolder("runs/lenet"))
+    ```
     """
     for name, value, kind in (
         ("dataset", dataset, Dataset),
@@ -100,7 +111,7 @@ def _train_branches(
 
 
 def baseline_phase(model: keras.Model, settings: Settings) -> Phase:
-    """The phase that trains the final exit alone."""
+    """The phase that trains only the final exit."""
     final = exits.exit_names(model)[-1]
     return Phase(
         "baseline",
@@ -112,7 +123,7 @@ def baseline_phase(model: keras.Model, settings: Settings) -> Phase:
 
 
 def branches_phase(model: keras.Model, settings: Settings) -> Phase:
-    """The phase of the exits together; what it moves depends on the mode."""
+    """The phase that trains the branches; the mode decides what else it trains."""
     names = exits.exit_names(model)
     weights = losses.check_loss_weights(names, settings.loss_weights)
     trained, name = model, settings.mode
@@ -122,7 +133,7 @@ def branches_phase(model: keras.Model, settings: Settings) -> Phase:
         name = "branches"
         weights[-1] = 0.0
         if settings.distillation is None:
-            # Nothing asks for the final exit, so it is not computed at all.
+            # The final exit has no loss, so it need not be computed.
             trained = _early_exits(model)
     elif settings.mode == "detached":
         trained = branches.detached(model)
@@ -132,8 +143,8 @@ def branches_phase(model: keras.Model, settings: Settings) -> Phase:
     weights = weights[: len(shown)]
 
     def compile_(trainer: keras.Model, optimizer: keras.Optimizer) -> None:
-        left = trainer.label_weights() if settings.distillation else weights
-        losses.compile_joint(trainer, shown, optimizer, left)
+        of_labels = trainer.label_weights() if settings.distillation else weights
+        losses.compile_joint(trainer, shown, optimizer, of_labels)
 
     def wrap(inputs, outputs) -> keras.Model:
         if settings.distillation is None:
@@ -157,8 +168,8 @@ def _early_exits(model: keras.Model) -> keras.Model:
 
 
 def _save(model: keras.Model, path: files.Path) -> None:
-    # The same graph, not compiled: the optimiser's state is twice the weights, and
-    # of use to a resumed training alone, which has its backup.
+    # Not compiled: the optimiser's state is twice the size of the weights, and only a
+    # resumed training needs it, which has its backup.
     plain = in_float32(keras.Model(model.input, model.output, name=model.name))
     with files.replacing(path) as beside:
         plain.save(beside)

@@ -1,4 +1,4 @@
-"""Training in mixed precision, and the float32 model that it leaves."""
+"""Converts a model trained in mixed precision to float32."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 def in_float32(model: keras.Model) -> keras.Model:
     """The same graph and weights with every layer in float32.
 
-    Mixed precision keeps its variables in float32 and only computes in the
-    short format, so nothing is lost. A model that needs no change is given
-    back as it is.
+    Mixed precision keeps its variables in float32, so no precision is lost. A model
+    that is already in float32 is returned itself.
     """
     config = model.get_config()
     plain = _without_mixed(config)

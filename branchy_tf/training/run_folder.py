@@ -1,4 +1,4 @@
-"""The folder of one training run: what lies where, and reading it again."""
+"""The folder of a training run: its files and how to read them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ from branchy_tf.files.keras_files import load_keras_file
 
 
 class RunFolder:
-    """Paths of a run, and what later commands read from it.
+    """The paths of a run, and what later commands read from it.
 
     Args:
-        path: the folder; it need not exist yet.
+        path: the folder, which need not exist.
+
+    Example:
+
+    ```python
+    model = RunFolder("runs/lenet").load_model()
+    ```
     """
 
     def __init__(self, path: files.Path) -> None:
@@ -40,30 +46,27 @@ class RunFolder:
         self.load_picture = self.path / "load.png"
 
     def backup(self, phase: str) -> pathlib.Path:
-        """Where the phase keeps its backup while the run is unfinished."""
+        """The folder of a phase's backup, which exists until the run is finished."""
         return self.backups / phase
 
     def load_model(self) -> keras.Model:
         """The trained model.
 
         Raises:
-            BranchyError: the run has none, or it cannot be loaded.
+            BranchyError: the run has no model.keras, or it cannot be loaded.
         """
         if not self.model.is_file():
-            unfinished = self.flags.is_file()
-            raise BranchyError(
-                f"{self.path} holds no model.keras. "
-                + (
+            advice = "Pass the --run_dir of a finished training."
+            if self.flags.is_file():
+                advice = (
                     "Its training is not finished: run train again with "
                     f"--flagfile={self.flags} --run_dir={self.path}."
-                    if unfinished
-                    else "Pass the --run_dir of a finished training."
                 )
-            )
+            raise BranchyError(f"{self.path} holds no model.keras. {advice}")
         return load_keras_file(self.model)
 
     def read_flags(self) -> dict[str, str]:
-        """`{flag: value}` as the run was trained.
+        """`{flag: value}` of the training.
 
         Raises:
             BranchyError: the run has no train.flags, or it is damaged.
@@ -78,7 +81,7 @@ class RunFolder:
 
 
 def parse_flags(text: str) -> dict[str, str]:
-    """`{flag: value}` of the lines `--flag=value` in a flagfile."""
+    """`{flag: value}` from the lines `--flag=value` of a flagfile."""
     lines = (line.strip() for line in text.splitlines())
     pairs = (line[2:].partition("=") for line in lines if line.startswith("--"))
     return {name: value for name, _, value in pairs}

@@ -1,4 +1,4 @@
-"""What can be said about a training, and what of it makes no sense."""
+"""The settings of a training and their checks."""
 
 from __future__ import annotations
 
@@ -16,37 +16,46 @@ from branchy_tf.training import branches, distillation, losses, optimizers
 MODES = ("joint", "baseline_first", "branches_only", "detached")
 GRADIENT_SCALINGS = ("none", "equilibrium")
 
-# {a whole number: the smallest}.
+# {setting: smallest whole number}.
 _WHOLE = {"epochs": 1, "baseline_epochs": 1, "batch_size": 1, "seed": 0}
 _WITH_BASELINE = ("baseline_first", "branches_only")
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How to train.
+    """The settings of a training.
 
     Attributes:
-        mode: `joint`: all exits at once from the start. `baseline_first`: the
-            final exit alone, then all exits jointly from those weights, which
-            is the paper's recipe. `branches_only`: the final exit alone, then
-            the branches on the trunk as it is, batch norm statistics included;
-            with linear heads this is conditional deep learning. `detached`: all
-            at once, and no branch's error reaches the trunk (tree training).
-        epochs: of the phase that trains branches.
-        baseline_epochs: of the baseline phase.
-        batch_size: rows in a step.
+        mode: `joint`: all exits jointly from the start. `baseline_first`: the final
+            exit alone, then all exits jointly from those weights, as in the
+            BranchyNet paper. `branches_only`: the final exit alone, then the branches
+            on the frozen trunk; with linear heads this is conditional deep learning.
+            `detached`: all exits at once, but no gradient of a branch reaches the
+            trunk.
+        epochs: epochs of the phase that trains the branches.
+        baseline_epochs: epochs of the baseline phase.
+        batch_size: rows per step.
         optimizer: a name from `optimizers.OPTIMIZERS`.
-        learning_rate: the highest of each phase.
-        schedule: a name from `optimizers.SCHEDULES`, over each phase.
+        learning_rate: the maximum learning rate of each phase.
+        schedule: a name from `optimizers.SCHEDULES`, applied to each phase.
         weight_decay: see `optimizers.build`.
-        loss_weights: one for each exit, or None for 1 each.
+        loss_weights: one weight for each exit, or None for 1 each.
         gradient_scaling: `none`, or `equilibrium`; see `branches.equilibrium`.
         distillation: None, or (gamma, tau); see `distillation.DistilledModel`.
         augmentation: a name from `data.AUGMENTATIONS`.
-        seed: of the augmentation. (Weights and shuffling follow the seed set
-            by `keras.utils.set_random_seed` before the model is built.)
-        baseline: a baseline.keras to start from instead of training one, or a
-            model.keras, for its trunk; see `transfer.take_baseline`.
+        seed: the seed of shuffling and augmentation. (`keras.utils.set_random_seed`
+            before building the model seeds its weights.)
+        baseline: the path of a baseline.keras that replaces the baseline phase, or of
+            a model.keras, whose trunk is used; see `transfer.take_baseline`.
+
+    Raises:
+        BranchyError: a value has the wrong type or is out of range.
+
+    Example:
+
+    ```python
+    Settings(mode="baseline_first", epochs=20, loss_weights=[1.0, 0.3])
+    ```
     """
 
     mode: str = "joint"
@@ -66,11 +75,11 @@ class Settings:
 
     @property
     def has_baseline_phase(self) -> bool:
-        """Whether the final exit is trained alone first."""
+        """Whether the first phase trains the final exit alone."""
         return self.mode in _WITH_BASELINE
 
     def __post_init__(self) -> None:
-        """Raises `BranchyError` for values of a wrong type or out of range."""
+        """Checks and converts the values."""
         checks.one_of("mode", self.mode, MODES)
         checks.one_of("optimizer", self.optimizer, optimizers.OPTIMIZERS)
         checks.one_of("schedule", self.schedule, optimizers.SCHEDULES)
@@ -90,30 +99,29 @@ class Settings:
         )
         for name in ("loss_weights", "distillation"):
             if getattr(self, name) is not None:
-                # How many there must be is checked with the model.
+                # `check` compares their number with the model's exits.
                 array = checks.real_array(name, getattr(self, name))
                 converted[name] = array.ravel().tolist()
         for name, value in converted.items():
-            # Frozen, so this is the way to convert a NumPy number.
+            # A frozen dataclass allows no plain assignment.
             object.__setattr__(self, name, value)
 
     def check(self, model: keras.Model, dataset: Dataset) -> None:
-        """Raises `BranchyError` for what cannot be trained.
+        """Checks the settings against a model and a data set.
 
-        The file of a `baseline` is checked by `transfer.read_baseline`.
+        `transfer.read_baseline` checks the file of a `baseline`.
+
+        Raises:
+            BranchyError: they do not fit together.
         """
         self._check_exits(model)
-        if self.baseline is not None:
-            self._check_baseline(self.baseline)
-        check_fits(model, dataset)
-
-    def _check_baseline(self, path: files.Path) -> None:
-        if not self.has_baseline_phase:
+        if self.baseline is not None and not self.has_baseline_phase:
             raise BranchyError(
-                f"Mode {self.mode} does not begin with a baseline, so `baseline` "
-                f"{path} would not be used. Choose one of the modes "
+                f"Mode {self.mode} has no baseline phase, so `baseline` {self.baseline} "
+                "would not be used. Choose one of the modes "
                 f"{', '.join(_WITH_BASELINE)}, or pass --initial_weights."
             )
+        check_fits(model, dataset)
 
     def _check_exits(self, model: keras.Model) -> None:
         tensors = exits.exit_tensors(model)
@@ -122,21 +130,21 @@ class Settings:
         weights = losses.check_loss_weights(names, self.loss_weights)
         if len(names) < 2 and self.mode != "joint":
             raise BranchyError(
-                f"Mode {self.mode} trains branches, and {model.name} has none. Add exits "
+                f"Mode {self.mode} trains branches, but {model.name} has none. Add exits "
                 "with exits.add_exits."
             )
         if self.mode == "branches_only" and not any(weights[:-1]):
             raise BranchyError(
-                "Mode branches_only trains the early exits, whose `loss_weights` are all "
-                f"0: {weights}. Give one of them a weight."
+                "Mode branches_only trains the early exits, but their `loss_weights` are "
+                f"all 0: {weights}. Give one of them a weight."
             )
         if self.mode == "detached":
             branches.detached(model)
         if self.gradient_scaling == "equilibrium":
             if self.mode in ("branches_only", "detached"):
                 raise BranchyError(
-                    f"In mode {self.mode} no gradient of a branch reaches the trunk; "
-                    "`gradient_scaling` equilibrium is for joint and baseline_first."
+                    f"In mode {self.mode} no gradient of a branch reaches the trunk. Use "
+                    "`gradient_scaling` equilibrium with mode joint or baseline_first."
                 )
             branches.equilibrium(model)
         if self.distillation is not None:
@@ -148,7 +156,7 @@ class Settings:
             distillation.check(*self.distillation)
             if self.mode != "branches_only" and not weights[-1]:
                 raise BranchyError(
-                    "With `distillation` the final exit teaches, and in mode "
-                    f"{self.mode} it learns only if its loss weight is not 0. Received "
-                    f"`loss_weights` {weights}."
+                    "`distillation` needs a trained final exit, but in mode "
+                    f"{self.mode} its loss weight is 0. Received `loss_weights` "
+                    f"{weights}. Give the final exit a weight."
                 )

@@ -1,4 +1,4 @@
-"""Starting from the weights of another model, layer by layer."""
+"""Copies weights from other models, layer by layer."""
 
 from __future__ import annotations
 
@@ -14,21 +14,27 @@ from branchy_tf.training.run_folder import load_keras_file
 
 
 def copy_layers(model: keras.Model, path: files.Path) -> list[str]:
-    """Copies the weights of equally named layers of equal shapes.
+    """Copies the weights of layers with the same name and shapes.
 
-    So a multi-exit model starts from a baseline, a model for other classes
-    from all but its heads, and a ResNet-110 from a ResNet-20, whose blocks it
-    begins with: its further blocks start as the identity.
+    A multi-exit model can start from a baseline, a model for other classes from
+    everything but its heads, and a ResNet-110 from a ResNet-20: its additional blocks
+    start as the identity.
 
     Args:
-        model: receives them.
+        model: receives the weights.
         path: a `.keras` file.
 
     Returns:
-        Names of the layers with weights that keep their own.
+        The names of the layers that keep their own weights.
 
     Raises:
-        BranchyError: no such file, or no layer fits.
+        BranchyError: there is no such file, or no layer matches.
+
+    Example:
+
+    ```python
+    copy_layers(branchy_resnet(depth=110), "runs/resnet20/model.keras")
+    ```
     """
     graphs.check_functional(model)
     ours, theirs = _layers(model), _layers(_load(path))
@@ -36,13 +42,13 @@ def copy_layers(model: keras.Model, path: files.Path) -> list[str]:
     copied = len(ours) - len(fresh)
     if not copied:
         raise BranchyError(
-            f"No layer of {path} has the name and shapes of one of {model.name}: nothing "
-            "could be taken over. Pass a file of the same family."
+            f"No layer of {path} has the same name and shapes as a layer of "
+            f"{model.name}. Pass a file of the same family."
         )
     for name in ours.keys() - set(fresh):
         ours[name].set_weights(theirs[name].get_weights())
     logging.info(
-        "%d layers start from %s, %d anew%s.",
+        "%d layers start from %s, %d from new weights%s.",
         copied,
         path,
         len(fresh),
@@ -56,9 +62,9 @@ class Baseline:
     """The trunk of another run.
 
     Attributes:
-        path: the file it was read from.
-        network: without branches.
-        has_exits: whether the file has branches, which have shaped the trunk.
+        path: its file.
+        network: the network without branches.
+        has_exits: whether the file has branches, which influenced the trunk.
     """
 
     path: files.Path
@@ -69,13 +75,13 @@ class Baseline:
 def take_baseline(model: keras.Model, baseline: Baseline, to: files.Path) -> None:
     """Starts `model` from the trunk of another run.
 
-    A baseline.keras is kept as this run's, too. A trunk that other exits have shaped
-    is not: such a run has no trained baseline of its own.
+    A baseline.keras is copied to this run. A trunk that was trained with exits is not,
+    because it is not a trained baseline.
 
     Args:
         model: the baseline of the model to train.
-        baseline: as `read_baseline` gives it for this model.
-        to: where to keep a baseline.
+        baseline: the result of `read_baseline` for this model.
+        to: the path of this run's baseline.
     """
     theirs = _layers(baseline.network)
     for name, layer in _layers(model).items():
@@ -86,14 +92,14 @@ def take_baseline(model: keras.Model, baseline: Baseline, to: files.Path) -> Non
 
 
 def read_baseline(model: keras.Model, path: files.Path) -> Baseline:
-    """The network in a file, without its branches.
+    """Reads the network in a file, without its branches.
 
     Args:
-        model: the baseline of the model to train; it is not changed.
-        path: baseline.keras or model.keras of a run.
+        model: the baseline of the model to train, which stays unchanged.
+        path: the baseline.keras or model.keras of a run.
 
     Raises:
-        BranchyError: it has not the layers of this model.
+        BranchyError: its layers differ from those of `model`.
     """
     source = _load(path)
     has_exits = isinstance(source.output, dict)
@@ -103,8 +109,9 @@ def read_baseline(model: keras.Model, path: files.Path) -> Baseline:
     for name in [*ours, *theirs]:
         if _shapes(name, theirs) != _shapes(name, ours):
             raise BranchyError(
-                f"{path} is no {model.name}: layer {name!r} is not in both, or of "
-                "another shape. Pass the baseline.keras of a run with the same model."
+                f"{path} does not match {model.name}: layer {name!r} is missing in one "
+                "of them or has another shape. Pass the baseline.keras of a run with the "
+                "same model."
             )
     return Baseline(path, source, has_exits)
 
@@ -112,7 +119,7 @@ def read_baseline(model: keras.Model, path: files.Path) -> Baseline:
 def _load(path: files.Path) -> keras.Model:
     path = files.path(path)
     if not path.is_file():
-        raise BranchyError(f"There is no file {path} to take weights from.")
+        raise BranchyError(f"There is no file {path} to copy weights from.")
     return load_keras_file(path)
 
 
@@ -121,6 +128,6 @@ def _layers(model: keras.Model) -> dict[str, keras.layers.Layer]:
 
 
 def _shapes(name: str, layers: dict[str, keras.layers.Layer]) -> list[tuple]:
-    """The shapes of a layer's weights; none if there is no such layer."""
+    """The shapes of a layer's weights; empty if there is no such layer."""
     weights = layers[name].weights if name in layers else []
     return [tuple(weight.shape) for weight in weights]

@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 import keras
 from keras import layers
 
-from branchy_tf import graphs
-from branchy_tf.exits import Head, add_exits, conv_head, logits_head
+from branchy_tf import files
+from branchy_tf.exits import Head, conv_head, logits_head
 from branchy_tf.zoo import registry
-
-_PLACES = ("paper", "light")
 
 
 def _conv(x, filters: int, size: int, name: str):
@@ -27,7 +25,7 @@ def _relu_pool(x, name: str):
 
 
 def _norm(x, name: str):
-    # The original has local response normalisation here, which Keras has not.
+    # The original has local response normalisation here, which Keras does not provide.
     return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
 
 
@@ -63,13 +61,13 @@ def _paper_head(filters: Sequence[int]) -> Head:
     return head
 
 
-def _exits(places: str) -> dict[str, Head]:
-    """The exits of one of the sets known by name."""
-    if places == "paper":
-        return {"conv_2": _paper_head([32, 32]), "conv_3": _paper_head([32])}
+def _exit_sets() -> dict[str, dict[str, Head]]:
     return {
-        "conv_1_bn": conv_head([32, 64], strides=2),
-        "conv_2_bn": conv_head([64], strides=2),
+        "paper": {"conv_2": _paper_head([32, 32]), "conv_3": _paper_head([32])},
+        "light": {
+            "conv_1_bn": conv_head([32, 64], strides=2),
+            "conv_2_bn": conv_head([64], strides=2),
+        },
     }
 
 
@@ -77,21 +75,21 @@ def _exits(places: str) -> dict[str, Head]:
 def branchy_alexnet(
     input_shape: tuple[int, int, int] = (32, 32, 3),
     classes: int = 10,
-    weights: str | None = None,
+    weights: files.Path | None = None,
     exits: str | Mapping[str, Head] | None = None,
     name: str = "branchy_alexnet",
 ) -> keras.Model:
-    """Builds B-AlexNet, three exits.
+    """Builds B-AlexNet, with three exits.
 
     Args:
         input_shape: (height, width, channels), channels last, at least 16 x 16.
-        classes: number of classes.
+        classes: the number of classes, at least 2.
         weights: None, a tag (see `list_weights`), or the path of a `.keras` or
             `.weights.h5` file of this architecture.
-        exits: where and what: "paper" (the default), "light" (one earlier, both
+        exits: places and heads: "paper" (the default), "light" (one earlier, both
             cheaper), or `{layer name: head}` as in `exits.add_exits`. A tag
             fixes it.
-        name: name of the model.
+        name: the name of the model.
 
     Returns:
         A `keras.Model` from raw pixels 0...255, uint8 [B, H, W, C], to logits
@@ -104,7 +102,7 @@ def branchy_alexnet(
     References:
         Teerapittayanon, McDanel, Kung: BranchyNet (ICPR 2016), arXiv
         1709.01686, section IV; layer sizes as in the authors' release, with
-        batch norm in the place of local response normalisation.
+        batch norm in place of local response normalisation.
 
     Example:
 
@@ -113,14 +111,14 @@ def branchy_alexnet(
     model(images)["exit_1"]     # logits [B, 10]
     ```
     """
-    settled = registry.settle(
-        "branchy_alexnet", weights, input_shape=input_shape, classes=classes, exits=exits
+    return registry.assemble(
+        "branchy_alexnet",
+        _trunk,
+        _exit_sets,
+        minimum_side=16,
+        input_shape=input_shape,
+        classes=classes,
+        weights=weights,
+        exits=exits,
+        name=name,
     )
-    exits = settled["exits"]
-    input_shape = registry.check_input_shape(input_shape, minimum=16)
-    classes = registry.check_classes(classes)
-    graphs.check_name(name)
-    trunk = _trunk(input_shape, classes, name)
-    heads = registry.choose_exits(exits, _PLACES, _exits)
-    model = add_exits(trunk, heads, name)
-    return registry.load_weights(model, "branchy_alexnet", weights)

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import keras
 from keras import layers
 
-from branchy_tf import graphs
-from branchy_tf.exits import Head, add_exits, logits_head
+from branchy_tf import files
+from branchy_tf.exits import Head, logits_head
 from branchy_tf.zoo import registry
 
 
 def _conv(x, filters: int, name: str):
-    # Padding by 3 lets a 5x5 kernel see past the border: the map grows by 2.
+    # Padding by 3, not 2, as in the original: the map grows by 2.
     x = layers.ZeroPadding2D(3, name=f"{name}_pad")(x)
     return layers.Conv2D(filters, 5, name=name)(x)
 
@@ -25,8 +25,8 @@ def _pool_relu(x, name: str):
 
 
 def _trunk(input_shape, classes: int, name: str) -> keras.Model:
-    # An input of dtype uint8 tells every later step, the exported signature
-    # among them, that this network reads raw pixels.
+    # The dtype uint8 tells every later step, including the exported signature,
+    # that this network reads raw pixels.
     pixels = keras.Input(input_shape, dtype="uint8", name="images")
     # Scaled to 0...1 and not centred: the black border of a digit is then the
     # same 0 as the padding.
@@ -35,7 +35,7 @@ def _trunk(input_shape, classes: int, name: str) -> keras.Model:
     x = _pool_relu(_conv(x, 10, "conv_2"), "conv_2")
     x = _pool_relu(_conv(x, 20, "conv_3"), "conv_3")
     x = layers.Flatten(name="flatten")(x)
-    # No activation here: so it is in the original.
+    # No activation here, as in the original.
     x = layers.Dense(84, name="dense")(x)
     x = layers.Dense(classes, name="logits")(x)
     return keras.Model(pixels, x, name=name)
@@ -49,24 +49,28 @@ def _paper_head(features, classes: int, name: str):
     return logits_head(x, classes, name)
 
 
+def _exit_sets() -> dict[str, dict[str, Head]]:
+    return {"paper": {"conv_1": _paper_head}}
+
+
 @registry.register
 def branchy_lenet(
     input_shape: tuple[int, int, int] = (28, 28, 1),
     classes: int = 10,
-    weights: str | None = None,
+    weights: files.Path | None = None,
     exits: str | Mapping[str, Head] | None = None,
     name: str = "branchy_lenet",
 ) -> keras.Model:
-    """Builds B-LeNet, two exits.
+    """Builds B-LeNet, with two exits.
 
     Args:
         input_shape: (height, width, channels), channels last, at least 8 x 8.
-        classes: number of classes.
+        classes: the number of classes, at least 2.
         weights: None, a tag (see `list_weights`), or the path of a `.keras` or
             `.weights.h5` file of this architecture.
-        exits: where and what: "paper" (the default), or `{layer name: head}` as
+        exits: places and heads: "paper" (the default), or `{layer name: head}` as
             in `exits.add_exits`.
-        name: name of the model.
+        name: the name of the model.
 
     Returns:
         A `keras.Model` from raw pixels 0...255, uint8 [B, H, W, C], to logits
@@ -88,14 +92,14 @@ def branchy_lenet(
     model(images)["exit_1"]     # logits [B, 10]
     ```
     """
-    settled = registry.settle(
-        "branchy_lenet", weights, input_shape=input_shape, classes=classes, exits=exits
+    return registry.assemble(
+        "branchy_lenet",
+        _trunk,
+        _exit_sets,
+        minimum_side=8,
+        input_shape=input_shape,
+        classes=classes,
+        weights=weights,
+        exits=exits,
+        name=name,
     )
-    exits = settled["exits"]
-    input_shape = registry.check_input_shape(input_shape, minimum=8)
-    classes = registry.check_classes(classes)
-    graphs.check_name(name)
-    trunk = _trunk(input_shape, classes, name)
-    heads = registry.choose_exits(exits, ("paper",), lambda _: {"conv_1": _paper_head})
-    model = add_exits(trunk, heads, name)
-    return registry.load_weights(model, "branchy_lenet", weights)

@@ -1,4 +1,4 @@
-"""The weights that ship with the package: which there are, and that they are whole."""
+"""The weights that ship with the package, and their integrity."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ REGISTRY = FOLDER / "registry.json"
 
 @dataclasses.dataclass(frozen=True)
 class Packaged:
-    """One set of weights.
+    """One set of packaged weights.
 
     Attributes:
-        model: name of the builder.
-        tag: name of the set.
-        arguments: of the builder, which the set fixes.
-        dataset: what it was trained on.
-        baseline_accuracy: of the trained baseline, on the test split.
-        sha256: of each file, `{"weights": ..., "thresholds": ...}`.
+        model: the name of the builder.
+        tag: the name of the set.
+        arguments: the builder arguments that the set fixes.
+        dataset: the data set it was trained on.
+        baseline_accuracy: the test accuracy of the trained baseline, a fraction of 1.
+        sha256: the hash of each file, `{"weights": ..., "thresholds": ...}`.
     """
 
     model: str
@@ -48,7 +48,7 @@ class Packaged:
         return FOLDER / f"{self.model}_{self.tag}.thresholds.json"
 
     def check(self) -> None:
-        """Raises `BranchyError` unless both files are what was packaged."""
+        """Raises `BranchyError` unless both files are present and unchanged."""
         for kind, path in (("weights", self.weights), ("thresholds", self.thresholds)):
             found = sha256(path) if path.is_file() else "no file"
             if found != self.sha256[kind]:
@@ -70,7 +70,7 @@ def everything() -> list[Packaged]:
 
 
 def every(model: str) -> dict[str, Packaged]:
-    """`{tag: Packaged}` of one model."""
+    """The packaged weights of a model, `{tag: Packaged}`."""
     entries = files.read_json(REGISTRY).get(model, {})
     return {
         tag: Packaged(
@@ -90,12 +90,12 @@ def every(model: str) -> dict[str, Packaged]:
 
 
 def add(entry: Packaged, model: keras.Model, thresholds: files.Path) -> None:
-    """Writes the files of a set of weights and enters it in the registry.
+    """Adds a set of weights to the package and its registry.
 
     Args:
-        entry: what to call it; its `sha256` is found here.
-        model: whose weights.
-        thresholds: the calibrated thresholds.json.
+        entry: its description; `sha256` is computed here.
+        model: the model with the weights.
+        thresholds: the path of the calibrated thresholds.json.
     """
     with files.replacing(entry.weights) as beside:
         model.save_weights(beside)

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 import keras
 from keras import layers
 
-from branchy_tf import checks, graphs
+from branchy_tf import checks, files
 from branchy_tf.errors import BranchyError
-from branchy_tf.exits import Head, add_exits, conv_head, linear_head
+from branchy_tf.exits import Head, conv_head, linear_head
 from branchy_tf.zoo import registry
 
 _FILTERS = (16, 32, 64)
-_PLACES = ("paper", "light")
 
 
 def _conv_bn(x, filters: int, size: int, strides: int, name: str, **bn):
@@ -35,8 +34,8 @@ def _block(x, filters: int, strides: int, name: str):
     """Two 3 x 3 convolutions beside a shortcut."""
     y = _conv_bn(x, filters, 3, strides, f"{name}_1")
     y = layers.ReLU(name=f"{name}_1_relu")(y)
-    # A block starts as the identity, so deep networks start as shallow ones:
-    # that is what lets a trained ResNet-20 be grown into a ResNet-110.
+    # A block starts as the identity, so a trained ResNet-20 can be grown into a
+    # ResNet-110.
     y = _conv_bn(y, filters, 3, 1, f"{name}_2", gamma_initializer="zeros")
     if strides > 1 or x.shape[-1] != filters:
         x = _conv_bn(x, filters, 1, strides, f"{name}_shortcut")
@@ -44,13 +43,26 @@ def _block(x, filters: int, strides: int, name: str):
     return layers.ReLU(name=name)(x)
 
 
-def _trunk(input_shape, classes: int, blocks: int, name: str) -> keras.Model:
+def _blocks(depth: int | None) -> int:
+    """The number of blocks in each stack."""
+    try:
+        whole = checks.whole_number("depth", 110 if depth is None else depth, at_least=8)
+    except BranchyError:
+        whole = 0
+    if whole % 6 != 2:
+        raise BranchyError(
+            f"`depth` must be 6 n + 2, e.g. 20, 32, 44, 56 or 110. Received {depth!r}."
+        )
+    return (whole - 2) // 6
+
+
+def _trunk(input_shape, classes: int, name: str, depth: int | None) -> keras.Model:
     pixels = keras.Input(input_shape, dtype="uint8", name="images")
     x = layers.Rescaling(1.0 / 127.5, offset=-1.0, name="rescale")(pixels)
     x = _conv_bn(x, _FILTERS[0], 3, 1, "stem")
     x = layers.ReLU(name="stem")(x)
     for stack, filters in enumerate(_FILTERS, start=1):
-        for block in range(1, blocks + 1):
+        for block in range(1, _blocks(depth) + 1):
             strides = 2 if stack > 1 and block == 1 else 1
             x = _block(x, filters, strides, f"stack_{stack}_block_{block}")
     x = layers.GlobalAveragePooling2D(name="pool")(x)
@@ -69,21 +81,19 @@ def _paper_branch_2(features, classes: int, name: str):
     return linear_head(x, classes, name)
 
 
-def _exits(places: str, blocks: int) -> dict[str, Head]:
-    """The exits of one of the sets known by name."""
-    if places == "paper":
-        return {"stem": _paper_branch_1, f"stack_1_block_{blocks}": _paper_branch_2}
+def _exit_sets(depth: int | None) -> dict[str, dict[str, Head]]:
+    blocks = _blocks(depth)
+    middle = -(-blocks // 2)
+    first_stack = [middle] if blocks < 6 else [blocks // 6, middle, blocks]
     # Three strided convolutions cost as much as a block of the trunk.
     early = conv_head([32, 64, 64], strides=[2, 2, 1])
     late = conv_head([64, 64], strides=[2, 1])
-    middle = -(-blocks // 2)
-    if blocks < 6:
-        return {f"stack_1_block_{middle}": early, f"stack_2_block_{middle}": late}
     return {
-        f"stack_1_block_{blocks // 6}": early,
-        f"stack_1_block_{middle}": early,
-        f"stack_1_block_{blocks}": early,
-        f"stack_2_block_{middle}": late,
+        "paper": {"stem": _paper_branch_1, f"stack_1_block_{blocks}": _paper_branch_2},
+        "light": {
+            **{f"stack_1_block_{block}": early for block in first_stack},
+            f"stack_2_block_{middle}": late,
+        },
     }
 
 
@@ -91,23 +101,23 @@ def _exits(places: str, blocks: int) -> dict[str, Head]:
 def branchy_resnet(
     input_shape: tuple[int, int, int] = (32, 32, 3),
     classes: int = 10,
-    weights: str | None = None,
+    weights: files.Path | None = None,
     depth: int | None = None,
     exits: str | Mapping[str, Head] | None = None,
     name: str = "branchy_resnet",
 ) -> keras.Model:
-    """Builds B-ResNet, three exits (the paper's) or up to five (`light`).
+    """Builds B-ResNet, with three exits ("paper") or up to five ("light").
 
     Args:
         input_shape: (height, width, channels), channels last, at least 16 x 16.
-        classes: number of classes.
+        classes: the number of classes, at least 2.
         weights: None, a tag (see `list_weights`), or the path of a `.keras` or
             `.weights.h5` file of this architecture.
-        depth: 6 n + 2, with n blocks in each of the three stacks: 20, 32, 44,
-            56, 110; default 110. A tag fixes it.
-        exits: where and what: "paper" (the default), "light", or `{layer name:
+        depth: 6 n + 2, with n blocks in each of the three stacks, e.g. 20, 32, 44,
+            56 or 110. Default: 110. A tag fixes it.
+        exits: places and heads: "paper" (the default), "light", or `{layer name:
             head}` as in `exits.add_exits`. A tag fixes it.
-        name: name of the model.
+        name: the name of the model.
 
     Returns:
         A `keras.Model` from raw pixels 0...255, uint8 [B, H, W, C], to logits
@@ -121,9 +131,9 @@ def branchy_resnet(
         He, Zhang, Ren, Sun: Deep Residual Learning (CVPR 2016), arXiv
         1512.03385, section 4.2 (the trunk; shortcuts that change shape are
         1 x 1 convolutions). Teerapittayanon, McDanel, Kung: BranchyNet (ICPR
-        2016), arXiv 1709.01686, and the authors' release (the paper's exits;
-        here with batch norm for local response normalisation and with global
-        average pooling before the dense layers).
+        2016), arXiv 1709.01686, and the authors' release (the paper's exits,
+        here with batch norm in place of local response normalisation and with
+        global average pooling before the dense layers).
 
     Example:
 
@@ -132,30 +142,15 @@ def branchy_resnet(
     model(images)["exit_1"]     # logits [B, 10]
     ```
     """
-    settled = registry.settle(
+    return registry.assemble(
         "branchy_resnet",
-        weights,
+        _trunk,
+        _exit_sets,
+        minimum_side=16,
         input_shape=input_shape,
         classes=classes,
-        depth=depth,
+        weights=weights,
         exits=exits,
+        name=name,
+        depth=depth,
     )
-    depth = settled["depth"]
-    exits = settled["exits"]
-    input_shape = registry.check_input_shape(input_shape, minimum=16)
-    classes = registry.check_classes(classes)
-    graphs.check_name(name)
-    depth = checks.whole_number("depth", 110 if depth is None else depth, at_least=8)
-    if depth % 6 != 2:
-        raise BranchyError(
-            f"`depth` must be 6 n + 2, e.g. 20, 32, 44, 56 or 110. Received {depth!r}."
-        )
-    blocks = (depth - 2) // 6
-    trunk = _trunk(input_shape, classes, blocks, name)
-    heads = registry.choose_exits(
-        exits,
-        _PLACES,
-        lambda places: _exits(places, blocks),
-    )
-    model = add_exits(trunk, heads, name)
-    return registry.load_weights(model, "branchy_resnet", weights)

@@ -1,7 +1,7 @@
-"""Where the exits of a saved model are, read from its file alone.
+"""Reads the places of exits from a `.keras` file.
 
-Keras loads weights by the names of layers. Exits are called the same wherever they
-are, so the head of one place would take the weights of another's.
+Keras loads weights by layer name. Exits have the same names wherever they are, so a
+head could get the weights of a head at another place.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def check_places(model: keras.Model, path: pathlib.Path) -> None:
     """Raises `BranchyError` if the exits of a `.keras` file are at other layers.
 
     Args:
-        model: a multi-exit model, which is to take the weights of the file.
-        path: the file; one that holds no functional model is left to Keras.
+        model: the multi-exit model that will receive the weights.
+        path: the file. A file without a functional model is not checked.
     """
     try:
         config = keras_files.read_config(path)["config"]
@@ -29,14 +29,14 @@ def check_places(model: keras.Model, path: pathlib.Path) -> None:
             return
         theirs = _places(config)
     except Exception:
-        # Of a damaged file, that anything may hold, Keras says what is wrong.
+        # A damaged file may raise anything here. Keras reports it when loading.
         return
     ours = _places(model.get_config())
     if ours != theirs:
         raise BranchyError(
             f"The exits in {path} are at other layers than those of {model.name}: "
-            f"{_shown(theirs)} there, {_shown(ours)} here. Build the model with the same "
-            "`exits`."
+            f"{_shown(theirs)} in the file, {_shown(ours)} in the model. Build the model "
+            "with the same `exits`."
         )
 
 
@@ -45,7 +45,7 @@ def _shown(places: Mapping[str, str]) -> str:
 
 
 def _places(config: Mapping[str, Any]) -> dict[str, str]:
-    """{early exit: the last layer of the trunk that it reads}, from the entry on."""
+    """{early exit: the last layer of the trunk that it reads}, in exit order."""
     read = {
         layer["name"]: set(_layers_read(layer["inbound_nodes"]))
         for layer in config["layers"]
@@ -53,18 +53,20 @@ def _places(config: Mapping[str, Any]) -> dict[str, str]:
     # exit_10 comes after exit_9.
     outputs = config["output_layers"]
     *early, final = sorted(outputs, key=lambda name: (len(name), name))
-    trunk = _behind(read, outputs[final][0])
+    trunk = _ancestors(read, outputs[final][0])
     order = [layer["name"] for layer in config["layers"]]
     return {
         name: max(
-            _behind(read, outputs[name][0]) & trunk, key=order.index, default="no layer"
+            _ancestors(read, outputs[name][0]) & trunk,
+            key=order.index,
+            default="no layer",
         )
         for name in early
     }
 
 
-def _behind(read: Mapping[str, set[str]], name: str) -> set[str]:
-    """All layers that the one called `name` is computed from."""
+def _ancestors(read: Mapping[str, set[str]], name: str) -> set[str]:
+    """All layers that layer `name` depends on."""
     found: set[str] = set()
     waiting = [name]
     while waiting:
@@ -75,7 +77,7 @@ def _behind(read: Mapping[str, set[str]], name: str) -> set[str]:
 
 
 def _layers_read(part: Any) -> Iterator[str]:
-    """The layers whose tensors a call's serialised arguments hold."""
+    """The layers whose tensors occur in the serialised arguments of a call."""
     if isinstance(part, Mapping):
         if part.get("class_name") == "__keras_tensor__":
             yield part["config"]["keras_history"][0]

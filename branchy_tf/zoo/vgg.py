@@ -7,13 +7,12 @@ from collections.abc import Mapping
 import keras
 from keras import layers
 
-from branchy_tf import graphs
-from branchy_tf.exits import Head, add_exits, conv_head
+from branchy_tf import files
+from branchy_tf.exits import Head, conv_head
 from branchy_tf.zoo import registry
 
 # (filters, convolutions) of each block; a pooling by 2 follows each.
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
-_PLACES = ("light",)
 
 
 def _trunk(input_shape, classes: int, name: str) -> keras.Model:
@@ -41,11 +40,13 @@ def _trunk(input_shape, classes: int, name: str) -> keras.Model:
     return keras.Model(pixels, x, name=name)
 
 
-def _exits(_: str) -> dict[str, Head]:
+def _exit_sets() -> dict[str, dict[str, Head]]:
     return {
-        "block_2_pool": conv_head([128, 128], strides=[2, 1]),
-        "block_3_pool": conv_head([128], strides=2),
-        "block_4_pool": conv_head([128], strides=1),
+        "light": {
+            "block_2_pool": conv_head([128, 128], strides=[2, 1]),
+            "block_3_pool": conv_head([128], strides=2),
+            "block_4_pool": conv_head([128], strides=1),
+        }
     }
 
 
@@ -53,24 +54,23 @@ def _exits(_: str) -> dict[str, Head]:
 def branchy_vgg(
     input_shape: tuple[int, int, int] = (32, 32, 3),
     classes: int = 10,
-    weights: str | None = None,
+    weights: files.Path | None = None,
     exits: str | Mapping[str, Head] | None = None,
     name: str = "branchy_vgg",
 ) -> keras.Model:
-    """Builds B-VGG, four exits.
+    """Builds B-VGG, with four exits.
 
-    VGG-16's thirteen convolutions, each with batch norm, then global average
-    pooling and one dense layer, which at this image size do the work of the
-    original's three.
+    It has VGG-16's thirteen convolutions, each with batch norm, followed by global
+    average pooling and one dense layer in place of the original's three.
 
     Args:
         input_shape: (height, width, channels), channels last, at least 32 x 32.
-        classes: number of classes.
+        classes: the number of classes, at least 2.
         weights: None, a tag (see `list_weights`), or the path of a `.keras` or
             `.weights.h5` file of this architecture.
-        exits: where and what: "light" (the default: after the second, third
+        exits: places and heads: "light" (the default: after the second, third
             and fourth block), or `{layer name: head}` as in `exits.add_exits`.
-        name: name of the model.
+        name: the name of the model.
 
     Returns:
         A `keras.Model` from raw pixels 0...255, uint8 [B, H, W, C], to logits
@@ -91,14 +91,14 @@ def branchy_vgg(
     model(images)["exit_1"]     # logits [B, 100]
     ```
     """
-    settled = registry.settle(
-        "branchy_vgg", weights, input_shape=input_shape, classes=classes, exits=exits
+    return registry.assemble(
+        "branchy_vgg",
+        _trunk,
+        _exit_sets,
+        minimum_side=32,
+        input_shape=input_shape,
+        classes=classes,
+        weights=weights,
+        exits=exits,
+        name=name,
     )
-    exits = settled["exits"]
-    input_shape = registry.check_input_shape(input_shape, minimum=32)
-    classes = registry.check_classes(classes)
-    graphs.check_name(name)
-    trunk = _trunk(input_shape, classes, name)
-    heads = registry.choose_exits(exits, _PLACES, _exits)
-    model = add_exits(trunk, heads, name)
-    return registry.load_weights(model, "branchy_vgg", weights)

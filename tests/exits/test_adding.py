@@ -50,13 +50,13 @@ def images_for(model) -> np.ndarray:
 
 
 def names(model) -> set[str]:
-    """Of its layers, inputs aside: Sequential does not list them."""
+    """The names of its layers without inputs, which Sequential does not list."""
     kind = layers.InputLayer
     return {layer.name for layer in model.layers if not isinstance(layer, kind)}
 
 
 def assert_log_of(logits, probabilities):
-    """Logits are the logarithm of probabilities up to a constant for each row."""
+    """Checks that logits equal log-probabilities up to a constant for each row."""
     difference = np.asarray(logits) - np.log(np.asarray(probabilities))
     difference -= difference.mean(axis=-1, keepdims=True)
     np.testing.assert_allclose(difference, 0, atol=1e-4)
@@ -80,7 +80,7 @@ def complaint(heads, model=None) -> str:
     ],
     ids=["own", "sequential", "mobile_net", "mobile_net_v2"],
 )
-def test_a_model_gets_exits_and_stays_what_it_was(build, heads, tmp_path):
+def test_adds_exits_and_leaves_the_model_unchanged(build, heads, tmp_path):
     model = build()
     config, before = model.get_config(), model.get_weights()
     images = images_for(model)
@@ -128,7 +128,7 @@ def in_a_dense_layer_without_bias(x):
     return layers.Dense(4, "softmax", use_bias=False, name="predictions")(x)
 
 
-def under_what_passes_it_on(x):
+def followed_by_layers_that_pass_it_on(x):
     # As in mixed precision, where probabilities must be float32.
     x = layers.Dense(4, "softmax", name="predictions")(x)
     x = layers.Identity()(layers.Activation("linear", dtype="float32")(x))
@@ -138,9 +138,9 @@ def under_what_passes_it_on(x):
 @pytest.mark.parametrize(
     "top",
     [None, in_an_activation, in_a_softmax_layer, in_an_operation,
-     in_a_dense_layer_without_bias, under_what_passes_it_on],
+     in_a_dense_layer_without_bias, followed_by_layers_that_pass_it_on],
 )  # fmt: skip
-def test_a_final_softmax_is_peeled(top):
+def test_drops_a_final_softmax(top):
     model = trunk(top)
     branchy = add_exits(model, {"c1": linear_head})
     images = images_for(model)
@@ -171,7 +171,7 @@ def test_training_the_exits_trains_the_model():
 
 
 @pytest.mark.parametrize("activation", [None, "linear"])
-def test_logits_stay_as_they_are(activation):
+def test_keeps_logits_unchanged(activation):
     model = trunk(layers.Dense(4, activation=activation))
     images = images_for(model)
     branchy = add_exits(model, {"c1": linear_head}, name="mine")
@@ -179,7 +179,7 @@ def test_logits_stay_as_they_are(activation):
     np.testing.assert_array_equal(branchy(images)["exit_2"], model(images))
 
 
-def test_a_model_without_its_exits_takes_others(tmp_path):
+def test_a_baseline_accepts_new_exits(tmp_path):
     first = add_exits(trunk(), {"c1": linear_head}, name="first")
     again = add_exits(exits.baseline(first), {"c1": conv_head([3]), "c2": linear_head})
     assert exits.exit_names(again) == ["exit_1", "exit_2", "exit_3"]
@@ -192,7 +192,7 @@ def test_a_model_without_its_exits_takes_others(tmp_path):
     np.testing.assert_array_equal(loaded["exit_3"], first(images)["exit_2"])
 
 
-def test_a_trained_network_of_the_zoo_takes_other_exits():
+def test_a_trained_zoo_baseline_accepts_new_exits():
     lenet = exits.baseline(zoo.branchy_lenet(weights="mnist"))
     branchy = add_exits(lenet, {"conv_1_relu": linear_head})
     images = np.zeros((2, 28, 28, 1), np.uint8)
@@ -213,7 +213,7 @@ class Subclassed(keras.Model):
     [lambda: keras.Sequential([keras.Input((6,)), layers.Dense(4)]), Subclassed],
     ids=["sequential", "subclassed"],
 )
-def test_logits_of_a_sub_model_stay_as_they_are(inner):
+def test_keeps_the_logits_of_a_sub_model_unchanged(inner):
     model = trunk(inner())
     images = images_for(model)
     branchy = add_exits(model, {"c1": linear_head})
@@ -227,7 +227,7 @@ def test_a_frozen_layer_stays_frozen_without_its_softmax():
     assert {v.path for v in branchy.trainable_weights} == {"exit_1/kernel", "exit_1/bias"}
 
 
-def test_an_exit_gets_its_name_whatever_its_head_calls_its_layers():
+def test_names_exits_whatever_their_heads_call_their_layers():
     def head(features, classes, name):
         return ops.mean(layers.Conv2D(classes, 1, name=f"{name}_map")(features), (1, 2))
 
@@ -248,7 +248,7 @@ def test_exits_are_float32_in_a_model_of_mixed_precision():
     assert {z.dtype for z in branchy.output.values()} == {"float32"}
 
 
-def test_an_exit_may_hang_off_the_branch_of_another(tmp_path):
+def test_an_exit_may_start_from_the_branch_of_another(tmp_path):
     branchy = add_exits(
         trunk(),
         {"c1": conv_head([4, 3]), "exit_1_conv_1": linear_head, "c2": linear_head},
@@ -286,7 +286,7 @@ def reshaped_softmax(x):
 
 
 class Doubling(layers.Dense):
-    """Not what its configuration says of a Dense."""
+    """A Dense layer that computes something else than its configuration says."""
 
     def call(self, inputs):
         return super().call(2 * inputs)
@@ -311,7 +311,7 @@ class Doubling(layers.Dense):
         (
             layers.EinsumDense("af,fb->ab", 4, "softmax", name="out"),
             "ends in layer 'out', a EinsumDense with softmax inside. Expected a plain "
-            "Dense, or softmax in a layer of its own.",
+            "Dense or a separate softmax layer.",
         ),
         (
             Doubling(4, "softmax", name="out"),
@@ -319,8 +319,8 @@ class Doubling(layers.Dense):
         ),
         (
             reshaped_softmax,
-            "Model 'trunk' reshapes what its softmax 's' gives. Expected logits, or a "
-            "softmax that gives (batch, classes).",
+            "Model 'trunk' reshapes the output of its softmax 's'. Expected logits, or a "
+            "softmax over (batch, classes).",
         ),
         (
             lambda x: layers.Dropout(0.1)(layers.Dense(4, "sigmoid", name="out")(x)),
@@ -336,18 +336,18 @@ class Doubling(layers.Dense):
         (layers.Reshape((2, 3)), "has an output of shape (None, 2, 3); expected (batch"),
     ],
 )
-def test_models_that_give_no_logits(top, expected):
+def test_rejects_models_without_logits(top, expected):
     assert expected in complaint({"c1": linear_head}, trunk(top))
 
 
 def with_lora(layer, alpha: float):
-    """LoRA as fine-tuning leaves it: not zero, and with a scale of its own."""
+    """LoRA as after fine-tuning: not zero, and with its own scale."""
     layer.enable_lora(2, lora_alpha=alpha)
     random = np.random.default_rng(8)
     layer.lora_kernel_b.assign(random.normal(size=layer.lora_kernel_b.shape))
 
 
-def test_lora_stays_in_a_layer_whose_softmax_is_peeled(tmp_path):
+def test_a_layer_keeps_its_lora_when_its_softmax_is_dropped(tmp_path):
     model = trunk()
     plain = np.asarray(model(images_for(model)))
     with_lora(model.get_layer("predictions"), alpha=5.0)
@@ -361,7 +361,7 @@ def test_lora_stays_in_a_layer_whose_softmax_is_peeled(tmp_path):
     branchy.save(tmp_path / "m.keras")
     again = keras.models.load_model(tmp_path / "m.keras")
     assert_log_of(again(images)["exit_2"], before)
-    # What is trained on afterwards is trained in both.
+    # Later training changes both models.
     model.get_layer("predictions").lora_kernel_b.assign_add(np.ones((2, 4)))
     assert_log_of(branchy(images)["exit_2"], model(images))
 
@@ -402,9 +402,9 @@ def replaced(x):
 @pytest.mark.parametrize(
     ("top", "expected"),
     [
-        (over_the_rows, "ends in the softmax 'out', which is not that of its logits"),
-        (masked, "ends in the softmax 'out', which is not that of its logits alone"),
-        (Tempered(name="out"), "gives probabilities (rows of the same sum, none"),
+        (over_the_rows, "ends in the softmax 'out', which is not a softmax of its"),
+        (masked, "ends in the softmax 'out', which is not a softmax of its"),
+        (Tempered(name="out"), "gives probabilities (non-negative, with the same"),
         (
             type("Softmax", (Tempered,), {})(name="out"),
             "ends in layer 'out', a Softmax with softmax inside.",
@@ -420,11 +420,11 @@ def replaced(x):
         ),
     ],
 )
-def test_a_softmax_that_is_more_is_not_peeled(top, expected):
+def test_keeps_a_softmax_that_does_more(top, expected):
     assert expected in complaint({"c1": linear_head}, trunk(top))
 
 
-def test_a_quantised_layer_is_not_peeled():
+def test_rejects_a_quantised_softmax_layer():
     model = trunk()
     model.quantize("int8")
     text = complaint({"c1": linear_head}, model)
@@ -449,7 +449,7 @@ def test_channels_first_is_refused(nested):
         exits.propose_exits(model, 1)
 
 
-def test_heads_would_be_channels_first():
+def test_rejects_channels_first_as_the_keras_setting():
     model = trunk()
     keras.config.set_image_data_format("channels_first")
     try:
@@ -464,7 +464,7 @@ def test_a_model_with_several_outputs():
     outputs = [layers.Dense(2, name=name)(x) for name in ("a", "b")]
     text = complaint({"a": linear_head}, keras.Model(x, outputs, name="two"))
     assert text == (
-        "Model 'two' has 2 outputs: a, b. Expected one. Take the one that answers: "
+        "Model 'two' has 2 outputs: a, b. Expected one. Select the one that classifies: "
         "keras.Model(model.input, output)."
     )
 
@@ -490,8 +490,8 @@ def test_a_model_of_keras_2():
                 ask(model)
             assert str(caught.value) == (
                 "Expected a functional keras.Model, received 'old', a tf_keras (Keras "
-                "2) model. Build it with Keras 3 (`import keras`) and take its weights "
-                "over: new.set_weights(old.get_weights())."
+                "2) model. Build it with Keras 3 (`import keras`) and copy its weights: "
+                "new.set_weights(old.get_weights())."
             )
     found = complaint({"c1": tf_keras.layers.Dense(4)})
     assert found.startswith("The head at 'c1' must be a callable (features,")
@@ -505,7 +505,7 @@ def test_models_without_a_graph():
     assert "received Mine. A subclassed model" in complaint({"a": linear_head}, Mine())
     unbuilt = keras.Sequential([layers.Dense(3)], name="later")
     assert complaint({"a": linear_head}, unbuilt) == (
-        "Sequential model 'later' does not know its input shape yet. Begin it with "
+        "Sequential model 'later' has no input shape yet. Begin it with "
         "keras.Input(shape)."
     )
 
@@ -513,28 +513,28 @@ def test_models_without_a_graph():
 @pytest.mark.parametrize(
     ("place", "expected"),
     [
-        ("c3", "Model 'trunk' has no layer 'c3'. Nearest: c2, c1. See model.summary()."),
+        ("c3", "Model 'trunk' has no layer 'c3'. Closest: c2, c1. See model.summary()."),
         ("zzz", "Model 'trunk' has no layer 'zzz'. See model.summary()."),
         (0, "Model 'trunk' has no layer 0. See model.summary()."),
         (None, "Model 'trunk' has no layer None. See model.summary()."),
         (
             layers.Dense(3, name="c1"),
-            "Exits are placed by the names of layers. Received a Dense itself; pass its "
-            "name, 'c1'.",
+            "Exits are placed by layer name. Received the Dense itself; pass its name, "
+            "'c1'.",
         ),
         (
             "predictions",
-            "Layer 'predictions' makes the output of 'trunk', which is the last exit "
-            "already. Place the exit at an earlier layer.",
+            "Layer 'predictions' makes the output of 'trunk', which is already the final "
+            "exit. Place the exit at an earlier layer.",
         ),
         (
             "images",
-            "Layer 'images' comes after the logits of 'trunk' or is its input. Place the "
-            "exit at a layer between.",
+            "Layer 'images' is the input of 'trunk' or comes after its logits. Place the "
+            "exit at a layer in between.",
         ),
     ],
 )
-def test_places_that_are_none(place, expected):
+def test_rejects_invalid_places(place, expected):
     assert complaint({place: linear_head}) == expected
 
 
@@ -542,7 +542,7 @@ def test_a_place_after_the_logits():
     def top(x):
         return layers.Softmax(name="end")(layers.Dense(4, name="logits")(x))
 
-    assert "'end' comes after the logits" in complaint({"end": linear_head}, trunk(top))
+    assert "or comes after its logits" in complaint({"end": linear_head}, trunk(top))
     assert "'logits' makes the output" in complaint({"logits": linear_head}, trunk(top))
 
 
@@ -553,7 +553,8 @@ def test_a_place_inside_a_sub_model():
     model = trunk(lambda x: layers.Dense(4)(inner(x)))
     assert complaint({"hidden": linear_head}, model) == (
         "Layer 'hidden' is inside the sub-model 'inner', whose inner tensors are not "
-        "part of 'trunk'. Build the model flat, or name 'inner'."
+        "part of 'trunk'. Build the model without sub-models, or place the exit at "
+        "'inner'."
     )
     assert len(exits.exit_names(add_exits(model, {"inner": linear_head}))) == 2
     deeper = trunk(keras.Sequential([keras.Input((6,)), inner], name="outer"))
@@ -566,8 +567,8 @@ def test_a_layer_that_is_called_twice():
     twice = layers.Dense(6, name="twice")
     model = trunk(lambda x: layers.Dense(4)(twice(twice(x))))
     assert complaint({"twice": linear_head}, model) == (
-        "Layer 'twice' gives 2 tensors (called several times, or with several outputs); "
-        "an exit needs one. Choose another layer."
+        "Layer 'twice' gives 2 tensors (it is called several times or has several "
+        "outputs); an exit needs one. Choose another layer."
     )
 
 
@@ -583,14 +584,14 @@ def test_a_layer_without_a_gradient():
     x = layers.Flatten()(layers.Embedding(9, 3)(x))
     model = keras.Model(tokens, layers.Dense(2)(x))
     assert complaint({"flat": linear_head}, model) == (
-        "Layer 'flat' gives int32 values, through which no gradient flows. Place the "
-        "exit at a later layer."
+        "Layer 'flat' gives int32 values, which carry no gradient. Place the exit at a "
+        "later layer."
     )
 
 
 def test_exits_out_of_order():
     expected = (
-        "The exits must be given from the entry on, and layer 'c1' comes before 'c2'. "
+        "Exits must be given in order from the input, but layer 'c1' comes before 'c2'. "
         "Give 'c1' first."
     )
     assert complaint({"c2": linear_head, "c1": linear_head}) == expected
@@ -599,9 +600,9 @@ def test_exits_out_of_order():
 
 
 @pytest.mark.parametrize("heads", [{}, None, "c1", ["c1"], 1, linear_head])
-def test_heads_that_are_no_mapping(heads):
+def test_rejects_heads_that_are_not_a_mapping(heads):
     assert complaint(heads).startswith(
-        "`heads` must be {layer name: head} with one entry at least. Received "
+        "`heads` must be {layer name: head} with at least one entry. Received "
     )
 
 
@@ -641,7 +642,10 @@ def unnamed(x, classes, name):
     return layers.Dense(classes, name="c2")(ops.mean(x, (1, 2)))
 
 
-LOGITS = "The head at 'c1' must give logits of shape (batch, 4), made from its features. "
+LOGITS = (
+    "The head at 'c1' must return logits of shape (batch, 4), computed from its "
+    "features. "
+)
 CALLABLE = "The head at 'c1' must be a callable (features, classes, name) -> logits. "
 
 
@@ -658,14 +662,14 @@ CALLABLE = "The head at 'c1' must be a callable (features, classes, name) -> log
         (constant, LOGITS + "Received ndarray."),
         (lambda *_: None, LOGITS + "Received NoneType."),
         (of_itself, "The head at 'c1' does not read its features, so no gradient"),
-        (probabilities, "The head at 'c1' ends in softmax; expected logits. Leave the"),
-        (likely, "The head at 'c1' ends in sigmoid; expected logits. Leave the"),
-        (sure, "The head at 'c1' gives int32 values, through which no gradient flows."),
+        (probabilities, "The head at 'c1' ends in softmax; expected logits. Drop the"),
+        (likely, "The head at 'c1' ends in sigmoid; expected logits. Drop the"),
+        (sure, "The head at 'c1' gives int32 values, which carry no gradient."),
         (short, "The head at 'c1' gives bfloat16 logits; expected float32. Pass dtype"),
-        (unnamed, "2 layers of 'trunk' and its heads would be called 'c2'. Rename that"),
+        (unnamed, "2 layers of 'trunk' and its heads would be called 'c2'. Rename the"),
     ],
 )
-def test_heads_that_give_no_logits(head, expected):
+def test_rejects_heads_without_logits(head, expected):
     assert complaint({"c1": head}).startswith(expected)
 
 
@@ -676,11 +680,11 @@ def test_features_may_be_logits_already():
 
 
 @pytest.mark.parametrize("name", ["", "a/b", 5])
-def test_names_that_no_model_can_have(name):
+def test_rejects_invalid_names(name):
     with pytest.raises(BranchyError) as caught:
         add_exits(trunk(), {"c1": linear_head}, name)
     assert str(caught.value) == (
-        f"`name` must be a text without '/', not empty. Received {name!r}."
+        f"`name` must be a non-empty string without '/'. Received {name!r}."
     )
 
 
@@ -695,8 +699,9 @@ def test_two_heads_that_use_the_same_names():
 def test_a_model_that_uses_the_names_of_exits(taken):
     model = trunk(lambda x: layers.Dense(4)(layers.ReLU(name=taken)(x)))
     assert complaint({"c1": linear_head}, model) == (
-        f"2 layers of 'trunk' and its heads would be called {taken!r}. Rename that of "
-        "the model, or begin the name of the head's with the `name` it is given."
+        f"2 layers of 'trunk' and its heads would be called {taken!r}. Rename the "
+        "model's layer, or start the head's layer name with the `name` that the head "
+        "receives."
     )
 
 

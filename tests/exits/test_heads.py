@@ -72,7 +72,7 @@ def test_conv_head_ends_in_the_head_it_is_given():
 
 
 @pytest.mark.parametrize("readout", [None, 4, pool_head, layers.Dense(3)])
-def test_conv_head_needs_a_head_behind_it(readout):
+def test_conv_head_rejects_an_invalid_readout(readout):
     assert complaint(lambda: conv_head([4], readout=readout)) == (
         "`readout` must be a callable (features, classes, name) -> logits. Received "
         f"{readout!r}. For example: pool_head(4)."
@@ -116,10 +116,10 @@ def test_logits_are_float32_in_mixed_precision():
         (conv_head([4]), "conv_head", (2, 2, 2, 2, 3)),
     ],
 )
-def test_features_of_an_unfit_rank(head, name, shape):
+def test_rejects_features_of_unsupported_rank(head, name, shape):
     assert complaint(lambda: applied(head, shape)) == (
         f"{name} for exit_1 needs a feature map (batch, ..., channels) with 1 to 3 axes "
-        f"between; received shape {(None, *shape)}. Choose another layer or head."
+        f"in between; received shape {(None, *shape)}. Choose another layer or head."
     )
 
 
@@ -145,7 +145,7 @@ def test_pool_head_needs_a_size():
         (lambda: pool_head(-2), "size", ", 1 of them", "-2"),
     ],
 )
-def test_numbers_that_are_none(call, name, wanted, received):
+def test_rejects_invalid_numbers(call, name, wanted, received):
     assert complaint(call) == (
         f"`{name}` must be positive whole numbers{wanted}, or one for all. Received "
         f"{received}."

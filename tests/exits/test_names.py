@@ -71,7 +71,7 @@ def test_outputs_in_a_list_are_refused():
 
 
 @pytest.mark.parametrize("key", [1, "exit_1"])
-def test_keys_that_are_no_names_and_outputs_that_are_several(key):
+def test_rejects_keys_that_are_not_strings_and_nested_outputs(key):
     x = keras.Input((3,))
     one = layers.Dense(2, name="exit_1")(x)
     model = keras.Model(x, {key: [one, one] if key == "exit_1" else one})
@@ -80,7 +80,7 @@ def test_keys_that_are_no_names_and_outputs_that_are_several(key):
 
 
 @pytest.mark.parametrize("given", [None, "model.keras", 3])
-def test_what_is_no_model(given):
+def test_rejects_what_is_not_a_model(given):
     for ask in (exits.exit_names, exits.baseline, exits.num_classes):
         with pytest.raises(BranchyError, match=r"Expected a functional keras\.Model, "):
             ask(given)

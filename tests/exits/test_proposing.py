@@ -20,12 +20,12 @@ def chain(convolutions: int = 8) -> keras.Model:
     return keras.Model(inputs, layers.Dense(3, name="logits")(x), name="chain")
 
 
-def test_places_share_the_multiply_adds_evenly():
+def test_places_divide_the_multiply_adds_evenly():
     assert propose_exits(chain(8), 3) == ["relu_2", "relu_4", "relu_6"]
     assert propose_exits(chain(8), 1) == ["relu_4"]
 
 
-def test_every_place_can_be_asked_for_and_takes_an_exit():
+def test_every_proposed_place_accepts_an_exit():
     model = chain(4)
     places = propose_exits(model, 3)
     assert places == ["relu_1", "relu_2", "relu_3"]
@@ -42,34 +42,34 @@ def test_no_place_is_inside_a_residual_block():
         assert place.count("_") in (0, 3), place
 
 
-def test_sequential_models_are_read_too():
+def test_reads_sequential_models():
     names = ["a", "b", "c"]
     layers_ = [layers.Dense(8, name=name) for name in names]
     model = keras.Sequential([keras.Input((8,)), *layers_, layers.Dense(3)])
     assert propose_exits(model, 2) == ["a", "b"]
 
 
-def test_a_model_whose_work_is_all_in_one_place():
+def test_rejects_a_model_with_all_its_work_in_one_layer():
     inner = chain(3)
     model = keras.Sequential([inner.inputs[0], inner], name="wrapped")
     with pytest.raises(BranchyError) as caught:
         propose_exits(model, 1)
     assert str(caught.value) == (
-        "There is no place in 'wrapped' where an exit could go: between its layers, as "
-        "model.summary() lists them, no multiply-adds can be counted to share out. Of a "
-        "sub-model only the end counts; build the model flat."
+        "Model 'wrapped' has no place for an exit: no multiply-adds can be counted "
+        "between the layers that model.summary() lists. A sub-model counts as one layer; "
+        "build the model without sub-models."
     )
 
 
-def test_numbers_of_numpy():
+def test_accepts_numpy_numbers():
     assert propose_exits(chain(8), np.int64(1)) == ["relu_4"]
 
 
 @pytest.mark.parametrize("n", [0, 8, -1, 1.5, "3", True, None, [1], np.float32(2)])
-def test_impossible_numbers(n):
+def test_rejects_invalid_numbers(n):
     with pytest.raises(BranchyError) as caught:
         propose_exits(chain(8), n)
     assert str(caught.value) == (
-        "`n` must be between 1 and 7, the number of places in 'chain' where an exit "
-        f"could go. Received {n!r}."
+        "`n` must be between 1 and 7, the number of places for an exit in 'chain'. "
+        f"Received {n!r}."
     )

@@ -98,7 +98,7 @@ def shows_histograms(figure, many):
 
 def shows_reliability(figure, many):
     for axes in figure.axes:
-        # The same probabilities before and after: the curves lie on each other.
+        # The same probabilities before and after: the curves coincide.
         diagonal, *curves = lines(axes).values()
         assert np.shape(diagonal) == (2, 2)
         for one, other in zip(*curves, strict=True):
@@ -154,11 +154,11 @@ def shows_load(figure, many):
 def test_draws_its_figures_as_wide_as_a_phone(tmp_path, monkeypatch, name, shows, many):
     drawn, savefig = [], Figure.savefig
 
-    def kept(figure, *arguments, **options):
+    def record(figure, *arguments, **options):
         drawn.append(figure)
         savefig(figure, *arguments, **options)
 
-    monkeypatch.setattr(Figure, "savefig", kept)
+    monkeypatch.setattr(Figure, "savefig", record)
     path = tmp_path / "picture.png"
     draw(path, name, many)
     with Image.open(path) as picture:

@@ -12,7 +12,7 @@ from branchy_tf.training import batches
 
 
 def numbered(rows: int = 23) -> data.Split:
-    """Images that say in every pixel which row they are."""
+    """Images whose pixels all hold the row's number."""
     labels = np.arange(rows)
     images = np.tile(labels[:, None, None, None].astype(np.uint8), (1, 8, 8, 1))
     return data.Split(images, labels)
@@ -63,18 +63,18 @@ def test_epochs_and_seeds_differ():
 
 
 def test_images_vary_from_batch_to_batch_and_epoch_to_epoch():
-    # All rows alike, so that only the draws can differ.
+    # All rows are equal, so only the draws can differ.
     split = small.dataset().train.take(np.zeros(20, int))
     images = [x for epoch in (0, 1) for x, _ in read(make(split, "flip_shift"), epoch)]
     assert len({x.tobytes() for x in images}) == len(images)
 
 
-def test_a_batch_follows_from_seed_epoch_and_place_alone():
+def test_a_batch_depends_only_on_seed_epoch_and_index():
     split = small.dataset().train
     third = read(make(split, "flip_shift"), epoch=2)
     again = make(split, "flip_shift")
     read(again, epoch=0)
-    # In the middle of an epoch, as a kill or the reading ahead would have it.
+    # In the middle of an epoch, as after a kill or with prefetching.
     again.start_epoch(1)
     again[0]
     assert_same(read(again, epoch=2), third)
@@ -98,13 +98,13 @@ def test_the_next_batch_is_made_while_one_is_used(monkeypatch):
     monkeypatch.setattr(batches, "augment", slow)
     made = make()
     made[0]
-    # Nobody has asked for the second one yet.
+    # The second batch has not been requested yet.
     assert started.wait(30)
     go_on.set()
     made[1]
 
 
-def test_tells_how_long_it_was_waited_for(monkeypatch):
+def test_measures_the_time_waited_for_batches(monkeypatch):
     augment = batches.augment
 
     def slow(*arguments):
@@ -116,14 +116,14 @@ def test_tells_how_long_it_was_waited_for(monkeypatch):
     made[0]
     first = made.waited
     assert first >= 0.09
-    # The next two are made by now.
+    # The next two batches are ready by now.
     while not all(future.done() for future in made._made.values()):
         time.sleep(0.01)
     made[1]
     assert made.waited < first + 0.09
 
 
-def test_what_goes_wrong_reaches_the_training(monkeypatch):
+def test_errors_reach_the_training(monkeypatch):
     def broken(name, images, random):
         raise MemoryError("no room")
 

@@ -18,7 +18,7 @@ BUILDERS = [builder for builder in odd_models.ALL if builder is not odd_models.m
 
 
 def chain(count: int) -> keras.Model:
-    """`count` exits, each behind a further dense layer: block_1, block_2 ..."""
+    """`count` exits, each after a further dense layer: block_1, block_2 ..."""
     keras.utils.set_random_seed(6)
     x = values = keras.Input((5,))
     for number in range(1, count + 1):
@@ -28,7 +28,7 @@ def chain(count: int) -> keras.Model:
 
 
 def gradients(model, inputs, names=None) -> dict[str, np.ndarray]:
-    """`{path: gradient}` of the summed loss of some exits; 0 where none arrives."""
+    """`{path: gradient}` of the summed loss of some exits; 0 without a gradient."""
     variables = model.trainable_variables
     with tf.GradientTape() as tape:
         outputs = model(inputs, training=False)
@@ -78,7 +78,7 @@ def test_whole_numbers_and_masks_pass(rebuilt, recwarn):
     tokens = keras.Input((6,), dtype="int32")
     x = layers.Embedding(10, 8, mask_zero=True)(tokens)
     exit_1 = linear_head(x, 3, "exit_1")
-    # A branch that begins at the input, whose numbers must stay whole.
+    # A branch from the input, whose values must stay integers.
     exit_2 = linear_head(layers.Embedding(10, 4)(tokens), 3, "exit_2")
     exit_3 = linear_head(layers.Dense(8)(x), 3, "exit_3")
     outputs = {"exit_1": exit_1, "exit_2": exit_2, "exit_3": exit_3}
@@ -114,7 +114,7 @@ def test_equilibrium_gives_each_exit_the_same_share(count):
         )
     together = gradients(balanced, values())
     for number in range(1, count + 1):
-        # Behind i exits there are k - i left, each with as large a share.
+        # After i exits, k - i remain, each with an equal share.
         left = count - number + 1
         path = f"block_{number}/kernel"
         total = sum(alone[name][path] for name in names)
@@ -128,7 +128,7 @@ def test_equilibrium_around_skip_connections_and_at_a_shared_place():
     keras.utils.set_random_seed(6)
     x = inputs = keras.Input((5,))
     x = layers.Dense(5, activation="tanh", name="block_1")(x)
-    # Two nodes of the trunk and two branches read it.
+    # Two nodes of the trunk and two branches read this tensor.
     y = layers.Add()([x, layers.Dense(5, activation="tanh", name="block_2")(x)])
     outputs = {
         "exit_1": linear_head(x, 3, "exit_1"),
@@ -151,17 +151,17 @@ def test_equilibrium_around_skip_connections_and_at_a_shared_place():
     [
         (
             odd_models.exits_off_exits,
-            "Gradient equilibrium is for exits that leave the trunk one by one; exit_2 "
-            "hangs off the branch of an earlier exit. Train it without.",
+            "Gradient equilibrium needs every branch to start from the trunk, but exit_2 "
+            "starts from the branch of an earlier exit. Pass --gradient_scaling=none.",
         ),
         (
             odd_models.several_live_tensors,
-            "Gradient equilibrium is for exits that leave the trunk at one place; exit_1 "
-            "reads 2 tensors of it. Train it without.",
+            "Gradient equilibrium needs every branch to start at one place of the trunk, "
+            "but exit_1 reads 2 of its tensors. Pass --gradient_scaling=none.",
         ),
     ],
 )
-def test_equilibrium_is_not_for_every_graph(builder, expected):
+def test_equilibrium_rejects_unsuitable_graphs(builder, expected):
     with pytest.raises(BranchyError) as caught:
         branches.equilibrium(builder())
     assert str(caught.value) == expected
@@ -176,13 +176,13 @@ def resnet() -> keras.Model:
     keras.utils.set_random_seed(6)
     model = zoo.branchy_resnet((16, 16, 3), classes=3, depth=8, exits="light")
     for weight in model.trainable_weights:
-        # Fresh blocks are the identity, and nothing would reach their insides.
+        # New blocks are the identity, so no gradient would reach their inner layers.
         if weight.path.endswith("gamma"):
             weight.assign(np.ones(weight.shape))
     return model
 
 
-def test_detached_branches_send_nothing_back():
+def test_detached_branches_send_no_gradient_to_the_trunk():
     model = resnet()
     images = np.random.default_rng(1).integers(0, 256, (4, 16, 16, 3)).astype("uint8")
     plain = gradients(model, images)
@@ -210,16 +210,16 @@ def test_branches_of_a_detached_branch_stay_attached():
     assert np.abs(found["c1/kernel"]).max() == 0
 
 
-def test_a_frozen_trunk_thaws_as_it_was_before():
+def test_a_frozen_trunk_is_restored():
     inner_in = keras.Input((5,))
     inside = layers.Dense(5, name="inside")
-    kept = layers.Dense(5, name="kept")
-    inner = keras.Model(inner_in, kept(inside(inner_in)), name="inner")
+    frozen = layers.Dense(5, name="frozen")
+    inner = keras.Model(inner_in, frozen(inside(inner_in)), name="inner")
     x = keras.Input((5,))
     y = layers.Dense(5, name="outer")(inner(x))
     early = linear_head(inner.get_layer("inside")(x), 3, "exit_1")
     model = keras.Model(x, {"exit_1": early, "exit_2": linear_head(y, 3, "exit_2")})
-    kept.trainable = False
+    frozen.trainable = False
     before = {w.path for w in model.trainable_weights}
     with branches.frozen_trunk(model):
         assert {w.path for w in model.trainable_weights} == {
@@ -227,7 +227,7 @@ def test_a_frozen_trunk_thaws_as_it_was_before():
             "exit_1/bias",
         }
     assert {w.path for w in model.trainable_weights} == before
-    assert not kept.trainable
+    assert not frozen.trainable
     assert inside.trainable
     with pytest.raises(KeyboardInterrupt), branches.frozen_trunk(model):
         raise KeyboardInterrupt

@@ -22,11 +22,11 @@ class Killed(BaseException):
 
 
 def fit(folder, *more, epochs=EPOCHS):
-    """Trains a tiny model, with a backup; returns it and how many epochs it took."""
+    """Trains a tiny model with a backup; returns it and its number of epochs."""
     keras.utils.set_random_seed(1)
     random = np.random.default_rng(1)
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    # Adam: its moments must come back too, or the weights go another way.
+    # Adam, whose moments must be restored too for the same weights.
     model.compile(keras.optimizers.Adam(0.05), "mse", run_eagerly=True)
     history = model.fit(
         random.normal(size=(10, 4)),
@@ -52,7 +52,7 @@ def never_killed(tmp_path_factory):
 
 @pytest.fixture
 def killed_in_epoch(tmp_path, monkeypatch):
-    """Trains until `moment` in an epoch, counted from 1; returns those begun."""
+    """Trains until `moment` in an epoch, from 1; returns the epochs started."""
 
     def until(epoch, moment):
         begun = []
@@ -72,7 +72,7 @@ def killed_in_epoch(tmp_path, monkeypatch):
 
 
 def _in_call(monkeypatch, owner, name, number=1, instead=None):
-    """Kills in a call of `owner.name`, `instead` of what it would do."""
+    """Kills during a call of `owner.name`, after calling `instead` if given."""
     real, calls = getattr(owner, name), []
 
     def killing(*args, **kwargs):
@@ -104,7 +104,7 @@ MOMENTS = {
     "before the next one takes its place": lambda m: _in_call(
         m, pathlib.Path, "rename", number=2
     ),
-    # The first two calls of an epoch clear away leftovers.
+    # The first two calls of an epoch remove leftovers.
     "before the old one is removed": lambda m: _in_call(m, shutil, "rmtree", number=3),
 }
 
@@ -120,7 +120,7 @@ MOMENTS = {
         ("before the old one is removed", 3),
     ],
 )
-def test_goes_on_as_if_never_killed(
+def test_resumes_as_if_never_killed(
     tmp_path, killed_in_epoch, never_killed, moment, backed_up
 ):
     killed_in_epoch(3, moment)
@@ -132,7 +132,7 @@ def test_goes_on_as_if_never_killed(
 
 
 @pytest.mark.parametrize("moment", ["amid the weights", "before the epoch's number"])
-def test_starts_anew_if_killed_before_the_first_backup(
+def test_starts_again_if_killed_before_the_first_backup(
     tmp_path, killed_in_epoch, never_killed, moment
 ):
     killed_in_epoch(1, moment)
@@ -145,12 +145,12 @@ def test_starts_anew_if_killed_before_the_first_backup(
 def test_survives_a_second_kill_right_after_the_first(tmp_path, killed_in_epoch):
     killed_in_epoch(3, "before the next one takes its place")
     assert not (tmp_path / "backup").exists()
-    # The backup that is put back must not be cleared away by the next attempt.
+    # The next attempt must not remove the restored backup.
     assert killed_in_epoch(3, "amid the weights") == [3]
     assert fit(tmp_path / "backup")[1] == EPOCHS - 2
 
 
-def test_what_is_done_is_restored_and_not_trained_again(tmp_path):
+def test_restores_a_finished_phase_without_training(tmp_path):
     first, _ = fit(tmp_path / "backup", epochs=3)
     again, epochs = fit(tmp_path / "backup", epochs=3)
     assert epochs == 0
@@ -180,7 +180,7 @@ def test_history_of_an_epoch_trained_again_replaces_the_old(tmp_path):
         HistoryFile(path, "baseline", ["exit_1"]).on_epoch_end(epoch, figures(9.0))
     for epoch in range(3):
         HistoryFile(path, "joint", ["exit_1"]).on_epoch_end(epoch, figures(8.0))
-    # Resumed from the backup of epoch 1: what came after it is trained again.
+    # Resumed from the backup of epoch 1, so later epochs are trained again.
     HistoryFile(path, "joint", ["exit_1"]).on_epoch_end(1, figures(7.0))
     rows = [(r["phase"], r["epoch"], r["loss"]) for r in read_history(path)]
     assert rows == [
@@ -201,8 +201,8 @@ def test_no_history_yet(tmp_path):
         (b"\xff\xfe\x00", "codec can't decode"),
         (b"phase,epoch\njoint,1\x00\n", ""),
         (b"a,b\n1,2\n", "it has no columns phase and epoch"),
-        (b"phase,epoch,loss\njoint,1\n", "row 1 has another number of cells"),
-        (b"phase,epoch,loss\njoint,1,2\njoint,2,2,3\n", "row 2 has another number"),
+        (b"phase,epoch,loss\njoint,1\n", "row 1 has the wrong number of cells"),
+        (b"phase,epoch,loss\njoint,1,2\njoint,2,2,3\n", "row 2 has the wrong number"),
         (b"phase,epoch,loss\njoint,one,2\n", "'one'"),
         (b"phase,epoch,loss\njoint,1,much\n", "'much'"),
         (b'phase,epoch,loss\njoint,1,"2', ""),

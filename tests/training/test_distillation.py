@@ -71,7 +71,7 @@ def figures(model, rows) -> dict:
         ([0.2, 0.0, 2.0], 1.0, 4.0),
     ],
 )
-def test_the_loss_is_that_of_the_formula(weights, gamma, temperature):
+def test_the_loss_follows_the_formula(weights, gamma, temperature):
     rows = small.dataset().train
     plain = three_exits()
     model = distilled(plain, weights, gamma, temperature)
@@ -81,7 +81,7 @@ def test_the_loss_is_that_of_the_formula(weights, gamma, temperature):
     assert figures(model, rows)["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_loss_that_is_shown_is_the_one_that_is_trained():
+def test_reports_the_loss_that_it_trains():
     rows = small.dataset().train
     model = distilled(three_exits(), [1.0, 0.5, 0.3], 0.5, 3.0)
     before = figures(model, rows)
@@ -92,17 +92,17 @@ def test_the_loss_that_is_shown_is_the_one_that_is_trained():
     assert history["loss"][2] < history["loss"][1] < history["loss"][0]
 
 
-def test_labels_keep_the_share_that_the_teacher_leaves():
+def test_labels_get_the_rest_of_the_weight():
     model = distilled(three_exits(), [1.0, 0.5, 0.3], 0.8, 3.0)
     assert model.label_weights() == pytest.approx([0.2, 0.1, 0.3])
     model = distilled(three_exits(), [1.0, 0.5, 0.3], 1.0, 3.0)
     assert model.label_weights() == [0.0, 0.0, 0.3]
 
 
-def test_the_teacher_learns_nothing_from_its_pupils():
+def test_the_teacher_gets_no_gradient_from_distillation():
     rows = small.dataset().train
     plain = three_exits()
-    # Without its own loss, all that could reach the teacher is distillation.
+    # Without its own loss, only distillation could change the teacher.
     model = distilled(plain, [1.0, 1.0, 0.0], 0.5, 3.0)
     labels = dict.fromkeys(model.output, rows.labels)
     with tf.GradientTape() as tape:
@@ -122,7 +122,7 @@ def test_the_teacher_learns_nothing_from_its_pupils():
     [(0, 3, "0,3"), (-0.5, 3, "-0.5,3"), (1.01, 3, "1.01,3"), (0.5, 0, "0.5,0"),
      (0.5, -1, "0.5,-1"), (float("nan"), 1, "nan,1"), (0.5, float("nan"), "0.5,nan")],
 )  # fmt: skip
-def test_numbers_out_of_range(gamma, temperature, shown):
+def test_rejects_numbers_out_of_range(gamma, temperature, shown):
     with pytest.raises(BranchyError) as caught:
         distillation.check(gamma, temperature)
     assert str(caught.value) == (
@@ -131,12 +131,12 @@ def test_numbers_out_of_range(gamma, temperature, shown):
     )
 
 
-def test_numbers_in_range():
+def test_accepts_numbers_in_range():
     for gamma, temperature in [(1, 1), (1e-3, 100), (0.5, 0.1)]:
         distillation.check(gamma, temperature)
 
 
-def test_classes_that_are_masked_out_ask_for_nothing():
+def test_masked_classes_add_no_loss():
     values = keras.Input((4,))
     mask = np.float32([0, 0, 0, -np.inf])
     outputs = {

@@ -34,7 +34,7 @@ def test_joint_loss_is_the_weighted_sum_of_the_exits(rows):
     figures = model.evaluate(
         rows.images,
         dict.fromkeys(exits.exit_names(model), rows.labels),
-        # Keras averages an exit's loss over batches, be the last one smaller.
+        # Keras averages an exit's loss over batches, even if the last is smaller.
         batch_size=len(rows),
         verbose=0,
         return_dict=True,
@@ -67,7 +67,7 @@ def test_one_step_follows_the_weighted_gradient(rows):
     )
 
 
-def test_weight_zero_leaves_an_exit_alone(rows):
+def test_an_exit_with_weight_zero_is_not_trained(rows):
     model = small.model()
     before = {name: model.get_layer(name).get_weights()[0] for name in NAMES}
     losses.compile_joint(model, NAMES, keras.optimizers.SGD(0.5), [0.0, 1.0])
@@ -111,8 +111,8 @@ def test_wrong_number_of_loss_weights(weights):
 @pytest.mark.parametrize(
     "weights", [[1.0, -0.3], [float("nan"), 1.0], [1.0, float("inf")], [0.0, 0.0]]
 )
-def test_loss_weights_that_are_no_weights(weights):
+def test_rejects_invalid_loss_weights(weights):
     with pytest.raises(BranchyError) as caught:
         losses.check_loss_weights(NAMES, weights)
-    assert "must be finite, not negative and not all zero." in str(caught.value)
+    assert "must be finite, non-negative and not all zero." in str(caught.value)
     assert str(weights) in str(caught.value)

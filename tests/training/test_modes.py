@@ -18,7 +18,7 @@ from branchy_tf.training.callbacks import AtomicBackup
 
 @pytest.fixture(autouse=True)
 def _no_tracing():
-    # A graph takes a second to trace and these trainings have a few steps.
+    # Tracing a graph takes a second, longer than these few steps.
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)
@@ -93,31 +93,31 @@ def baseline(tmp_path_factory):
 @pytest.mark.parametrize(
     "settings", [{}, {"gradient_scaling": "equilibrium", "distillation": (0.5, 3.0)}]
 )
-def test_joint_moves_everything(tmp_path, settings):
+def test_joint_trains_everything(tmp_path, settings):
     trained = train(tmp_path, **settings)
     assert_all_moved(weights(trained), weights(model()))
-    kept = keras.models.load_model(tmp_path / "model.keras")
-    assert_equal(weights(kept), weights(trained))
-    assert type(kept) is type(model())
-    assert not any(isinstance(layer, ScaleGradient) for layer in kept.layers)
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert_equal(weights(loaded), weights(trained))
+    assert type(loaded) is type(model())
+    assert not any(isinstance(layer, ScaleGradient) for layer in loaded.layers)
 
 
 @pytest.mark.parametrize(
     "settings",
     [{}, {"distillation": (0.5, 3.0), "augmentation": "flip_shift", "weight_decay": 0.1}],
 )
-def test_branches_only_leaves_the_trunk_bit_for_bit(tmp_path, settings):
+def test_branches_only_keeps_the_trunk_bit_for_bit(tmp_path, settings):
     trained = train(tmp_path, mode="branches_only", baseline_epochs=1, **settings)
     now, start = weights(trained), weights(model())
     assert_equal(trunk_of(now), saved(tmp_path / "baseline.keras"))
     assert_all_moved(trunk_of(now), trunk_of(start))
     assert_all_moved(branches_of(now), branches_of(start))
-    kept = keras.models.load_model(tmp_path / "model.keras")
-    assert_equal(weights(kept), now)
-    # Frozen for the time of training alone.
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert_equal(weights(loaded), now)
+    # Frozen only during training.
     expected = {w.path for w in model().trainable_weights}
     assert {w.path for w in trained.trainable_weights} == expected
-    assert {w.path for w in kept.trainable_weights} == expected
+    assert {w.path for w in loaded.trainable_weights} == expected
 
 
 def test_a_failed_training_leaves_nothing_frozen(tmp_path, monkeypatch, baseline):
@@ -144,10 +144,10 @@ def test_detached_trains_the_trunk_as_if_it_had_no_branches(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["baseline_first", "branches_only"])
-def test_a_baseline_that_is_there_is_taken(tmp_path, mode, baseline):
+def test_starts_from_an_existing_baseline(tmp_path, mode, baseline):
     trained = train(tmp_path, mode=mode, baseline=baseline)
-    kept = tmp_path / "baseline.keras"
-    assert kept.read_bytes() == baseline.read_bytes()
+    written = tmp_path / "baseline.keras"
+    assert written.read_bytes() == baseline.read_bytes()
     assert "baseline" not in {row["phase"] for row in rows(tmp_path)}
     now = trunk_of(weights(trained))
     if mode == "branches_only":
@@ -186,21 +186,21 @@ def test_the_first_step_starts_from_the_baseline_taken(tmp_path, monkeypatch, ba
     assert_equal(branches_of(at_start), branches_of(weights(model())))
 
 
-def test_a_trunk_that_branches_have_shaped_is_taken_and_no_baseline(tmp_path):
+def test_starts_from_the_trunk_of_a_multi_exit_model(tmp_path):
     path = tmp_path / "model.keras"
     shaped, built = model(), model()
-    # Built alike, so that an equal trunk afterwards would say nothing.
+    # Built from the same seed, so an equal trunk afterwards would prove nothing.
     shaped.set_weights([np.array(weight) + 0.125 for weight in shaped.weights])
     shaped.save(path)
     before = branches_of(weights(built))
     train(tmp_path / "run", built, mode="branches_only", baseline=path)
     assert_equal(trunk_of(weights(built)), trunk_of(saved(path)))
     assert_all_moved(branches_of(weights(built)), before)
-    # What it would claim to be, nobody trained.
+    # No baseline was trained.
     assert not (tmp_path / "run" / "baseline.keras").exists()
 
 
-def test_what_is_no_baseline_of_the_model(tmp_path):
+def test_rejects_the_baseline_of_another_model(tmp_path):
     path = tmp_path / "other.keras"
     small.model().save(path)
     built = model()
@@ -208,7 +208,7 @@ def test_what_is_no_baseline_of_the_model(tmp_path):
         train(tmp_path / "run", built, mode="branches_only", baseline=path)
     text = str(caught.value)
     assert text.startswith(
-        f"{path} is no branchy_normed_baseline: layer 'conv_1' is not in both"
+        f"{path} does not match branchy_normed_baseline: layer 'conv_1' is missing in one"
     )
     assert text.endswith("Pass the baseline.keras of a run with the same model.")
     assert "\n" not in text
@@ -224,7 +224,7 @@ def test_what_is_no_baseline_of_the_model(tmp_path):
         ("joint", {"distillation": (0.5, 3.0), "gradient_scaling": "equilibrium"}),
     ],
 )  # fmt: skip
-def test_a_killed_training_goes_on(tmp_path, monkeypatch, mode, settings):
+def test_a_killed_training_resumes(tmp_path, monkeypatch, mode, settings):
     class Killed(BaseException):
         pass
 
@@ -253,7 +253,7 @@ def test_a_killed_training_goes_on(tmp_path, monkeypatch, mode, settings):
     assert not (tmp_path / "backup").exists()
 
 
-def test_a_lone_early_exit_has_its_column(tmp_path):
+def test_a_single_early_exit_has_its_column(tmp_path):
     trained = train(tmp_path, small.model(), mode="branches_only", baseline_epochs=1)
     split = small.dataset().validation
     logits = np.asarray(trained(split.images)["exit_1"])
@@ -264,9 +264,7 @@ def test_a_lone_early_exit_has_its_column(tmp_path):
 
 
 @pytest.mark.parametrize("distillation", [None, (0.4, 1.0)])
-def test_loss_weights_are_in_exit_order_whatever_that_of_the_outputs(
-    tmp_path, distillation
-):
+def test_loss_weights_follow_the_order_of_exits_not_outputs(tmp_path, distillation):
     built = small.model()
     turned = {name: built.output[name] for name in ("exit_2", "exit_1")}
     turned = keras.Model(built.input, turned, name="turned")
@@ -314,19 +312,19 @@ DISTILLATION = "`distillation` must be two numbers gamma,tau, "
         (
             without_branches,
             {"mode": "detached"},
-            "Mode detached trains branches, and single has none. Add exits with "
+            "Mode detached trains branches, but single has none. Add exits with "
             "exits.add_exits.",
         ),
         (
             without_branches,
             {"mode": "branches_only"},
-            "Mode branches_only trains branches, and single has none.",
+            "Mode branches_only trains branches, but single has none.",
         ),
         (
             model,
             {"mode": "branches_only", "loss_weights": [0, 0, 1]},
-            "Mode branches_only trains the early exits, whose `loss_weights` are all 0: "
-            "[0.0, 0.0, 1.0]. Give one of them a weight.",
+            "Mode branches_only trains the early exits, but their `loss_weights` are all "
+            "0: [0.0, 0.0, 1.0]. Give one of them a weight.",
         ),
         (
             model,
@@ -336,25 +334,25 @@ DISTILLATION = "`distillation` must be two numbers gamma,tau, "
         (
             model,
             {"mode": "branches_only", "gradient_scaling": "equilibrium"},
-            "In mode branches_only no gradient of a branch reaches the trunk; "
-            "`gradient_scaling` equilibrium is for joint and baseline_first.",
+            "In mode branches_only no gradient of a branch reaches the trunk. Use "
+            "`gradient_scaling` equilibrium with mode joint or baseline_first.",
         ),
         (
             model,
             {"mode": "detached", "gradient_scaling": "equilibrium"},
-            "In mode detached no gradient of a branch reaches the trunk;",
+            "In mode detached no gradient of a branch reaches the trunk.",
         ),
         (
             a_branch_on_the_trunks_layer,
             {"mode": "detached"},
-            "A branch uses layer 'shared' of the trunk, so its error would reach the "
-            "trunk in mode detached. Give the branch a layer of its own",
+            "A branch shares layer 'shared' with the trunk, so in mode detached its "
+            "gradient would still reach the trunk. Give the branch a separate layer",
         ),
         (
             a_tree,
             {"gradient_scaling": "equilibrium"},
-            "Gradient equilibrium is for exits that leave the trunk one by one; exit_2 "
-            "hangs off the branch of an earlier exit.",
+            "Gradient equilibrium needs every branch to start from the trunk, but exit_2 "
+            "starts from the branch of an earlier exit.",
         ),
         (model, {"distillation": (0.5,)}, DISTILLATION + "e.g. 0.5,3. Received [0.5]."),
         (
@@ -369,14 +367,14 @@ DISTILLATION = "`distillation` must be two numbers gamma,tau, "
         (
             model,
             {"baseline": "b.keras"},
-            "Mode joint does not begin with a baseline, so `baseline` b.keras would not "
-            "be used. Choose one of the modes baseline_first, branches_only, or pass "
+            "Mode joint has no baseline phase, so `baseline` b.keras would not be used. "
+            "Choose one of the modes baseline_first, branches_only, or pass "
             "--initial_weights.",
         ),
         (
             model,
             {"mode": "branches_only", "baseline": "none.keras"},
-            "There is no file none.keras to take weights from.",
+            "There is no file none.keras to copy weights from.",
         ),
         (model, {"optimizer": "adamax"}, "Unknown optimizer 'adamax'. Known: "),
         (
@@ -386,7 +384,7 @@ DISTILLATION = "`distillation` must be two numbers gamma,tau, "
         ),
     ],
 )
-def test_settings_that_make_no_sense(tmp_path, build, changes, expected):
+def test_rejects_invalid_settings(tmp_path, build, changes, expected):
     with pytest.raises(BranchyError) as caught:
         train(tmp_path / "run", build(), **changes)
     assert str(caught.value).startswith(expected)

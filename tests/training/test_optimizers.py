@@ -12,7 +12,7 @@ def rates(schedule, steps=100):
     return [float(made(step)) for step in range(steps + 1)]
 
 
-def test_cosine_schedule_falls_to_nothing():
+def test_cosine_schedule_falls_to_zero():
     found = rates("cosine")
     assert found[0] == pytest.approx(0.1)
     assert found[50] == pytest.approx(0.05)
@@ -20,7 +20,7 @@ def test_cosine_schedule_falls_to_nothing():
     assert found == sorted(found, reverse=True)
 
 
-def test_one_cycle_rises_over_a_fifth_and_falls_to_nothing():
+def test_one_cycle_rises_over_a_fifth_and_falls_to_zero():
     found = rates("one_cycle")
     assert found[0] == pytest.approx(0.1 / 25)
     assert found[20] == pytest.approx(0.1)

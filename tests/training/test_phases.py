@@ -19,7 +19,7 @@ TRUNK = ("dense_1", "dense_2", "exit_2")
 
 @pytest.fixture(autouse=True)
 def _no_tracing():
-    # A graph takes a second to trace and these trainings have a few steps.
+    # Tracing a graph takes a second, longer than these few steps.
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)
@@ -60,11 +60,11 @@ def test_joint_phase_starts_from_the_baseline(tmp_path, monkeypatch):
 
     monkeypatch.setattr(losses, "compile_joint", noting)
     model = train(tmp_path, mode="baseline_first", baseline_epochs=2, epochs=1)
-    kept = keras.models.load_model(tmp_path / "baseline.keras")
-    assert_equal(at_start, weights(kept))
-    assert set(kept.output_names) == {"exit_2"}
+    saved = keras.models.load_model(tmp_path / "baseline.keras")
+    assert_equal(at_start, weights(saved))
+    assert set(saved.output_names) == {"exit_2"}
     for name, values in at_start.items():
-        # Trained before, and again since.
+        # Trained in both phases.
         assert (values != weights(small.model())[name]).any()
         assert (values != weights(model)[name]).any()
     assert [(row["phase"], row["epoch"]) for row in rows(tmp_path)] == [
@@ -72,7 +72,7 @@ def test_joint_phase_starts_from_the_baseline(tmp_path, monkeypatch):
     ]  # fmt: skip
 
 
-def test_baseline_phase_leaves_the_branch_alone(tmp_path, monkeypatch):
+def test_baseline_phase_does_not_train_the_branch(tmp_path, monkeypatch):
     at_start = {}
     monkeypatch.setattr(
         losses, "compile_joint", lambda model, *_: at_start.update(exits=model)
@@ -102,7 +102,7 @@ def test_augmentation_is_not_part_of_the_model(tmp_path):
     model = keras.models.load_model(tmp_path / "varied" / "model.keras")
     assert [x.name for x in model.layers] == [x.name for x in small.model().layers]
     varied, plain = rows(tmp_path / "varied")[0], rows(tmp_path / "plain")[0]
-    # The outer model must not lose the names of the exits.
+    # The saved model keeps the names of the exits.
     assert all(varied.values())
     assert varied["loss"] != plain["loss"]
 
@@ -132,20 +132,20 @@ def test_a_killed_training_ends_as_one_that_was_not(tmp_path, monkeypatch):
             train(tmp_path / "killed", **settings)
     gone_on = train(tmp_path / "killed", **settings)
     unbroken = train(tmp_path / "unbroken", **settings)
-    # The same rows in the same order, varied alike.
+    # The same rows in the same order with the same augmentation.
     assert rows(tmp_path / "killed") == rows(tmp_path / "unbroken")
     assert_equal(weights(gone_on), weights(unbroken))
 
 
 @pytest.mark.parametrize("phase", ["baseline", "joint"])
-def test_epoch_that_was_not_backed_up_is_trained_again(tmp_path, monkeypatch, phase):
+def test_trains_an_epoch_without_a_backup_again(tmp_path, monkeypatch, phase):
     class Killed(BaseException):
         pass
 
     on_epoch_end = AtomicBackup.on_epoch_end
 
     def killed(self, epoch, logs=None):
-        # Its row is in history.csv already.
+        # Its row is already in history.csv.
         if self._folder.name == phase and epoch == 1:
             raise Killed
         on_epoch_end(self, epoch, logs)
@@ -196,12 +196,13 @@ def test_epoch_that_was_not_backed_up_is_trained_again(tmp_path, monkeypatch, ph
         ({"loss_weights": [1.0]}, "`loss_weights` must have one entry for each exit."),
         (
             {"loss_weights": [1.0, 0.0], "distillation": (0.5, 3.0)},
-            "With `distillation` the final exit teaches, and in mode joint it learns "
-            "only if its loss weight is not 0. Received `loss_weights` [1.0, 0.0].",
+            "`distillation` needs a trained final exit, but in mode joint its loss "
+            "weight is 0. Received `loss_weights` [1.0, 0.0]. Give the final exit a "
+            "weight.",
         ),
     ],
 )
-def test_impossible_settings(tmp_path, changes, expected):
+def test_rejects_invalid_settings(tmp_path, changes, expected):
     folder = training.RunFolder(tmp_path / "run")
     with pytest.raises(BranchyError) as caught:
         training.train(
@@ -211,27 +212,27 @@ def test_impossible_settings(tmp_path, changes, expected):
     assert not (tmp_path / "run").exists()
 
 
-def test_more_classes_than_the_model_knows():
+def test_rejects_more_classes_than_the_model_has():
     dataset = dataclasses.replace(small.dataset(), classes=4)
     with pytest.raises(BranchyError) as caught:
         training.Settings().check(small.model(), dataset)
-    assert "tells 3 classes apart and small has 4." in str(caught.value)
+    assert "small has 3 classes, but small has 4." in str(caught.value)
     assert "--model_args=classes=4" in str(caught.value)
 
 
-def test_images_of_another_shape():
+def test_rejects_images_of_another_shape():
     images = np.zeros((3, 9, 8, 1), np.uint8)
     split = data.Split(images, np.arange(3))
     dataset = data.Dataset("wide", 3, split, split, split)
     with pytest.raises(BranchyError) as caught:
         training.Settings().check(small.model(), dataset)
     assert str(caught.value) == (
-        "small reads inputs of shape (8, 8, 1) and wide holds images of shape (9, 8, 1). "
-        "Build the model for them: --model_args=input_shape=9x8x1."
+        "small reads inputs of shape (8, 8, 1), but wide holds images of shape (9, 8, "
+        "1). Build the model for them: --model_args=input_shape=9x8x1."
     )
 
 
-def test_sides_that_the_model_leaves_open_fit_any_image():
+def test_unknown_sides_fit_any_image():
     pixels = keras.Input((None, None, 1))
     logits = keras.layers.GlobalAveragePooling2D()(pixels)
     model = keras.Model(pixels, {"exit_1": exits.logits_head(logits, 3, "exit_1")})

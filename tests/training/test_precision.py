@@ -22,7 +22,7 @@ def mixed(request):
 
 
 def build() -> keras.Model:
-    """With batch norm, a model inside, operations, and a whole-number input."""
+    """A model with batch norm, an inner model, operations and an integer input."""
     keras.utils.set_random_seed(3)
     pixels = keras.Input((8, 8, 1), dtype="uint8", name="images")
     x = layers.Rescaling(1 / 255)(pixels)
@@ -41,7 +41,7 @@ def policies(model) -> set[str]:
     return {layer.dtype_policy.name for layer in model._flatten_layers()}
 
 
-def test_a_mixed_model_becomes_one_of_float32(mixed, tmp_path):
+def test_converts_a_mixed_model_to_float32(mixed, tmp_path):
     model = build()
     assert mixed in policies(model)
     plain = precision.in_float32(model)
@@ -66,12 +66,12 @@ def test_a_mixed_model_becomes_one_of_float32(mixed, tmp_path):
 
 
 @pytest.mark.parametrize("model", [build, small.model])
-def test_a_model_of_float32_is_given_back_as_it_is(model):
+def test_a_float32_model_is_returned_unchanged(model):
     built = model()
     assert precision.in_float32(built) is built
 
 
-def test_a_model_of_float32_may_have_short_numbers_of_its_own():
+def test_a_float32_model_may_have_float16_layers():
     x = keras.Input((4,))
     half = ops.cast(layers.Dense(3, dtype="float16")(x), "float32")
     model = keras.Model(x, exits.logits_head(half, 3, "exit_1"))
@@ -79,7 +79,7 @@ def test_a_model_of_float32_may_have_short_numbers_of_its_own():
 
 
 @pytest.mark.parametrize("mode", ["baseline_first", "detached"])
-def test_a_run_in_mixed_precision_leaves_float32(mixed, mode, tmp_path):
+def test_a_run_in_mixed_precision_saves_float32(mixed, mode, tmp_path):
     tf.config.run_functions_eagerly(True)
     try:
         model = small.model()
@@ -100,8 +100,8 @@ def test_a_run_in_mixed_precision_leaves_float32(mixed, mode, tmp_path):
     )
     for name in written:
         assert policies(keras.models.load_model(tmp_path / name)) == {"float32"}
-    kept = keras.models.load_model(tmp_path / "model.keras")
-    for ours, theirs in zip(kept.weights, model.weights, strict=True):
+    saved = keras.models.load_model(tmp_path / "model.keras")
+    for ours, theirs in zip(saved.weights, model.weights, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 

@@ -46,7 +46,7 @@ def test_folder_without_a_training(tmp_path):
     )
 
 
-def test_unfinished_training_says_how_to_go_on(tmp_path):
+def test_unfinished_training_says_how_to_resume(tmp_path):
     folder = RunFolder(tmp_path)
     folder.flags.write_text("--epochs=3\n")
     assert complaint(folder.load_model) == (

@@ -19,7 +19,7 @@ def resnet(depth: int, classes: int = 5) -> keras.Model:
 
 
 def stir(model: keras.Model) -> None:
-    """Gives a model weights as training leaves them: nothing is 0 or 1 any more."""
+    """Gives a model weights as after training: none is 0 or 1."""
     for weight in model.weights:
         low = 0.5 if weight.path.endswith(("gamma", "moving_variance")) else -0.3
         weight.assign(RNG.uniform(low, low + 0.7, weight.shape))
@@ -27,7 +27,7 @@ def stir(model: keras.Model) -> None:
 
 @pytest.fixture(scope="module")
 def shallow() -> keras.Model:
-    """ResNet-20 with stirred weights; do not change it."""
+    """ResNet-20 with random weights; do not change it."""
     model = resnet(20)
     stir(model)
     return model
@@ -40,7 +40,7 @@ def baseline(shallow, tmp_path_factory):
     return path
 
 
-def test_a_resnet_grows_without_a_change_of_its_function(shallow, baseline):
+def test_a_deeper_resnet_computes_the_same_function(shallow, baseline):
     deep = resnet(32)
     fresh = training.copy_layers(deep, baseline)
     expected = np.asarray(shallow(IMAGES, training=False)["exit_3"])
@@ -53,7 +53,7 @@ def test_a_resnet_grows_without_a_change_of_its_function(shallow, baseline):
     assert {name[:15] for name in fresh if name[0] == "s"} == {n[:15] for n in new[1:]}
 
 
-def test_other_classes_leave_the_heads_fresh(shallow, tmp_path):
+def test_other_classes_keep_new_heads(shallow, tmp_path):
     shallow.save(tmp_path / "model.keras")
     other = resnet(20, classes=7)
     before = {w.path: np.array(w) for w in other.weights}
@@ -73,15 +73,15 @@ def test_a_file_of_another_family(tmp_path):
     with pytest.raises(BranchyError) as caught:
         training.copy_layers(model, path)
     assert str(caught.value) == (
-        f"No layer of {path} has the name and shapes of one of branchy_resnet: nothing "
-        "could be taken over. Pass a file of the same family."
+        f"No layer of {path} has the same name and shapes as a layer of branchy_resnet. "
+        "Pass a file of the same family."
     )
     for ours, theirs in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("content", [None, b"no model"])
-def test_a_file_that_is_none(tmp_path, content):
+def test_rejects_invalid_files(tmp_path, content):
     path = tmp_path / "none.keras"
     if content:
         path.write_bytes(content)
@@ -93,7 +93,7 @@ def test_a_file_that_is_none(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
-def test_a_baseline_is_taken_whole_and_kept(shallow, baseline, tmp_path):
+def test_takes_a_whole_baseline_and_copies_it(shallow, baseline, tmp_path):
     model = exits.baseline(resnet(20))
     taken = transfer.read_baseline(model, baseline)
     transfer.take_baseline(model, taken, tmp_path / "run" / "baseline.keras")
@@ -103,7 +103,7 @@ def test_a_baseline_is_taken_whole_and_kept(shallow, baseline, tmp_path):
     assert (tmp_path / "run" / "baseline.keras").read_bytes() == baseline.read_bytes()
 
 
-def test_the_trunk_of_other_exits_is_taken_and_not_kept(shallow, tmp_path):
+def test_takes_the_trunk_of_other_exits_without_copying_it(shallow, tmp_path):
     path = tmp_path / "model.keras"
     shallow.save(path)
     model = exits.baseline(branchy_resnet((16, 16, 3), 5, depth=20, exits="paper"))
@@ -124,14 +124,15 @@ def test_the_trunk_of_other_exits_is_taken_and_not_kept(shallow, tmp_path):
     ],
     ids=["deeper", "shallower", "more classes"],
 )
-def test_the_baseline_of_another_model(model, layer, baseline):
+def test_rejects_the_baseline_of_another_model(model, layer, baseline):
     plain = exits.baseline(model())
     before = plain.get_weights()
     with pytest.raises(BranchyError) as caught:
         transfer.read_baseline(plain, baseline)
     assert str(caught.value) == (
-        f"{baseline} is no branchy_resnet_baseline: layer {layer!r} is not in both, or "
-        "of another shape. Pass the baseline.keras of a run with the same model."
+        f"{baseline} does not match branchy_resnet_baseline: layer {layer!r} is missing "
+        "in one of them or has another shape. Pass the baseline.keras of a run with the "
+        "same model."
     )
     for ours, theirs in zip(plain.get_weights(), before, strict=True):
         np.testing.assert_array_equal(ours, theirs)

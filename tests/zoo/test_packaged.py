@@ -14,7 +14,7 @@ from branchy_tf.zoo import packaged
 
 @pytest.fixture
 def entry(tmp_path, monkeypatch):
-    """An untrained B-LeNet in a package folder of its own, tag `mine`."""
+    """An untrained B-LeNet in a separate package folder, tag `mine`."""
     monkeypatch.setattr(packaged, "FOLDER", tmp_path)
     monkeypatch.setattr(packaged, "REGISTRY", tmp_path / "registry.json")
     packaged.REGISTRY.write_text("{}")
@@ -68,9 +68,9 @@ def test_a_tag_fixes_what_its_weights_are_for(entry, asked):
         zoo.branchy_lenet(weights="mine", **arguments)
 
 
-def test_thresholds_come_with_the_weights():
+def test_thresholds_come_with_the_weights(shipped):
     known = zoo.calibration("branchy_lenet", "mnist")
-    model = zoo.branchy_lenet(weights="mnist")
+    model = shipped("branchy_lenet", "mnist")
     assert known.exits == ["exit_1", "exit_2"]
     assert known.policy.weights == graphs.fingerprint(model)
     predictor = branchy_tf.EarlyExitPredictor(model, known)
@@ -96,8 +96,8 @@ def test_every_packaged_file_is_whole_and_small():
 
 
 @pytest.mark.parametrize("floatx", ["float64", "float16"])
-def test_a_tag_gives_its_answers_whatever_keras_is_set_to(floatx):
-    usual = graphs.fingerprint(zoo.build("branchy_lenet", weights="mnist"))
+def test_a_tag_gives_its_answers_whatever_keras_is_set_to(floatx, shipped):
+    usual = graphs.fingerprint(shipped("branchy_lenet", "mnist"))
     old = keras.config.floatx()
     keras.config.set_floatx(floatx)
     keras.config.set_dtype_policy(floatx)

@@ -20,9 +20,9 @@ SETS = [(model, tag) for model in zoo.list_models() for tag in zoo.list_weights(
 
 
 @pytest.mark.parametrize(("model", "tag"), SETS)
-def test_shipped_weights_answer_as_recorded(model, tag):
+def test_shipped_weights_answer_as_recorded(model, tag, shipped):
     predictor = branchy_tf.EarlyExitPredictor(
-        zoo.build(model, weights=tag), zoo.calibration(model, tag)
+        shipped(model, tag), zoo.calibration(model, tag)
     )
     images = RECORDED["images_mnist" if tag == "mnist" else "images_cifar10"]
     answer = predictor.predict(images)
