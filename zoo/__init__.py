@@ -1,1 +1,1 @@
-"""What the zoo is made with: run from a checkout, not part of the package."""
+"""Tools that build the zoo; they run from a checkout and are not in the package."""

@@ -1,14 +1,14 @@
-"""Takes a finished run into the zoo: its weights, thresholds and figures.
+"""Adds a finished training run to the zoo: its weights, thresholds and figures.
 
-For a checkout of the project. Example:
+Run from a checkout of the project. Example:
 
   python -m zoo.publish --run_dir=runs/lenet --tag=mnist
 
-The run must be trained, calibrated, and evaluated beside a trained baseline.
-Writes weights and thresholds into the package, with their SHA-256 in its
-registry, <zoo_dir>/<model>/<tag>.evaluation.json, and the figures in the model
-card <zoo_dir>/<model>/<tag>.md and in the table of <zoo_dir>/README.md. Without
---run_dir only the pages are written anew.
+The run must be trained, calibrated, and evaluated together with a trained baseline.
+Writes the weights and thresholds into the package and their SHA-256 into its registry;
+the evaluation to <zoo_dir>/<model>/<tag>.evaluation.json; and the figures into the model
+card <zoo_dir>/<model>/<tag>.md and the table in <zoo_dir>/README.md. Without --run_dir,
+only rewrites the figures on the pages.
 """
 
 import pathlib
@@ -23,8 +23,12 @@ from zoo import cards
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("run_dir", None, "Folder of a training.")
-flags.DEFINE_string("tag", None, "What the weights will be called, e.g. cifar10.")
+flags.DEFINE_string(
+    "run_dir", None, "Folder of a training run. Default: none, only rewrite the pages."
+)
+flags.DEFINE_string(
+    "tag", None, "Name for the weights, e.g. cifar10; required with --run_dir."
+)
 flags.DEFINE_string("zoo_dir", "zoo", "Folder of recipes, model cards and figures.")
 
 
@@ -37,16 +41,17 @@ def main() -> None:
     if FLAGS.run_dir:
         if not FLAGS.tag or not FLAGS.tag.isidentifier():
             raise BranchyError(
-                f"--tag must be a name of letters, digits and _. Received {FLAGS.tag!r}."
+                "--tag must be letters, digits and _, starting with a letter, e.g. "
+                f"cifar10. Received {FLAGS.tag!r}."
             )
-        _take_in(training.RunFolder(FLAGS.run_dir), FLAGS.tag)
+        _add(training.RunFolder(FLAGS.run_dir), FLAGS.tag)
     sets = {model: zoo.list_weights(model) for model in zoo.list_models()}
     for path, text in cards.pages(FLAGS.zoo_dir, sets).items():
         files.write_text(path, text)
-        logging.info("Wrote the figures of %s.", path)
+        logging.info("Wrote the figures into %s.", path)
 
 
-def _take_in(run: training.RunFolder, tag: str) -> None:
+def _add(run: training.RunFolder, tag: str) -> None:
     for path in (run.thresholds, run.evaluation):
         if not path.is_file():
             raise BranchyError(f"{path} is missing. Train, calibrate and evaluate first.")
@@ -54,8 +59,8 @@ def _take_in(run: training.RunFolder, tag: str) -> None:
     evaluation = files.read_json(run.evaluation)
     if evaluation["baseline_accuracy"] is None:
         raise BranchyError(
-            f"{run.evaluation} knows no trained baseline. Train with one, or evaluate "
-            "with --baseline=FILE.keras."
+            f"{run.evaluation} has no trained baseline. Train with "
+            "--mode=baseline_first, or evaluate with --baseline=FILE.keras."
         )
     name = recorded["model"]
     model = run.load_model()
@@ -65,12 +70,15 @@ def _take_in(run: training.RunFolder, tag: str) -> None:
     } | command_line.parse_arguments(recorded.get("model_args", ""))
     if "exits" not in arguments:
         raise BranchyError(
-            f"{run.flags} does not say which exits. Train with "
-            "--model_args=exits=..., so that the tag fixes them."
+            f"{run.flags} does not name the exits. Train with --model_args=exits=..., "
+            "because the tag must fix them."
         )
     card = cards.card_file(FLAGS.zoo_dir, name, tag)
     if not card.is_file():
-        raise BranchyError(f"There is no model card {card}. Write it first.")
+        raise BranchyError(
+            f"There is no model card {card}. Write it first, with the two lines "
+            f"{cards.BEGIN} and {cards.END} where its figures go."
+        )
 
     packaged.add(
         packaged.Packaged(
@@ -84,10 +92,9 @@ def _take_in(run: training.RunFolder, tag: str) -> None:
         run.thresholds,
     )
     zoo.build(name, weights=tag)
-    kept = cards.evaluation_file(FLAGS.zoo_dir, name, tag)
-    with files.replacing(kept) as beside:
+    with files.replacing(cards.evaluation_file(FLAGS.zoo_dir, name, tag)) as beside:
         shutil.copyfile(run.evaluation, beside)
-    logging.info("Took %s in as %s, weights %s.", run.path, name, tag)
+    logging.info("Added %s as weights %s of %s.", run.path, tag, name)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from branchy_tf.errors import BranchyError
 from zoo import cards
 
 ZOO = pathlib.Path(__file__).resolve().parents[2] / "zoo"
-FOUND = {
+EVALUATION = {
     "criterion": "entropy",
     "exits": ["exit_1", "exit_2"],
     "exit_macs": [250, 1100],
@@ -29,13 +29,13 @@ FOUND = {
 }
 
 
-def test_the_zoos_pages_have_the_figures_of_its_evaluations():
+def test_pages_show_the_figures_of_their_evaluations():
     sets = {model: zoo.list_weights(model) for model in zoo.list_models()}
     for path, text in cards.pages(ZOO, sets).items():
         assert path.read_text(encoding="utf-8") == text, "run python -m zoo.publish"
 
 
-def test_evaluations_are_of_the_packaged_thresholds():
+def test_evaluations_use_the_packaged_thresholds():
     for model in zoo.list_models():
         for tag, found in zoo.list_packaged(model).items():
             evaluation = files.read_json(cards.evaluation_file(ZOO, model, tag))
@@ -46,15 +46,15 @@ def test_evaluations_are_of_the_packaged_thresholds():
             assert evaluation["dataset"] == found.dataset
 
 
-def test_a_card_shows_each_exit():
-    text = cards.card_figures(FOUND)
+def test_card_shows_each_exit():
+    text = cards.card_figures(EVALUATION)
     assert "| exit_1 | 250             | 90.00%           | 0.25" in text
     assert "**95.50%** on 1,000 test images" in text
     assert "0.50 points above the final exit (95 % interval: 0.00 to 1.00 above)" in text
     assert "a gain of **2.38x** over the network without branches" in text
 
 
-def test_the_gain_in_time_is_that_of_one_batch_size_and_one_thread(tmp_path):
+def test_gain_in_time_uses_one_batch_size_and_thread_count(tmp_path):
     path = cards.timings_file(tmp_path, "m", "t")
     assert cards.time_gain(path) is None
     path.parent.mkdir()
@@ -69,35 +69,52 @@ def test_the_gain_in_time_is_that_of_one_batch_size_and_one_thread(tmp_path):
     files.write_csv(path, rows)
     assert cards.time_gain(path) == 2.5
     files.write_csv(path, rows[:1])
-    with pytest.raises(BranchyError, match="no keras_export and early_exit at batch 32"):
+    with pytest.raises(
+        BranchyError, match="must time keras_export and early_exit at batch 32"
+    ):
         cards.time_gain(path)
 
 
-def test_the_table_has_the_papers_numbers_beside():
+def test_table_has_the_papers_figures():
     key = ("branchy_lenet", "mnist")
-    text = cards.zoo_table({key: FOUND}, {key: 2.5})
+    text = cards.zoo_table({key: EVALUATION}, {key: 2.5})
     (row,) = [line for line in text.splitlines() if "mnist" in line]
     assert "[2.50x](results/branchy_lenet_mnist.csv)" in row
-    assert "2.50x" not in cards.zoo_table({key: FOUND}, {key: None})
-    for figure in ("95.50%", "94.00%", "80.0%", "2.38x", "99.20% → 99.25%"):
+    assert "2.50x" not in cards.zoo_table({key: EVALUATION}, {key: None})
+    for figure in (
+        "95.50%",
+        "94.00%",
+        "80.0%",
+        "2.38x",
+        "99.20% → 99.25%, 94.3% exit early",
+    ):
         assert figure in row
 
 
-def test_figures_replace_what_stood_between_the_markers():
+def test_figures_replace_the_text_between_the_markers():
     page = f"a\n{cards.BEGIN}\nold\n{cards.END}\nb\n"
     once = cards.with_figures(page, "new", "x.md")
     assert once == f"a\n{cards.BEGIN}\nnew\n{cards.END}\nb\n"
     assert cards.with_figures(once, "new", "x.md") == once
 
 
-def test_a_page_without_markers_is_refused():
+def test_writes_figures_into_existing_pages_only(tmp_path):
+    page = tmp_path / "page.md"
+    assert not cards.write_figures(page, "new")
+    assert not page.exists()
+    page.write_text(f"Before.\n{cards.BEGIN}\nold\n{cards.END}\nAfter.\n")
+    assert cards.write_figures(page, "new")
+    assert page.read_text() == f"Before.\n{cards.BEGIN}\nnew\n{cards.END}\nAfter.\n"
+
+
+def test_rejects_a_page_without_markers():
     with pytest.raises(BranchyError, match="has no place for its figures"):
         cards.with_figures("nothing", "new", "x.md")
 
 
-def test_missing_pages_are_named(tmp_path):
+def test_names_missing_pages(tmp_path):
     (tmp_path / "m").mkdir()
-    files.write_json(tmp_path / "m" / "t.evaluation.json", FOUND)
+    files.write_json(tmp_path / "m" / "t.evaluation.json", EVALUATION)
     with pytest.raises(BranchyError) as caught:
         cards.pages(tmp_path, {"m": ["t"]})
     assert str(tmp_path / "README.md") in str(caught.value)

@@ -6,7 +6,6 @@ import os
 import commands
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
 from branchy_tf.errors import BranchyError
@@ -23,7 +22,7 @@ def row(axis, size, **figures):
     return {"axis": axis, "size": size} | NOTHING | figures
 
 
-def test_measures_prints_draws_and_writes_the_page(tmp_path):
+def test_measures_prints_plots_and_writes_the_page(tmp_path):
     page = tmp_path / "growth.md"
     page.write_text(f"Before.\n{cards.BEGIN}\nold\n{cards.END}\nAfter.\n")
     small = ["--axis=exits", "--exits=3,2", "--rows=50", "--seconds=0.01", "--repeats=1"]
@@ -35,20 +34,20 @@ def test_measures_prints_draws_and_writes_the_page(tmp_path):
     assert float(first["batch"]) == Setup().batch
     for name in ("call_ms", "ready_s", "export_s", "calibrate_s"):
         assert float(first[name]) > 0
-    # A third stage, and a third copy of what routes to it.
+    # The third exit adds a stage and a gate to the graph.
     assert float(second["graph_mb"]) > 1.3 * float(first["graph_mb"])
     assert float(second["version_mb"]) > float(second["graph_mb"])
-    assert "| exits   | a call, ms" in done.stdout
+    assert "| exits   | call (ms)" in done.stdout
     text = page.read_text()
     assert text.startswith("Before.\n")
     assert text.endswith("After.\n")
     assert "old" not in text
     assert text.partition(cards.BEGIN)[2].splitlines()[1] in done.stdout
-    with Image.open(tmp_path / "growth.png") as picture:
-        assert picture.width == 768
+    with Image.open(tmp_path / "growth.png") as image:
+        assert image.width == 768
 
 
-def test_steps_tell_linear_from_worse():
+def test_steps_distinguish_linear_from_worse():
     rows = [
         row("exits", 2, call_ms=3.0, ready_s=1.0),
         row("exits", 4, call_ms=6.0, ready_s=4.0),
@@ -61,7 +60,7 @@ def test_steps_tell_linear_from_worse():
     assert found["exits", "call_ms", 4]["slope"] == pytest.approx(1)
     assert found["exits", "ready_s", 4]["slope"] == pytest.approx(2)
     assert found["exits", "ready_s", 8]["slope"] == pytest.approx(3)
-    # A tenth too much is taken for noise.
+    # 10 % above linear counts as noise.
     assert [key for key, step in found.items() if step["worse"]] == [
         ("exits", "ready_s", 4),
         ("exits", "ready_s", 8),
@@ -70,15 +69,15 @@ def test_steps_tell_linear_from_worse():
 
 
 @pytest.mark.parametrize(("batch", "exits"), [(1, 4), (32, 4), (32, 20), (8, 2)])
-def test_as_many_rows_leave_at_each_exit(batch, exits):
-    limits = growing.mixed_thresholds(batch, exits)
+def test_equal_numbers_of_rows_take_each_exit(batch, exits):
+    thresholds = growing.mixed_thresholds(batch, exits)
     scores = np.random.default_rng(0).random((batch, exits), np.float32)
-    counts = np.bincount(exit_indices(scores, limits), minlength=exits)
+    counts = np.bincount(exit_indices(scores, thresholds), minlength=exits)
     assert counts.sum() == batch
     assert counts.max() - counts.min() <= 1
 
 
-def test_what_several_axes_share_is_measured_once():
+def test_measures_shared_sizes_once():
     jobs = growing.jobs({"batch": [1, 32], "exits": [2, 4], "pixels": [32]})
     assert jobs == [
         ("export", Setup()),
@@ -91,9 +90,9 @@ def test_what_several_axes_share_is_measured_once():
     ]
 
 
-def test_a_process_that_is_ended_is_said(monkeypatch):
+def test_reports_a_process_that_dies(monkeypatch):
     monkeypatch.setitem(growing._MEASURES, "serve", os._exit)
-    with pytest.raises(BranchyError, match="more memory than there is"):
+    with pytest.raises(BranchyError, match="ran out of memory"):
         growing._in_a_process("serve", 1)
 
 
@@ -106,36 +105,29 @@ def test_a_process_that_is_ended_is_said(monkeypatch):
         (["--run_dir=x", "--batch_sizes=0"], "whole numbers of at least 1"),
     ],
 )
-def test_refuses_in_one_line(tmp_path, flags, expected):
+def test_rejects_invalid_flags_in_one_line(tmp_path, flags, expected):
     assert expected in commands.run("zoo.studies.growth", *flags, cwd=tmp_path).error
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_draws_each_figure_over_its_axis(tmp_path, monkeypatch, several):
-    drawn, savefig = [], Figure.savefig
-
-    def kept(figure, *arguments, **options):
-        drawn.append(figure)
-        savefig(figure, *arguments, **options)
-
-    monkeypatch.setattr(Figure, "savefig", kept)
+def test_plots_each_figure_over_its_axis(tmp_path, saved_figures, several):
     rows = [
         {"axis": axis, "size": n, "a": n / 7, "b": n**1.5}
         | {"c": 0 if several and n == 1 else n, "d": None if axis == "y" else 2}
         for axis in ("x", "y")
         for n in (1, 8, 64)
     ]
-    names = {"a": "a call", "b": "more than linear", "c": "memory", "d": "alike"}
+    names = {"a": "call", "b": "superlinear", "c": "memory", "d": "constant"}
     plot(tmp_path / "growth.png", rows if several else rows[:1], names)
-    (figure,) = drawn
+    (figure,) = saved_figures
     lines = [{line.get_label(): line for line in axes.lines} for axes in figure.axes]
     assert len(lines) == (2 if several else 1)
-    # What does not depend on an axis is not drawn over it.
-    assert ["alike" in panel for panel in lines] == [True, False][: len(lines)]
+    # A figure is not drawn over an axis that it does not depend on.
+    assert ["constant" in panel for panel in lines] == [True, False][: len(lines)]
     for panel in lines:
-        x, y = panel["more than linear"].get_data()
+        x, y = panel["superlinear"].get_data()
         assert list(x) == ([1, 8, 64] if several else [1])
         np.testing.assert_allclose(y, np.array(x) ** 1.5)
-    with Image.open(tmp_path / "growth.png") as picture:
-        assert picture.width == 768
+        # A figure that starts at 0 has no multiples of its first value.
+        assert ("memory" in panel) == (not several)

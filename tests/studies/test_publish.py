@@ -15,7 +15,7 @@ def pages() -> dict[pathlib.Path, bytes]:
     return {path: path.read_bytes() for path in ZOO.rglob("*") if path.is_file()}
 
 
-def test_pages_written_anew_are_as_they_were():
+def test_rewriting_the_pages_changes_nothing():
     before = pages()
     done = commands.run("zoo.publish", f"--zoo_dir={ZOO}")
     assert done.status == 0, done.stderr
@@ -28,29 +28,30 @@ def test_pages_written_anew_are_as_they_were():
         (["--zoo_dir=nowhere"], "There is no folder nowhere. Run this in a checkout"),
         (
             ["--run_dir=run"],
-            "--tag must be a name of letters, digits and _. Received None",
+            "--tag must be letters, digits and _, starting with a letter, e.g. cifar10. "
+            "Received None",
         ),
-        (["--run_dir=run", "--tag=../x"], "--tag must be a name of letters"),
+        (["--run_dir=run", "--tag=../x"], "--tag must be letters"),
         (
             ["--run_dir=nowhere", "--tag=x"],
             "thresholds.json is missing. Train, calibrate",
         ),
     ],
 )
-def test_refuses_in_one_line(tmp_path, flags, expected):
+def test_rejects_invalid_flags_in_one_line(tmp_path, flags, expected):
     (tmp_path / "zoo").mkdir()
     assert expected in commands.run("zoo.publish", *flags, cwd=tmp_path).error
     assert list(tmp_path.rglob("*")) == [tmp_path / "zoo"]
 
 
-def test_a_run_without_an_evaluation_is_refused(run_dir, tmp_path):
+def test_rejects_a_run_without_an_evaluation(run_dir, tmp_path):
     (tmp_path / "zoo").mkdir()
     flags = (f"--run_dir={run_dir}", "--tag=mine")
     error = commands.run("zoo.publish", *flags, cwd=tmp_path).error
     assert "evaluation.json is missing" in error
 
 
-def test_a_run_that_knows_no_baseline_is_refused(run_dir, tmp_path):
+def test_rejects_a_run_without_a_baseline(run_dir, tmp_path):
     (tmp_path / "zoo").mkdir()
     run = tmp_path / "run"
     shutil.copytree(run_dir, run)
@@ -58,4 +59,4 @@ def test_a_run_that_knows_no_baseline_is_refused(run_dir, tmp_path):
     error = commands.run(
         "zoo.publish", f"--run_dir={run}", "--tag=mine", cwd=tmp_path
     ).error
-    assert "knows no trained baseline" in error
+    assert "has no trained baseline" in error

@@ -1,1 +1,1 @@
-"""Studies of early exit, one command each; see README.md."""
+"""Studies of early exit, one command each; README.md lists them."""

@@ -1,8 +1,8 @@
-"""How time and memory grow with batch, exits, classes and image size.
+"""How time and memory grow with batch size, exits, classes and image size.
 
-What is measured is a chain of equal blocks with an exit after each, so that with
-another exit everything grows: no large constant hides how. Of every batch as many
-rows leave at each exit, whatever its size.
+The network is a chain of equal blocks with an exit after each, so every part of it grows
+with the number of exits and no large constant hides the growth. At any batch size, equal
+numbers of rows take each exit.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from branchy_tf.saved_model.session import SessionModel
 from branchy_tf.thresholds import forcing
 
 FILTERS = 16
-# A step is called worse than linear beyond this: timings are not exact.
+# A step counts as worse than linear only above this ratio, because timings are noisy.
 TOLERANCE = 1.1
 
-# What is measured, and how it is called.
+# What is measured, and its label in tables and plots.
 FIGURES = {
-    "call_ms": "a call, ms",
-    "ready_s": "load and warm-up, s",
-    "export_s": "export, s",
-    "calibrate_s": "calibrate, s",
-    "version_mb": "version, MB",
-    "graph_mb": "graph, MB",
-    "serving_mb": "memory, serving, MB",
-    "exporting_mb": "memory, exporting, MB",
-    "calibrating_mb": "memory, calibrating, MB",
+    "call_ms": "call (ms)",
+    "ready_s": "load and warm-up (s)",
+    "export_s": "export (s)",
+    "calibrate_s": "calibration (s)",
+    "version_mb": "version (MB)",
+    "graph_mb": "graph (MB)",
+    "serving_mb": "serving memory (MB)",
+    "exporting_mb": "export memory (MB)",
+    "calibrating_mb": "calibration memory (MB)",
 }
 _OF_CALLS = ("call_ms", "serving_mb")
 _OF_CALIBRATING = ("calibrate_s", "calibrating_mb")
@@ -54,13 +54,13 @@ _OF_CALIBRATING = ("calibrate_s", "calibrating_mb")
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """A network and what it is asked.
+    """A network and the requests to it.
 
     Attributes:
-        batch: rows of a call.
-        exits: N, of as many blocks.
-        classes: that every exit tells apart.
-        side: of the square images, in pixels.
+        batch: rows in a call.
+        exits: number of exits, and of blocks.
+        classes: number of classes at every exit.
+        side: side of the square images, in pixels.
     """
 
     batch: int = 32
@@ -71,12 +71,13 @@ class Setup:
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """What one axis of the study varies.
+    """One axis of the study: what varies, and what depends on it.
 
     Attributes:
-        field: of `Setup`.
-        size: what the field's value counts as: an image has side^2 pixels.
-        figures: those that depend on it.
+        field: the field of `Setup` that varies.
+        size: maps the field's value to the size that growth is measured against; an
+            image has side^2 pixels.
+        figures: the keys of `FIGURES` that depend on it.
     """
 
     field: str
@@ -98,73 +99,73 @@ AXES = {
 
 def measure_growth(
     sizes: Mapping[str, Sequence[int]],
-    rows: int = 5000,
+    calibration_rows: int = 5000,
     seconds: float = 2.0,
     repeats: int = 3,
     progress: Callable[[str], object] = lambda what: None,
 ) -> list[dict[str, Any]]:
-    """Measures every size of every axis, all else as in `Setup()`.
+    """Measures every size of every axis; all else stays as in `Setup()`.
 
     Args:
         sizes: `{axis: values of its field}`; axes from `AXES`.
-        rows: of a calibration.
-        seconds: how long calls are repeated; the median counts.
-        repeats: how often everything is done, one point after the other; of each
-            figure the median counts.
+        calibration_rows: number of rows to calibrate on.
+        seconds: how long calls are repeated; their median counts.
+        repeats: how often every job is repeated; the median of each figure counts.
         progress: called `repeats * len(jobs(sizes))` times, with what was measured.
 
     Returns:
         A row for each axis and size: `{"axis", "size", "batch", "exits", "classes",
-        "side", and the figures}`; None for those that do not depend on the axis.
-        Memory is what the process grew by at its peak, in MB of 10^6 bytes.
+        "side", and the figures}`. Figures that do not depend on the axis are None.
+        Memory is the growth of the process up to its peak, in MB of 10^6 bytes.
 
     Raises:
-        BranchyError: a process was ended, which is what happens without memory.
+        BranchyError: a process died, which the system causes when memory runs out.
     """
-    found: dict[tuple, list[dict[str, float]]] = {}
+    results: dict[tuple[str, Setup], list[dict[str, float]]] = {}
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as folder:
-            for kind, point in jobs(sizes):
-                exports = pathlib.Path(folder, _network(point))
-                more = {
+            for kind, setup in jobs(sizes):
+                exports = pathlib.Path(folder, _network(setup))
+                arguments = {
                     "export": (exports,),
                     "serve": (exports, seconds),
-                    "calibrate": (rows,),
+                    "calibrate": (calibration_rows,),
                 }
-                figures = _in_a_process(kind, point, *more[kind])
-                found.setdefault((kind, point), []).append(figures)
-                progress(f"{kind} {point}")
+                figures = _in_a_process(kind, setup, *arguments[kind])
+                results.setdefault((kind, setup), []).append(figures)
+                progress(f"{kind} {setup}")
     return [
-        {"axis": name, "size": AXES[name].size(value), **dataclasses.asdict(point)}
-        | _medians(name, point, found)
+        {"axis": name, "size": AXES[name].size(value), **dataclasses.asdict(setup)}
+        | _medians(name, setup, results)
         for name, values in sizes.items()
         for value in values
-        for point in [_point(name, value)]
+        for setup in [_setup(name, value)]
     ]
 
 
 def jobs(sizes: Mapping[str, Sequence[int]]) -> list[tuple[str, Setup]]:
-    """`[(export | serve | calibrate, point), ...]`, each once, in a good order."""
+    """`[(export | serve | calibrate, setup), ...]` without repeats, exports first."""
     wanted: dict[tuple[str, Setup], None] = {}
     for name, values in sizes.items():
         for value in values:
-            point = _point(name, value)
-            # Exports and calibrations know nothing of batches.
-            alone = dataclasses.replace(point, batch=Setup.batch)
-            wanted["export", alone] = None
-            wanted["serve", point] = None
+            setup = _setup(name, value)
+            wanted["export", _without_batch(setup)] = None
+            wanted["serve", setup] = None
             if "calibrate_s" in AXES[name].figures:
-                wanted["calibrate", alone] = None
+                wanted["calibrate", _without_batch(setup)] = None
     return list(wanted)
 
 
 def steps(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """How each figure grows from each size to the next of its axis.
+    """Growth of each figure from one size to the next on the same axis.
+
+    Args:
+        rows: from `measure_growth`.
 
     Returns:
-        `[{"axis", "figure", "from", "to", "ratio": of the figure, "size_ratio",
-        "slope": of the step in a log-log plot; 1 is linear, "worse": whether the
-        figure grew more than `TOLERANCE` times as much as the size}, ...]`
+        `[{"axis", "figure", "from", "to", "ratio": growth of the figure, "size_ratio":
+        growth of the size, "slope": of the step in a log-log plot, where 1 is linear,
+        "worse": whether `ratio` exceeds `TOLERANCE * size_ratio`}, ...]`
     """
     found = []
     for before, after in itertools.pairwise(rows):
@@ -173,7 +174,7 @@ def steps(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         size_ratio = after["size"] / before["size"]
         for figure in FIGURES:
             if not before[figure] or not after[figure]:
-                continue  # it does not depend on this axis, or is too small to see
+                continue  # does not depend on this axis, or is too small to measure
             ratio = after[figure] / before[figure]
             found.append(
                 {
@@ -190,48 +191,53 @@ def steps(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def chain(point: Setup) -> keras.Model:
-    """Equal blocks of convolution, batch norm and ReLU, an exit after each."""
-    pixels = keras.Input((point.side, point.side, 3), dtype="uint8", name="images")
+def chain(setup: Setup) -> keras.Model:
+    """Equal blocks of convolution, batch norm and ReLU, with an exit after each."""
+    pixels = keras.Input((setup.side, setup.side, 3), dtype="uint8", name="images")
     x = layers.Rescaling(1 / 255, name="rescale")(pixels)
-    for k in range(1, point.exits + 1):
+    for k in range(1, setup.exits + 1):
         x = layers.Conv2D(
             FILTERS, 3, padding="same", use_bias=False, name=f"block_{k}_conv"
         )(x)
         x = layers.BatchNormalization(name=f"block_{k}_bn")(x)
         x = layers.ReLU(name=f"block_{k}")(x)
-    logits = linear_head(x, point.classes, "logits")
+    logits = linear_head(x, setup.classes, "logits")
     trunk = keras.Model(pixels, logits, name="chain")
-    heads = {f"block_{k}": linear_head for k in range(1, point.exits)}
+    heads = {f"block_{k}": linear_head for k in range(1, setup.exits)}
     return add_exits(trunk, heads, "chain")
 
 
 def mixed_thresholds(batch: int, exits: int) -> np.ndarray:
-    """Thresholds [B, N-1] with which as many rows leave at each exit, in any order."""
-    where = (np.arange(batch) + 0.5) * exits / batch
-    rows = [forcing(int(k), exits) for k in where]
+    """Thresholds [B, N-1] that send equal numbers of rows to each exit, shuffled."""
+    exit_indices = (np.arange(batch) + 0.5) * exits / batch
+    rows = [forcing(int(k), exits) for k in exit_indices]
     return np.random.default_rng(0).permutation(np.stack(rows))
 
 
-def _point(axis: str, value: int) -> Setup:
+def _setup(axis: str, value: int) -> Setup:
     return dataclasses.replace(Setup(), **{AXES[axis].field: value})
 
 
-def _network(point: Setup) -> str:
-    return f"{point.exits}-{point.classes}-{point.side}"
+def _without_batch(setup: Setup) -> Setup:
+    """The setup of exports and calibrations, which do not depend on the batch size."""
+    return dataclasses.replace(setup, batch=Setup.batch)
 
 
-def _medians(axis: str, point: Setup, found: Mapping) -> dict[str, float | None]:
-    alone = dataclasses.replace(point, batch=Setup.batch)
-    every = {
-        "export": found["export", alone],
-        "serve": found["serve", point],
-        "calibrate": found.get(("calibrate", alone), []),
-    }
+def _network(setup: Setup) -> str:
+    return f"{setup.exits}-{setup.classes}-{setup.side}"
+
+
+def _medians(
+    axis: str,
+    setup: Setup,
+    results: Mapping[tuple[str, Setup], Sequence[Mapping[str, float]]],
+) -> dict[str, float | None]:
+    alone = _without_batch(setup)
     values = {
-        name: [result[name] for result in results]
-        for results in every.values()
-        for name in (results[0] if results else ())
+        name: [figures[name] for figures in repeats]
+        for job in (("export", alone), ("serve", setup), ("calibrate", alone))
+        for repeats in [results.get(job, [])]
+        for name in (repeats[0] if repeats else ())
     }
     return {
         name: float(np.median(values[name])) if name in AXES[axis].figures else None
@@ -239,25 +245,25 @@ def _medians(axis: str, point: Setup, found: Mapping) -> dict[str, float | None]
     }
 
 
-def _in_a_process(kind: str, point: Setup, *arguments: Any) -> dict[str, float]:
-    """Measures in a process of its own, whose memory holds nothing else."""
-    # Each begins as a copy of one that has imported everything and done nothing.
+def _in_a_process(kind: str, setup: Setup, *arguments: Any) -> dict[str, float]:
+    """Measures in a separate process, whose memory holds nothing else."""
+    # The process is forked from one that has imported everything and done no work.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
-            return pool.submit(_MEASURES[kind], point, *arguments).result()
+            return pool.submit(_MEASURES[kind], setup, *arguments).result()
         except concurrent.futures.BrokenExecutor:
             raise BranchyError(
-                f"The process to {kind} {point} was ended, by the system if it "
-                "needed more memory than there is. Leave out the largest sizes."
+                f"The process to {kind} {setup} died, probably because the system ran "
+                "out of memory. Omit the largest sizes."
             ) from None
 
 
-def _export(point: Setup, folder: pathlib.Path) -> dict[str, float]:
-    model = chain(point)
+def _export(setup: Setup, folder: pathlib.Path) -> dict[str, float]:
+    model = chain(setup)
     before, start = _peak_mb(), time.perf_counter()
-    limits = [1.0] * (point.exits - 1)
+    limits = [1.0] * (setup.exits - 1)
     version = saved_model.export(model, folder, model.name, limits, freeze="true")
     end = time.perf_counter()
     saved = (version / "saved_model.pb").read_bytes()
@@ -270,13 +276,13 @@ def _export(point: Setup, folder: pathlib.Path) -> dict[str, float]:
     }
 
 
-def _serve(point: Setup, folder: pathlib.Path, seconds: float) -> dict[str, float]:
+def _serve(setup: Setup, folder: pathlib.Path, seconds: float) -> dict[str, float]:
     (version,) = (folder / "chain").iterdir()
-    shape = (point.batch, point.side, point.side, 3)
+    shape = (setup.batch, setup.side, setup.side, 3)
     random = np.random.default_rng(0)
     inputs = {
         "images": random.integers(0, 256, shape, np.uint8),
-        "thresholds": mixed_thresholds(point.batch, point.exits),
+        "thresholds": mixed_thresholds(setup.batch, setup.exits),
     }
     before, start = _peak_mb(), time.perf_counter()
     model = SessionModel(version)
@@ -293,13 +299,13 @@ def _serve(point: Setup, folder: pathlib.Path, seconds: float) -> dict[str, floa
     }
 
 
-def _calibrate(point: Setup, rows: int) -> dict[str, float]:
-    logits, labels = _answers(rows, point)
-    macs = [float(k) for k in range(1, point.exits + 1)]
+def _calibrate(setup: Setup, rows: int) -> dict[str, float]:
+    logits, labels = _synthetic_logits(rows, setup)
+    macs = [float(k) for k in range(1, setup.exits + 1)]
     before, start = _peak_mb(), time.perf_counter()
     request = calibration.Request({"max_accuracy_drop": 0.0})
     found = calibration.calibrate(logits, labels, macs, request)
-    names = [exit_name(k) for k in range(1, point.exits + 1)]
+    names = [exit_name(k) for k in range(1, setup.exits + 1)]
     calibration.describe(found, names, macs, macs[-1], request.budget)
     return {
         "calibrate_s": time.perf_counter() - start,
@@ -307,15 +313,15 @@ def _calibrate(point: Setup, rows: int) -> dict[str, float]:
     }
 
 
-def _answers(rows: int, point: Setup) -> tuple[np.ndarray, np.ndarray]:
-    """Logits [n, N, C] of exits that know more from one to the next, and labels."""
+def _synthetic_logits(rows: int, setup: Setup) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [n, N, C] whose accuracy rises from exit to exit, and labels [n]."""
     random = np.random.default_rng(0)
-    labels = random.integers(0, point.classes, rows)
-    logits = random.standard_normal((rows, point.exits, point.classes), np.float32)
-    known = np.linspace(1, 6, point.exits) - random.gamma(2, size=rows)[:, None]
-    # The largest of many others lies higher.
-    known += math.sqrt(2 * math.log(point.classes))
-    logits[np.arange(rows), :, labels] += known
+    labels = random.integers(0, setup.classes, rows)
+    logits = random.standard_normal((rows, setup.exits, setup.classes), np.float32)
+    margins = np.linspace(1, 6, setup.exits) - random.gamma(2, size=rows)[:, None]
+    # The largest of the wrong logits grows with the number of classes.
+    margins += math.sqrt(2 * math.log(setup.classes))
+    logits[np.arange(rows), :, labels] += margins
     return logits, labels
 
 

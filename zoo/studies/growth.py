@@ -1,14 +1,14 @@
-"""Shows how time and memory grow with batch, exits, classes and image size.
+"""Shows how time and memory grow with batch size, exits, classes and image size.
 
 Example:
 
   python -m zoo.studies.growth --run_dir=zoo/studies
 
-A chain of equal blocks, an exit after each, is exported, loaded into the engine of
-TF Serving and called with rows that leave at every exit; thresholds are chosen for
-made-up answers of --rows images. Each size is measured in processes of its own.
-Writes growth.csv and growth.png to --run_dir, and the tables into growth.md where
---run_dir has that page with its two markers.
+Exports a chain of equal blocks with an exit after each, loads it into TF Serving's engine
+and calls it with rows that take every exit. Calibrates thresholds on synthetic logits of
+--rows images. Each size is measured in separate processes. Writes growth.csv and
+growth.png to --run_dir, and the tables into growth.md if --run_dir has that page with its
+two marker lines.
 """
 
 import pathlib
@@ -27,17 +27,21 @@ from zoo.studies.growth_plot import plot
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("run_dir", None, "Folder to write to.")
-flags.DEFINE_multi_enum("axis", list(growing.AXES), list(growing.AXES), "What grows.")
-flags.DEFINE_list("batch_sizes", ["1", "4", "16", "64", "256", "1024"], "Rows of a call.")
+flags.DEFINE_string("run_dir", None, "Folder to write to; required.")
+flags.DEFINE_multi_enum(
+    "axis", list(growing.AXES), list(growing.AXES), "What to vary; repeatable."
+)
+flags.DEFINE_list("batch_sizes", ["1", "4", "16", "64", "256", "1024"], "Rows in a call.")
 flags.DEFINE_list("exits", ["2", "4", "8", "12", "16", "20"], "Numbers of exits.")
 flags.DEFINE_list("classes", ["10", "100", "1000", "10000"], "Numbers of classes.")
-flags.DEFINE_list("image_sizes", ["16", "32", "64", "128", "256"], "Sides, in pixels.")
-flags.DEFINE_integer("rows", 5000, "Rows to calibrate on.", lower_bound=2)
-flags.DEFINE_float("seconds", 2.0, "How long to repeat a call.", lower_bound=0.01)
-flags.DEFINE_integer("repeats", 3, "Of everything; the median counts.", lower_bound=1)
+flags.DEFINE_list(
+    "image_sizes", ["16", "32", "64", "128", "256"], "Image sides, in pixels."
+)
+flags.DEFINE_integer("rows", 5000, "Number of rows to calibrate on.", lower_bound=2)
+flags.DEFINE_float("seconds", 2.0, "Seconds to time calls for.", lower_bound=0.01)
+flags.DEFINE_integer("repeats", 3, "Runs of each job; medians count.", lower_bound=1)
 
-# The flag of each axis, and the least that makes sense.
+# The flag of each axis and its smallest valid value.
 _FLAGS = {
     "batch": ("batch_sizes", 1),
     "exits": ("exits", 2),
@@ -67,23 +71,26 @@ def main() -> None:
     logging.info("Wrote growth.csv and growth.png to %s.", output)
 
 
-def _sizes(flag: str, least: int) -> list[int]:
+def _sizes(flag: str, minimum: int) -> list[int]:
     numbers = sorted(set(command_line.whole_numbers(flag)))
-    if numbers[0] < least:
-        raise BranchyError(f"--{flag} must be at least {least}. Received {numbers[0]}.")
+    if numbers[0] < minimum:
+        raise BranchyError(f"--{flag} must be at least {minimum}. Received {numbers[0]}.")
     return numbers
 
 
 def _text(rows: list[dict[str, Any]], steps: list[dict[str, Any]]) -> str:
-    """The tables and what they say, in Markdown."""
-    known = {(s["axis"], s["to"], s["figure"]): s for s in steps}
+    """A table for each axis and the steps that are worse than linear, in Markdown."""
+    step_to = {(s["axis"], s["to"], s["figure"]): s for s in steps}
     parts = []
     for axis in dict.fromkeys(row["axis"] for row in rows):
         here = [row for row in rows if row["axis"] == axis]
         figures = [name for name in growing.FIGURES if here[0][name] is not None]
         table = [
             [f"{row['size']:,}"]
-            + [_cell(row[name], known.get((axis, row["size"], name))) for name in figures]
+            + [
+                _cell(row[name], step_to.get((axis, row["size"], name)))
+                for name in figures
+            ]
             for row in here
         ]
         head = [axis, *(growing.FIGURES[name] for name in figures)]
@@ -91,8 +98,8 @@ def _text(rows: list[dict[str, Any]], steps: list[dict[str, Any]]) -> str:
     found = machine()
     parts.append(
         f"{found['processor']}, {found['cores']} cores; TensorFlow "
-        f"{found['tensorflow']}, Keras {found['keras']}; medians of {FLAGS.repeats}. "
-        "In brackets: the slope from the size before; 1 is linear."
+        f"{found['tensorflow']}, Keras {found['keras']}; medians of "
+        f"{FLAGS.repeats}. In brackets: the slope from the previous size; 1 is linear."
     )
     parts.append(_verdict(steps))
     return "\n\n".join(parts)
@@ -109,14 +116,16 @@ def _cell(value: float, step: dict[str, Any] | None) -> str:
 def _verdict(steps: list[dict[str, Any]]) -> str:
     worse = [
         f"- {growing.FIGURES[s['figure']]}, {s['axis']} {s['from']:,} to {s['to']:,}: "
-        f"{s['ratio']:.2f} times as much for {s['size_ratio']:.2f} times the size"
+        f"{s['ratio']:.2f} times as much at {s['size_ratio']:.2f} times the size"
         for s in steps
         if s["worse"]
     ]
     margin = f"{growing.TOLERANCE - 1:.0%}"
     if not worse:
-        return f"None of {len(steps)} steps is worse than linear by more than {margin}."
-    head = f"Worse than linear by more than {margin}, {len(worse)} of {len(steps)} steps:"
+        return f"None of {len(steps)} steps exceeds linear growth by more than {margin}."
+    head = (
+        f"{len(worse)} of {len(steps)} steps exceed linear growth by more than {margin}:"
+    )
     return "\n".join([head, "", *worse])
 
 

@@ -1,4 +1,4 @@
-"""How figures grow with a size."""
+"""Growth of figures with a size."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ def plot(
 ) -> None:
     """Draws each figure as a multiple of its value at the smallest size of the axis.
 
-    Both axes are logarithmic; a line of slope 1 shows what linear is.
+    Both axes are logarithmic; a dashed line of slope 1 marks linear growth.
 
     Args:
         path: .png to write.
-        rows: dicts with axis, size and the figures; None for those an axis has not.
-        figures: `{figure: what to call it}`.
+        rows: dicts with axis, size and the figures; None where a figure does not
+            depend on the axis.
+        figures: `{figure: its label}`.
     """
     names = list(dict.fromkeys(row["axis"] for row in rows))
     figure, axes = panels(len(names), height=3.4)
@@ -34,7 +35,7 @@ def plot(
             sizes, sizes / sizes[0], "--", color=BLACK, linewidth=1, label="linear"
         )
         for i, (key, label) in enumerate(figures.items()):
-            # One that began at nothing has no multiples.
+            # A figure that starts at 0 has no multiples.
             if not here[0][key]:
                 continue
             values = np.array([row[key] for row in here], float)
@@ -43,13 +44,15 @@ def plot(
                 values / values[0],
                 marker=MARKERS[i % len(MARKERS)],
                 markersize=4,
-                # Filled the first time round the colours, open the second.
+                # Markers are filled, then open once the colours repeat.
                 fillstyle="full" if i < len(_COLORS) else "none",
                 color=_COLORS[i % len(_COLORS)],
                 linewidth=1,
                 label=label,
             )
-        panel.set(xscale="log", yscale="log", xlabel=name, ylabel="times the first")
+        panel.set(
+            xscale="log", yscale="log", xlabel=name, ylabel="multiple of the first value"
+        )
         panel.set_xticks(sizes, [f"{size:,g}" for size in sizes])
         panel.minorticks_off()
         panel.legend(fontsize=7, ncols=2)

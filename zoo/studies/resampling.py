@@ -1,21 +1,23 @@
-"""Whether promises are kept: choices on many draws of rows, measured on all."""
+"""How often guarantees hold: thresholds chosen on samples, evaluated on all rows."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from branchy_tf.thresholds.budgets import choose
-from branchy_tf.thresholds.counting import check_arrays, evaluate
+from branchy_tf.thresholds.counting import Point, check_arrays, evaluate
 from branchy_tf.thresholds.guarantee import EXPECTATION, control_risk
 
 
 def violations(
     scores: Any,
-    kept: Any,
+    retained: Any,
     costs: Any,
     max_risk: float,
     level: float,
@@ -24,75 +26,72 @@ def violations(
     seed: int = 0,
     progress: Callable[[int], object] = lambda done: None,
 ) -> list[dict[str, Any]]:
-    """How often the risk is above what was asked, for three ways to choose.
+    """How often the risk exceeds its limit, for three ways of choosing thresholds.
 
-    The stored rows stand for all rows there are, so that the risk of a choice is
-    known. Each time `rows` of them are drawn with replacement, and thresholds
-    chosen on these.
+    The given rows stand for the whole population, so the true risk of a choice is known.
+    Each calibration samples `rows` of them with replacement and chooses thresholds there.
 
     Args:
         scores: [n, N] float32.
-        kept: [n, N] bool, where leaving loses nothing; from `losses`.
+        retained: [n, N] bool, where exiting loses nothing; from `calibration.kept`.
         costs: [N] cumulative.
-        max_risk: what the risk is to stay below.
-        level: the probability that is promised.
-        rows: of a calibration.
-        resamplings: how many calibrations.
-        seed: of the draws.
-        progress: called with 1 after each.
+        max_risk: maximum risk.
+        level: probability that the risk stays within `max_risk`.
+        rows: number of rows in each calibration.
+        resamplings: number of calibrations.
+        seed: of the sampling.
+        progress: called with 1 after each calibration.
 
     Returns:
-        A row for "plain" (the cheapest whose risk on the drawn rows is small
-        enough), "guaranteed" and "expectation": `{"choice", "violations",
-        "resamplings", "share", "interval": Clopper and Pearson's of the share,
-        "mean_risk", "mean_risk_error": its standard error, "mean_cost",
-        "nothing_passed": times that T=0 was all}`.
+        A row for "plain" (the cheapest thresholds within `max_risk` on the sampled
+        rows), "guaranteed" and "expectation": `{"choice", "violations", "resamplings",
+        "share": of calibrations that violate the limit, "interval": its 95 %
+        Clopper-Pearson interval, "mean_risk", "mean_risk_error": its standard error,
+        "mean_cost", "no_early_exit": number of calibrations where no threshold above 0
+        passed}`.
     """
-    # Not at the top: a serving client imports this package and has numpy alone.
-    from scipy import stats
-
-    scores, kept, costs = check_arrays(scores, kept, costs)
+    scores, retained, costs = check_arrays(scores, retained, costs)
     random = np.random.default_rng(seed)
 
-    def plain(rows: np.ndarray) -> Sequence[float]:
-        drawn, right = scores[rows], kept[rows]
-        return choose(drawn, right, costs, max_accuracy_drop=max_risk).thresholds
+    def plain(sample: np.ndarray) -> Sequence[float]:
+        return choose(
+            scores[sample], retained[sample], costs, max_accuracy_drop=max_risk
+        ).thresholds
 
-    def promised(by: float | str) -> Callable[[np.ndarray], Sequence[float]]:
-        return lambda rows: (
-            control_risk(scores[rows], kept[rows], costs, max_risk, by).thresholds
-        )
+    def guaranteed(sample: np.ndarray, by: float | str) -> Sequence[float]:
+        return control_risk(
+            scores[sample], retained[sample], costs, max_risk, by
+        ).thresholds
 
-    ways: dict[str, Callable[[np.ndarray], Sequence[float]]] = {
+    methods: dict[str, Callable[[np.ndarray], Sequence[float]]] = {
         "plain": plain,
-        "guaranteed": promised(level),
-        "expectation": promised(EXPECTATION),
+        "guaranteed": functools.partial(guaranteed, by=level),
+        "expectation": functools.partial(guaranteed, by=EXPECTATION),
     }
-    risks: dict[str, list[float]] = {name: [] for name in ways}
-    spent: dict[str, list[float]] = {name: [] for name in ways}
+    points: dict[str, list[Point]] = {name: [] for name in methods}
     for _ in range(resamplings):
-        drawn = random.integers(len(scores), size=rows)
-        for name, way in ways.items():
-            point = evaluate(scores, kept, costs, way(drawn))
-            risks[name].append(1 - point.accuracy)
-            spent[name].append(point.cost)
+        sample = random.integers(len(scores), size=rows)
+        for name, method in methods.items():
+            points[name].append(evaluate(scores, retained, costs, method(sample)))
         progress(1)
     results = []
-    for name in ways:
-        # Risks are shares of rows: half a row parts them safely.
-        bad = int((np.array(risks[name]) > max_risk + 0.5 / len(scores)).sum())
-        interval = stats.binomtest(bad, resamplings).proportion_ci(0.95)
+    for name, chosen in points.items():
+        risk = 1 - np.array([point.accuracy for point in chosen])
+        cost = np.array([point.cost for point in chosen])
+        # Risks are multiples of one row; half a row allows for rounding.
+        violated = int((risk > max_risk + 0.5 / len(scores)).sum())
+        interval = stats.binomtest(violated, resamplings).proportion_ci(0.95)
         results.append(
             {
                 "choice": name,
-                "violations": bad,
+                "violations": violated,
                 "resamplings": resamplings,
-                "share": bad / resamplings,
+                "share": violated / resamplings,
                 "interval": [float(interval.low), float(interval.high)],
-                "mean_risk": float(np.mean(risks[name])),
-                "mean_risk_error": float(np.std(risks[name]) / math.sqrt(resamplings)),
-                "mean_cost": float(np.mean(spent[name])),
-                "nothing_passed": int((np.array(spent[name]) == costs[-1]).sum()),
+                "mean_risk": float(risk.mean()),
+                "mean_risk_error": float(risk.std() / math.sqrt(resamplings)),
+                "mean_cost": float(cost.mean()),
+                "no_early_exit": int((cost == costs[-1]).sum()),
             }
         )
     return results

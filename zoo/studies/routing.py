@@ -1,16 +1,17 @@
-"""Shows where the microseconds of routing go.
+"""Shows how much time routing takes, step by step.
 
 Example:
 
   python -m zoo.studies.routing --model=branchy_resnet --weights=cifar10 \
     --dataset=cifar10 --data_dir=FOLDER --run_dir=runs/routing
 
-Exports the network cut after its first, second and last exit, its first two stages alone
-and the whole without routing; times them in turn in one process with one thread, in the
-engine of TF Serving, and counts the operations that a call runs. Scored: stage 1 with the
-checks of a request, softmax and score. All leave, all stay, half stay: with a gate behind
-it. Prints a table for each batch size. With --run_dir it writes routing.csv there, and
-the tables into routing.md where the folder has that page with its two markers.
+Exports the network truncated after its first, second and final exit, its first two stages
+alone, and the whole network without routing. Times these in turn in one process with 1
+thread in TF Serving's engine, and counts the operations of a call. "Scored" is stage 1
+with the request checks, softmax and score; "all exit", "none exit" and "half exit" add a
+gate after it. Prints a table for each batch size. With --run_dir, writes routing.csv
+there, and the tables into routing.md if the folder has that page with its two marker
+lines.
 """
 
 import pathlib
@@ -32,15 +33,15 @@ FLAGS = flags.FLAGS
 command_line.define_model_choice()
 command_line.define_data(required=False)
 command_line.define_seed(default=None)
-flags.DEFINE_enum("criterion", "entropy", list(CRITERIA), "Score of the gates.")
-flags.DEFINE_list("batch_sizes", ["1", "32"], "Batch sizes to time.")
+flags.DEFINE_enum("criterion", "entropy", list(CRITERIA), "Score that gates use.")
+flags.DEFINE_list("batch_sizes", ["1", "32"], "Batch sizes to time, comma-separated.")
 flags.DEFINE_float(
-    "seconds", 20.0, "How long to measure each batch size.", lower_bound=0.1
+    "seconds", 20.0, "Seconds to measure each batch size for.", lower_bound=0.1
 )
 
 
 def main() -> None:
-    # Of the process, which keeps what its first user of TensorFlow has asked for.
+    # Set for the whole process: TensorFlow keeps the first setting that it is used with.
     tf.config.threading.set_intra_op_parallelism_threads(1)
     batch_sizes = command_line.whole_numbers("batch_sizes")
     choice = command_line.chosen_model()
@@ -59,10 +60,9 @@ def main() -> None:
     print(text)
     if choice.output is None:
         return
-    folder = choice.output.path
-    files.write_csv(folder / "routing.csv", rows)
-    logging.info("Wrote %s.", folder / "routing.csv")
-    page = folder / "routing.md"
+    table, page = (choice.output.path / f"routing.{ending}" for ending in ("csv", "md"))
+    files.write_csv(table, rows)
+    logging.info("Wrote %s.", table)
     if cards.write_figures(page, text):
         logging.info("Wrote the tables into %s.", page)
 
@@ -72,21 +72,21 @@ def _text(name: str, rows: list[dict[str, Any]]) -> str:
     parts = []
     for batch in dict.fromkeys(row["batch"] for row in rows):
         table = [
-            [row["step"], f"{row['us']:,.0f}", _added(row), row["operations"]]
+            [row["step"], f"{row['us']:,.0f}", *_added(row), row["operations"]]
             for row in rows
             if row["batch"] == batch
         ]
-        head = [f"{name}, batch {batch}", "us a call", "us more than", "operations"]
+        head = [f"{name}, batch {batch}", "us per call", "added us", "over", "operations"]
         parts.append(tabulate(table, head, tablefmt="github", disable_numparse=True))
     found = machine()
     parts.append(
-        f"{found['processor']}, one thread; TensorFlow {found['tensorflow']}; medians."
+        f"{found['processor']}, 1 thread; TensorFlow {found['tensorflow']}; medians."
     )
     return "\n\n".join(parts)
 
 
-def _added(row: dict[str, Any]) -> str:
-    return f"{row['added_us']:+,.0f}: {row['over']}" if row["over"] else ""
+def _added(row: dict[str, Any]) -> tuple[str, str]:
+    return (f"{row['added_us']:+,.0f}", row["over"]) if row["over"] else ("", "")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What routing costs, step by step: the same network with ever more of it.
+"""The cost of routing, step by step: the same network with more and more of its routing.
 
-All steps are timed in turn in one process with one thread, so that differences of a few
-microseconds show.
+All steps are timed in turn in one process with 1 thread, so differences of a few
+microseconds are visible.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from branchy_tf.saved_model import EarlyExitModule, plain
 from branchy_tf.saved_model.session import SessionModel
 from branchy_tf.thresholds import forcing
 
-_ROWS_IN_A_ROW = 64
+# Rows to run back to back in one timing; a batch of 1 is repeated this often.
+_ROWS_PER_TIMING = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class _Program:
-    """A loaded export and a call of it."""
+    """A loaded export and the feeds of a call."""
 
     session: SessionModel
     signature: str
@@ -40,8 +41,8 @@ class _Program:
         return self.session.run(self.signature, self.feeds)
 
     def seconds(self, calls: int) -> float:
-        """Of one call, over several in a row."""
-        self.run()  # untimed: brings back what the others have pushed out of the caches
+        """Seconds per call, averaged over consecutive calls."""
+        self.run()  # untimed: refills the caches after other programs ran
         start = time.perf_counter()
         for _ in range(calls):
             self.run()
@@ -53,7 +54,7 @@ class _Program:
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """A row of the table: a program, and the programs that it consists of."""
+    """A row of the table: a program and the steps that it is compared with."""
 
     name: str
     program: _Program
@@ -69,21 +70,21 @@ def time_steps(
     folder: pathlib.Path,
     progress: Callable[[str], object] = lambda what: None,
 ) -> list[dict[str, Any]]:
-    """Times the steps, and counts the operations that they run.
+    """Times the steps and counts the operations of each.
 
     Args:
-        model: of one input, images.
-        images: [n, ...], n at least the largest batch.
+        model: a network whose only input is images.
+        images: [n, ...], at least as many as the largest batch.
         criterion: name of the score.
-        batch_sizes: to time.
-        seconds: for each batch size.
-        folder: an empty one, for the exports.
-        progress: called with a word on what is done now.
+        batch_sizes: batch sizes to time.
+        seconds: time to spend on each batch size.
+        folder: an empty folder for the exports.
+        progress: called with a description of the current work.
 
     Returns:
-        `[{"model", "batch", "step", "us", "added_us", "over", "operations"}, ...]`:
-        microseconds of a call, and how many more than the steps named in `over`
-        together; None and "" for what is compared with nothing.
+        `[{"model", "batch", "step", "us": microseconds per call, "added_us":
+        microseconds beyond the steps in `over` together, "over": names of these steps,
+        "operations"}, ...]`. Steps that are compared with none have None and "".
 
     Raises:
         BranchyError: the model has no early exit or several inputs, or there are too
@@ -96,7 +97,7 @@ def time_steps(
         for batch in batch_sizes:
             progress(f"batch {batch}")
             steps = {step.name: step for step in exports.steps(images[:batch])}
-            calls = max(1, _ROWS_IN_A_ROW // batch)
+            calls = max(1, _ROWS_PER_TIMING // batch)
             timers = {
                 name: functools.partial(step.program.seconds, calls)
                 for name, step in steps.items()
@@ -123,24 +124,25 @@ def time_steps(
 def _check(model: keras.Model, images: np.ndarray, batch_sizes: Sequence[int]) -> None:
     if len(exits.exit_names(model)) < 2:
         raise BranchyError(
-            f"{model.name} has one exit, and nothing is routed. Add exits with "
-            "exits.add_exits."
+            f"{model.name} has only one exit, so there is no routing to time. Add exits "
+            "with exits.add_exits."
         )
     if len(model.inputs) > 1:
         raise BranchyError(
-            f"{model.name} has {len(model.inputs)} inputs; expected one, of images."
+            f"{model.name} has {len(model.inputs)} inputs; expected one, for images."
         )
     if max(batch_sizes) > len(images):
         raise BranchyError(
-            f"A batch of {max(batch_sizes)} needs as many images. Received {len(images)}."
+            f"A batch of {max(batch_sizes)} needs at least that many images. Received "
+            f"{len(images)}. Pass smaller --batch_sizes."
         )
 
 
 class _Exports(contextlib.ExitStack):
-    """The network cut after its first, second and last exit, and parts without routing.
+    """The network truncated after some exits, and parts of it without routing.
 
-    The parts give logits alone, as an answer does: what else a stage carries would be
-    copied out.
+    The parts return only logits, because returning the tensors that a stage hands on
+    would add the time to copy them out of the session.
     """
 
     def __init__(self, model: keras.Model, criterion: str, folder: pathlib.Path) -> None:
@@ -165,13 +167,13 @@ class _Exports(contextlib.ExitStack):
         self._pooled = self._load(folder / "stage_1", inter_op_threads=1)
 
     def steps(self, images: np.ndarray) -> list[_Step]:
-        """What is timed, for one batch."""
-        last, rows = self._count, len(images)
+        """The steps to time for one batch."""
+        count, rows = self._count, len(images)
         images = images.astype(self._dtype)
         _, carried = self._first([images])
         carried = [keras.ops.convert_to_numpy(tensor) for tensor in carried]
         stage_1 = self._plain("stage_1", [images])
-        found = [
+        steps = [
             _Step("stage 1", stage_1),
             _Step(
                 "stage 1 in another thread",
@@ -180,27 +182,27 @@ class _Exports(contextlib.ExitStack):
             ),
             _Step("stage 2", self._plain("stage_2", carried)),
             _Step("scored", self._routed(1, images, forcing(0, 1)), ("stage 1",)),
-            _Step("all leave", self._routed(2, images, forcing(0, 2)), ("scored",)),
+            _Step("all exit", self._routed(2, images, forcing(0, 2)), ("scored",)),
             _Step(
-                "all stay", self._routed(2, images, forcing(1, 2)), ("scored", "stage 2")
+                "none exit", self._routed(2, images, forcing(1, 2)), ("scored", "stage 2")
             ),
         ]
-        if last > 2:
-            leave = self._routed(last, images, forcing(0, last))
-            found.append(_Step("all leave, all stages behind", leave, ("all leave",)))
+        if count > 2:
+            whole = self._routed(count, images, forcing(0, count))
+            steps.append(_Step("all exit, whole network", whole, ("all exit",)))
         if rows > 1:
             half = self._plain("stage_2", [tensor[: rows // 2] for tensor in carried])
-            limits = np.where(np.arange(rows) % 2, 0, np.inf)[:, None]
-            parted = self._routed(2, images, limits)
-            found += [
+            alternating = np.where(np.arange(rows) % 2, 0, np.inf)[:, None]
+            split = self._routed(2, images, alternating)
+            steps += [
                 _Step("stage 2, half the rows", half),
-                _Step("half stay", parted, ("scored", "stage 2, half the rows")),
+                _Step("half exit", split, ("scored", "stage 2, half the rows")),
             ]
-        stay = self._routed(last, images, forcing(last - 1, last))
+        routed = self._routed(count, images, forcing(count - 1, count))
         return [
-            *found,
+            *steps,
             _Step("all stages", self._plain("whole", [images])),
-            _Step("all stay at every gate", stay, ("all stages",)),
+            _Step("none exit at any gate", routed, ("all stages",)),
         ]
 
     def _load(self, path: pathlib.Path, inter_op_threads: int = -1) -> SessionModel:
@@ -212,10 +214,10 @@ class _Exports(contextlib.ExitStack):
         feeds = {f"x_{i}": tensor for i, tensor in enumerate(tensors)}
         return _Program(self._sessions[name], plain.SIGNATURE, feeds)
 
-    def _routed(self, count: int, images: np.ndarray, limits: np.ndarray) -> _Program:
+    def _routed(self, count: int, images: np.ndarray, thresholds: np.ndarray) -> _Program:
         session = self._sessions[f"exits_{count}"]
         (name,) = {*session.signatures["early_exit"].inputs} - {"thresholds"}
-        feeds = {name: images, "thresholds": np.atleast_2d(np.float32(limits))}
+        feeds = {name: images, "thresholds": np.atleast_2d(np.float32(thresholds))}
         return _Program(session, "early_exit", feeds)
 
 
@@ -224,6 +226,6 @@ def _logits(stage: stages.Stage) -> keras.Model:
 
 
 def _cut(model: keras.Model, count: int) -> keras.Model:
-    """The network up to one of its exits."""
+    """The network up to its exit number `count`."""
     tensors = list(exits.exit_tensors(model).items())[:count]
     return keras.Model(model.input, dict(tensors), name=f"{model.name}_{count}")

@@ -1,4 +1,4 @@
-"""The trainings of a study, side by side."""
+"""Accuracy and gain of each training of a study."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from branchy_tf.plots.style import BLACK, BLUE, ORANGE, plt, save
 
 
 def plot(path: files.Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Draws each exit's accuracy in every training of a study, by variant.
+    """Draws the accuracy of both exits and the gain of every training, by variant.
 
     Args:
         path: .png to write.
-        rows: dicts with group, variant, exit_1 and exit_2 (shares), gain.
+        rows: dicts with group, variant, exit_1 and exit_2 (accuracies, fractions of 1)
+            and gain.
     """
     groups = list(dict.fromkeys(row["group"] for row in rows))
     counts = [len({r["variant"] for r in rows if r["group"] == g}) for g in groups]
@@ -44,7 +45,7 @@ def plot(path: files.Path, rows: Sequence[dict[str, Any]]) -> None:
             axes.set_ylim(-0.5, len(names) - 0.5)
         right.set_yticklabels([])
         left.set_title(group, loc="left")
-    panels[-1][0].set_xlabel("accuracy on validation rows (%)")
-    panels[-1][1].set_xlabel("gain in multiply-adds at no loss of accuracy")
+    panels[-1][0].set_xlabel("validation accuracy (%)")
+    panels[-1][1].set_xlabel("gain in multiply-adds (x), no accuracy lost")
     panels[0][0].legend(loc="best")
     save(figure, path)

@@ -1,15 +1,15 @@
-"""Times the steps of a training, and what feeds them.
+"""Times training steps and the making of batches.
 
 Example:
 
   python -m zoo.studies.training_speed --model=branchy_resnet --model_args=depth=20 \
     --dataset=cifar10 --batch_size=128 --augmentation=flip_shift
 
-The baseline alone and all exits jointly, in each precision, with a compiled step
-and without, all in turn; and the making of batches alone. Prints a table: the
-median and the middle half of the times, as `train` would have them on this machine
-and Keras backend. Joint training should take at most 1.15 times as much longer as
-its multiply-adds say. Writes training_speed.json to --run_dir, if one is given.
+Times in turn a step of the baseline alone and of all exits jointly, in each precision,
+with and without compilation, and the making of batches alone. Prints a table with the
+median and the interquartile range, as `train` would run on this machine and Keras
+backend. The time of a joint step over that of a baseline step should be at most 1.15
+times the ratio of their multiply-adds. Writes training_speed.json to --run_dir, if given.
 """
 
 import pathlib
@@ -31,29 +31,39 @@ from zoo.studies import training_timers
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("model", None, "A model of the zoo, e.g. branchy_lenet.")
+flags.DEFINE_string("model", None, "Model of the zoo, e.g. branchy_lenet; required.")
 flags.DEFINE_string(
     "model_args", "", "Arguments of its builder, e.g. depth=20,classes=100."
 )
-flags.DEFINE_string("run_dir", None, "Folder to write to.")
-flags.DEFINE_integer("batch_size", 64, "Rows in a training step.")
-flags.DEFINE_enum("optimizer", "adam", OPTIMIZERS, "sgd: Nesterov momentum 0.9.")
-flags.DEFINE_enum("augmentation", "none", data.AUGMENTATIONS, "As for train.")
+flags.DEFINE_string("run_dir", None, "Folder to write to. Default: none, only print.")
+flags.DEFINE_integer("batch_size", 64, "Rows in each training step.")
+flags.DEFINE_enum("optimizer", "adam", OPTIMIZERS, "sgd has Nesterov momentum 0.9.")
+flags.DEFINE_enum(
+    "augmentation", "none", data.AUGMENTATIONS, "Augmentation of the images, as in train."
+)
 flags.DEFINE_multi_enum(
-    "precision", ["float32", "mixed_bfloat16"], PRECISIONS, "Repeat it for several."
+    "precision",
+    ["float32", "mixed_bfloat16"],
+    PRECISIONS,
+    "Precision to time; repeatable.",
 )
 flags.DEFINE_multi_enum(
     "jit",
     ["off", "on"],
     ["auto", "off", "on"],
-    "Whether steps are compiled; auto: as train has it. Repeat it for several.",
+    "Whether steps are compiled; auto is train's behaviour. Repeatable.",
 )
 flags.DEFINE_bool(
-    "deterministic", True, "As train is. TensorFlow compiles no step that is."
+    "deterministic",
+    True,
+    "Run deterministic operations, as train does; TensorFlow then compiles no step.",
 )
-flags.DEFINE_integer("steps", 10, "How many are timed in a row.", lower_bound=1)
+flags.DEFINE_integer("steps", 10, "Consecutive steps in each timing.", lower_bound=1)
 flags.DEFINE_float(
-    "seconds", 60.0, "How long to measure; at least five times each.", lower_bound=0
+    "seconds",
+    60.0,
+    "Seconds to measure for; everything is timed at least five times.",
+    lower_bound=0,
 )
 command_line.define_data(required=True)
 command_line.define_seed(default=1)
@@ -125,7 +135,7 @@ def _build(dataset: data.Dataset, precision: str) -> keras.Model:
 def _step_timers(
     dataset: data.Dataset, settings: training.Settings
 ) -> dict[tuple[str, str, str], training_timers.StepTimer]:
-    """Timers by (phase, precision, jit) of what the backend can do, ready to go."""
+    """Warmed-up timers by (phase, precision, jit), where the backend supports it."""
     timers = {}
     for precision in FLAGS.precision:
         for jit in FLAGS.jit:
@@ -138,10 +148,10 @@ def _step_timers(
                     timer = training_timers.StepTimer(phase, dataset, settings, _JIT[jit])
                     timer()
                 except Exception as error:
-                    # Whatever the backend's compiler raises, of no common type.
+                    # Backend compilers raise exceptions of no common type.
                     if jit != "on":
                         raise
-                    logging.info("Left out: %s", first_line(error))
+                    logging.info("Skipped: %s", first_line(error))
                     continue
                 timers[name] = timer
     return timers
@@ -159,21 +169,21 @@ def _print(result: dict[str, Any]) -> None:
         ]
         for row in [*result["steps"], result["batches"]]
     ]
-    head = ["", "precision", "jit", "ms a step", "images/s", "waits for batches"]
+    head = ["", "precision", "jit", "ms per step", "images/s", "waiting for batches"]
     print(tabulate(rows, head, disable_numparse=True))
     print()
     for row in result["joint_over_baseline"]:
         print(
-            f"Joint over baseline, {row['precision']}, jit {row['jit']}: "
+            f"Joint step over baseline step, {row['precision']}, jit {row['jit']}: "
             f"{row['ratio']:.2f}, {'within' if row['within'] else 'ABOVE'} "
             f"{row['allowed']:.2f} = {training_timers.ALLOWED} x the ratio of "
             "multiply-adds."
         )
     fastest = max(row["images_per_second"] for row in result["steps"])
-    times = result["batches"]["images_per_second"] / fastest
+    ratio = result["batches"]["images_per_second"] / fastest
     print(
-        f"Batches are made {times:.1f} times as fast as the fastest step uses them"
-        f"{'.' if times > 1 else ': they are the bottleneck.'}"
+        f"Batches are made {ratio:.1f} times as fast as the fastest step consumes them"
+        f"{'.' if ratio > 1 else ', so they are the bottleneck.'}"
     )
 
 

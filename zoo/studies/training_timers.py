@@ -1,4 +1,4 @@
-"""How long the steps of a training take: those of its phases, by `fit` itself."""
+"""Times the training steps of a phase, as run by `fit` itself."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from branchy_tf.training.batches import Batches
 from branchy_tf.training.fitting import Phase, compiled, make_batches
 from branchy_tf.training.settings import Settings
 
-# How much longer than by multiply-adds joint training may take.
+# Time ratio of joint to baseline steps that is allowed, over their multiply-add ratio.
 ALLOWED = 1.15
 
 
 class StepTimer:
-    """Trains some steps at each call and tells how many seconds one took.
+    """Trains some steps at each call and returns the seconds per step.
 
     Args:
         phase: what to train.
-        dataset: each call goes over its training split once; see `some_steps`.
-        settings: how.
-        jit: whether to compile the step; None leaves it to Keras, as `train` does.
+        dataset: each call runs through its training split once; see `some_steps`.
+        settings: batch size, optimizer and augmentation.
+        jit: whether to compile the step; None lets Keras decide, as `train` does.
 
     Raises:
-        BranchyError: Keras does not compile this model's step.
+        BranchyError: Keras cannot compile this model's step.
     """
 
     def __init__(
@@ -41,18 +41,19 @@ class StepTimer:
         self._trainer = compiled(phase, settings, len(self._batches))
         if jit is not None:
             with warnings.catch_warnings():
-                # Of what is said below.
+                # The error below says it better than Keras's warning.
                 warnings.simplefilter("ignore")
                 self._trainer.jit_compile = jit
             if self._trainer.jit_compile != jit:
                 raise BranchyError(
-                    f"Keras on {keras.backend.backend()} does not compile the steps of "
-                    "this model. TensorFlow compiles none that must be deterministic."
+                    f"Keras on {keras.backend.backend()} does not compile this model's "
+                    "training step. TensorFlow compiles no deterministic step; turn "
+                    "determinism off."
                 )
         self._seconds = self._waited = 0.0
 
     def __call__(self) -> float:
-        """Seconds that a step took."""
+        """Seconds per step, without the first."""
         clock = _Clock(self._batches)
         self._trainer.fit(self._batches, shuffle=False, verbose=0, callbacks=[clock])
         self._seconds += clock.seconds
@@ -61,24 +62,24 @@ class StepTimer:
 
     @property
     def waiting(self) -> float:
-        """Share of its time, over all calls, that training waited for batches."""
+        """Share of the time of all calls that was spent waiting for batches."""
         return self._waited / self._seconds
 
 
 class BatchTimer:
-    """Makes batches at each call, and nothing else; tells the seconds for one.
+    """Makes batches without training at each call and returns the seconds per batch.
 
     Args:
-        phase: whose batches.
+        phase: the phase whose batches to make.
         dataset: as for `StepTimer`.
-        settings: their size and augmentation.
+        settings: batch size and augmentation.
     """
 
     def __init__(self, phase: Phase, dataset: Dataset, settings: Settings) -> None:
         self._batches = make_batches(phase, dataset, settings)
 
     def __call__(self) -> float:
-        """Seconds that a batch took."""
+        """Seconds per batch."""
         start = time.perf_counter()
         self._batches.start_epoch(0)
         for index in range(len(self._batches)):
@@ -87,7 +88,7 @@ class BatchTimer:
 
 
 class _Clock(keras.callbacks.Callback):
-    """Times all steps but the first, at which Keras builds the graph."""
+    """Times all steps but the first, during which Keras builds the graph."""
 
     def __init__(self, batches: Batches) -> None:
         super().__init__()
@@ -95,7 +96,7 @@ class _Clock(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None) -> None:
         if batch in (0, len(self._batches) - 1):
-            # A device may still be at work until its figure is here.
+            # Reading the loss waits for a device that is still working.
             float(logs["loss"])
             now, waited = time.perf_counter(), self._batches.waited
             if batch == 0:
@@ -106,17 +107,17 @@ class _Clock(keras.callbacks.Callback):
 
 
 def some_steps(dataset: Dataset, steps: int, batch_size: int) -> Dataset:
-    """The data set with as many rows to train on as make the first step and `steps`."""
+    """The data set with training rows for `steps` steps and one before them."""
     rows = np.resize(np.arange(len(dataset.train)), (steps + 1) * batch_size)
     return dataclasses.replace(dataset, train=dataset.train.take(rows))
 
 
 def figures(quartiles: Iterable[float], batch_size: int) -> dict[str, float]:
-    """What a table says of the times of a step.
+    """Times and throughput of a step, for a table.
 
     Args:
-        quartiles: low, median and high, in seconds.
-        batch_size: rows of the step.
+        quartiles: lower quartile, median and upper quartile, in seconds.
+        batch_size: rows in the step.
     """
     low, median, high = quartiles
     return {
@@ -130,15 +131,15 @@ def figures(quartiles: Iterable[float], batch_size: int) -> dict[str, float]:
 def joint_over_baseline(
     steps: Sequence[Mapping[str, Any]], macs_ratio: float
 ) -> list[dict[str, Any]]:
-    """How much longer a step of all exits takes than one of the baseline.
+    """Time of a joint step over that of a baseline step.
 
     Args:
         steps: `[{"phase", "precision", "jit", "ms_per_step"}, ...]`.
-        macs_ratio: multiply-adds with all exits over those of the baseline.
+        macs_ratio: multiply-adds of all exits together over those of the baseline.
 
     Returns:
-        `[{"precision", "jit", "ratio", "allowed", "within"}, ...]`, where both phases
-        were timed alike.
+        `[{"precision", "jit", "ratio", "allowed", "within"}, ...]`, for each precision
+        and jit with which both phases were timed.
     """
     times = {
         (row["phase"], row["precision"], row["jit"]): row["ms_per_step"] for row in steps

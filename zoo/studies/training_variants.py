@@ -1,9 +1,8 @@
-"""Studies: one network and data set, trained in several ways, seed by seed."""
+"""Variants of training: B-LeNet on one data set, trained in several ways and seeds."""
 
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +11,10 @@ import numpy as np
 from absl import logging
 from tabulate import tabulate
 
-from branchy_tf import costs, data, files, scoring, thresholds, training, zoo
+from branchy_tf import costs, data, scoring, thresholds, training, zoo
 from branchy_tf.errors import BranchyError
 from branchy_tf.exits import conv_head, pool_head
 from branchy_tf.predictor import LogitsPredictor
-from zoo.studies.training_plot import plot
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,16 +22,17 @@ class Variant:
     """One way to train.
 
     Attributes:
-        group: variants of one group differ in one thing only.
-        name: what it is.
-        settings: of `training.Settings`, where they differ from the study's.
-        exits: of the builder; None for its own.
+        group: variants in a group differ in one respect only.
+        name: of the variant.
+        settings: fields of `training.Settings` that differ from the study's.
+        exits: `(trunk layer, number of convolutions)` of the only early exit; None for
+            the paper's exits.
     """
 
     group: str
     name: str
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-    exits: Any = None
+    exits: tuple[str, int] | None = None
 
 
 _FIRST = {"mode": "baseline_first"}
@@ -65,10 +64,10 @@ STUDIES: dict[str, list[Variant]] = {
             for a, b in ((1, 0.1), (1, 0.3), (1, 1), (0.3, 1), (0.1, 1))
         ),
         *(
-            Variant(
-                "branch depth", f"{depth} convolutions", _FIRST, ("conv_1_relu", depth)
+            Variant("branch depth", name, _FIRST, ("conv_1_relu", depth))
+            for depth, name in enumerate(
+                ("no convolution", "1 convolution", "2 convolutions", "3 convolutions")
             )
-            for depth in (0, 1, 2, 3)
         ),
         *(
             Variant("first exit after", place, _FIRST, (f"{place}_relu", 1))
@@ -79,10 +78,10 @@ STUDIES: dict[str, list[Variant]] = {
 
 
 def choose(study: str, names: Sequence[str] | None) -> list[Variant]:
-    """The variants of a study that have one of the names; None for all.
+    """The variants of a study with these names; None selects all.
 
     Raises:
-        BranchyError: a name that no variant has.
+        BranchyError: no variant has one of the names.
     """
     variants = STUDIES[study]
     known = [variant.name for variant in variants]
@@ -100,17 +99,18 @@ def run(
     common: training.Settings,
     seeds: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """Trains every variant with every seed, B-LeNet each time.
+    """Trains B-LeNet in every variant with every seed.
 
     Args:
         variants: of a study; see `choose`.
-        dataset: trained on and, its validation split, measured on.
-        common: settings where a variant says nothing.
+        dataset: its training split is trained on, its validation split evaluated.
+        common: settings that a variant does not override.
         seeds: of weights, shuffling and augmentation.
 
     Returns:
-        A row for each training: group, variant, seed, exit accuracies, macs and
-        the gain of the best thresholds that cost no accuracy.
+        A row for each training: group, variant, seed, accuracy of each exit,
+        multiply-adds up to exit_1, and the exit rate and gain of the cheapest
+        thresholds that lose no accuracy.
     """
     rows = []
     for number, variant in enumerate(variants, start=1):
@@ -139,7 +139,7 @@ def _measure(
         "branchy_lenet",
         input_shape=dataset.image_shape,
         classes=dataset.classes,
-        exits=_exits(variant.exits),
+        exits=builder_exits(variant),
     )
     with tempfile.TemporaryDirectory() as folder:
         training.train(model, dataset, settings, training.RunFolder(folder))
@@ -151,35 +151,37 @@ def _measure(
         "exit_1": every.correct[:, 0].mean(),
         "exit_2": every.correct[:, 1].mean(),
         "exit_1_macs": by_exit[0],
-        "leave": best.exit_rates[0],
+        "exit_1_rate": best.exit_rates[0],
         "gain": costs.full_macs(model) / best.cost,
     }
 
 
-def _exits(described: Any) -> Any:
-    if isinstance(described, tuple):
-        place, depth = described
-        return {place: conv_head([10] * depth) if depth else pool_head(3)}
-    return described
+def builder_exits(variant: Variant) -> Any:
+    """The variant's `exits` argument of the builder; None for its default."""
+    if variant.exits is None:
+        return None
+    layer, depth = variant.exits
+    return {layer: conv_head([10] * depth) if depth else pool_head(3)}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The means over the seeds and half their range, in Markdown."""
+    """Mean and half the range over the seeds of each variant, in Markdown."""
     lines = []
     for group, variant in _variants(rows):
-        of = [r for r in rows if (r["group"], r["variant"]) == (group, variant)]
+        runs = [r for r in rows if (r["group"], r["variant"]) == (group, variant)]
         lines.append(
             [
                 group,
                 variant,
-                f"{of[0]['exit_1_macs']:,}",
-                _spread([100 * r["exit_1"] for r in of]),
-                _spread([100 * r["exit_2"] for r in of]),
-                _spread([100 * r["leave"] for r in of], digits=1),
-                _spread([r["gain"] for r in of]),
+                f"{runs[0]['exit_1_macs']:,}",
+                _spread([100 * r["exit_1"] for r in runs]),
+                _spread([100 * r["exit_2"] for r in runs]),
+                _spread([100 * r["exit_1_rate"] for r in runs], digits=1),
+                _spread([r["gain"] for r in runs]),
             ]
         )
-    head = ["", "variant", "macs to exit_1", "exit_1 %", "exit_2 %", "leave %", "gain"]
+    head = ["group", "variant", "multiply-adds to exit_1", "exit_1 accuracy (%)"]
+    head += ["exit_2 accuracy (%)", "exit_1 rate (%)", "gain"]
     return tabulate(lines, head, tablefmt="github", disable_numparse=True)
 
 
@@ -192,24 +194,7 @@ def _spread(values: list[float], digits: int = 2) -> str:
     return f"{np.mean(values):.{digits}f} ± {half:.{digits}f}"
 
 
-def write(rows: Sequence[dict[str, Any]], csv_path: files.Path, png: files.Path) -> None:
-    """Writes each training's figures, and a picture of them."""
-    files.write_csv(csv_path, rows)
-    plot(png, rows)
-
-
-def subset(dataset: data.Dataset, train: int, validation: int) -> data.Dataset:
-    """The data set with fewer rows to train on and to measure on."""
-    return dataclasses.replace(
-        dataset,
-        train=dataset.train.take(np.arange(min(train, len(dataset.train)))),
-        validation=dataset.validation.take(
-            np.arange(min(validation, len(dataset.validation)))
-        ),
-    )
-
-
-def paths(study_dir: files.Path, study: str) -> tuple[pathlib.Path, ...]:
-    """Page, csv and picture of a study."""
-    folder = pathlib.Path(study_dir)
-    return tuple(folder / f"{study}.{ending}" for ending in ("md", "csv", "png"))
+def first_rows(dataset: data.Dataset, count: int) -> data.Dataset:
+    """The data set with at most the first `count` training rows."""
+    rows = np.arange(min(count, len(dataset.train)))
+    return dataclasses.replace(dataset, train=dataset.train.take(rows))
