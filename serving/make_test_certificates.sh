@@ -1,11 +1,11 @@
 #!/bin/bash
-# Certificates to try TLS with: an authority, a server's and a client's, and the
-# ssl.config that goes with them. They last 30 days and their keys have no password, so
-# they are for tests; a real server's come from your own authority.
+# Test certificates for TLS: an authority, a server's and a client's, and the matching
+# ssl.config. They last 30 days and their keys have no password. For a real server use
+# your own authority.
 #
 #   make_test_certificates.sh FOLDER [HOST...]
 #
-# HOST: the names and addresses that clients call the server by, besides localhost.
+# HOST: the names and addresses of the server, besides localhost.
 set -euo pipefail
 umask 077
 
@@ -32,7 +32,7 @@ sign() {
   rm "$1.request"
 }
 
-# field NAME FILE: a file as a field of a text proto, one string a line.
+# field NAME FILE: a file as a field of a text proto, one string per line.
 field() {
   printf '%s:\n' "$1"
   sed 's/.*/  "&\\n"/' "$2"
