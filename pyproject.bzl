@@ -1,0 +1,32 @@
+"""What pyproject.toml says of the wheel; tests/test_build.py compares them."""
+
+VERSION = "0.1.0"
+
+SUMMARY = "Early-exit networks (BranchyNet and after) for Keras and TensorFlow Serving"
+
+PYTHON = ">=3.10"
+
+REQUIREMENTS = [
+    "absl-py>=1.4",
+    "grpcio>=1.60",
+    "grpcio-health-checking>=1.60",
+    "jinja2>=3.1",
+    "keras>=3.10",
+    "matplotlib>=3.8",
+    "numpy>=1.26",
+    "pillow>=10.1",
+    "prometheus-client>=0.20",
+    "protobuf>=5",
+    "scipy>=1.15",
+    "tabulate>=0.9",
+    "tensorboard>=2.19",
+    "tensorflow>=2.19",
+    "tensorflow-serving-api>=2.19",
+    "tqdm>=4.66",
+]
+
+EXTRAS = {
+    "compression": ["tensorflow-model-optimization>=0.8", "tf_keras>=2.19"],
+    "demo": ["mlxtend>=0.23"],
+    "peers": ["onnxruntime>=1.20", "tf2onnx>=1.17", "torch>=2.5"],
+}
