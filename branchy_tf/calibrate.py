@@ -32,8 +32,8 @@ from branchy_tf import (
     thresholds,
 )
 from branchy_tf.benchmarking import latency
-from branchy_tf.confidence import CRITERIA
 from branchy_tf.errors import BranchyError
+from branchy_tf.exits.confidence import CRITERIA
 from branchy_tf.predictor import EarlyExitPredictor, LogitsPredictor
 from branchy_tf.training import RunFolder
 from branchy_tf.training.run_folder import load_keras_file

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from branchy_tf import thresholds
-from branchy_tf.confidence import CRITERIA
 from branchy_tf.errors import BranchyError
+from branchy_tf.exits.confidence import CRITERIA
 from branchy_tf.policy import ExitPolicy
 from branchy_tf.scoring import Answers, answers
 from branchy_tf.thresholds import Calibration, Guarantee, Point

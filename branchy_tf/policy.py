@@ -20,7 +20,7 @@ from branchy_tf import checks, files
 from branchy_tf.errors import BranchyError
 from branchy_tf.results import exit_name
 
-# Names of the scores; `confidence` computes them.
+# Names of the scores; `exits.confidence` computes them.
 CRITERION_NAMES = ("entropy", "max_prob", "margin")
 
 # The smallest normal float32. TensorFlow reads what is smaller, a denormal number,

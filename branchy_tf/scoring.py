@@ -12,9 +12,9 @@ from scipy import stats
 from tqdm import tqdm
 
 from branchy_tf import costs, exits, thresholds
-from branchy_tf.confidence import exit_answer
 from branchy_tf.data import Dataset, Split
 from branchy_tf.errors import BranchyError
+from branchy_tf.exits.confidence import exit_answer
 from branchy_tf.policy import ExitPolicy, flushed
 from branchy_tf.predictor import EarlyExitPredictor, LogitsPredictor
 from branchy_tf.results import Predictions

@@ -4,9 +4,10 @@ import keras
 import numpy as np
 import pytest
 
-from branchy_tf import calibration, confidence, scoring, thresholds
+from branchy_tf import calibration, scoring, thresholds
 from branchy_tf.calibration import Request, calibrate
 from branchy_tf.errors import BranchyError
+from branchy_tf.exits import confidence
 from branchy_tf.predictor import EarlyExitPredictor, LogitsPredictor
 
 MACS = [1, 2, 4]

@@ -35,7 +35,7 @@ LAYERS = [
     {"checks"},
     {"files", "results"},
     {"policy"},
-    {"confidence", "thresholds", "graphs", "images"},
+    {"thresholds", "graphs", "images"},
     {"exits"},
     {"zoo", "data"},
     {"training", "stages"},
@@ -135,7 +135,7 @@ def test_only_commands_define_flags():
 
 # Training seeds TensorFlow and makes it deterministic, where that is the backend.
 BACKEND_NEUTRAL = {
-    "confidence", "costs", "data", "exits", "graphs", "stages", "training", "zoo",
+    "costs", "data", "exits", "graphs", "stages", "training", "zoo",
 }  # fmt: skip
 
 

@@ -10,8 +10,9 @@ import pytest
 import small
 
 import branchy_tf
-from branchy_tf import confidence, files, graphs, policy, thresholds, zoo
+from branchy_tf import files, graphs, policy, thresholds, zoo
 from branchy_tf.errors import BranchyError
+from branchy_tf.exits import confidence
 from branchy_tf.policy import SMALLEST, ExitPolicy
 
 

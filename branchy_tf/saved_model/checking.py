@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from branchy_tf import exits
-from branchy_tf.confidence import exit_answer
 from branchy_tf.errors import BranchyError, first_line
+from branchy_tf.exits.confidence import exit_answer
 from branchy_tf.policy import ExitPolicy, exit_indices, forcing
 from branchy_tf.saved_model import agreement, warmup
 from branchy_tf.saved_model.early_exit import EarlyExitModule, cast_input

@@ -13,8 +13,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from branchy_tf.confidence import exit_answer
 from branchy_tf.exits import exit_name
+from branchy_tf.exits.confidence import exit_answer
 from branchy_tf.policy import ExitPolicy, leaves
 from branchy_tf.saved_model.freezing import StageFunction
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from branchy_tf import confidence, exits, stages, zoo
+from branchy_tf import exits, stages, zoo
+from branchy_tf.exits import confidence
 from branchy_tf.policy import ExitPolicy
 from branchy_tf.predictor import EarlyExitPredictor
 

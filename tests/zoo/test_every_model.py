@@ -14,8 +14,8 @@ import tensorflow as tf
 
 import branchy_tf
 from branchy_tf import exits, graphs, saved_model, stages, zoo
-from branchy_tf.confidence import probabilities_and_scores
 from branchy_tf.errors import BranchyError
+from branchy_tf.exits.confidence import probabilities_and_scores
 from branchy_tf.saved_model.session import SessionModel
 from branchy_tf.zoo import vgg
 

@@ -29,9 +29,9 @@ from branchy_tf import (
     scoring,
     thresholds,
 )
-from branchy_tf.confidence import CRITERIA
 from branchy_tf.data import Dataset
 from branchy_tf.errors import BranchyError
+from branchy_tf.exits.confidence import CRITERIA
 from branchy_tf.policy import ExitPolicy
 from branchy_tf.predictor import LogitsPredictor
 from branchy_tf.training import RunFolder

@@ -24,7 +24,7 @@ from tabulate import tabulate
 
 from branchy_tf import command_line, files
 from branchy_tf.benchmarking.machine import machine
-from branchy_tf.confidence import CRITERIA
+from branchy_tf.exits.confidence import CRITERIA
 from zoo import cards
 from zoo.studies import routing_steps
 

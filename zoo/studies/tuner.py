@@ -22,8 +22,8 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from branchy_tf import command_line, costs, exits, files, thresholds
-from branchy_tf.confidence import CRITERIA
 from branchy_tf.errors import BranchyError
+from branchy_tf.exits.confidence import CRITERIA
 from branchy_tf.policy import ExitPolicy
 from branchy_tf.predictor import EarlyExitPredictor
 from branchy_tf.tuning import Strategy

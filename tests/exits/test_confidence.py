@@ -6,8 +6,9 @@ import pytest
 import tensorflow as tf
 from scipy import special, stats
 
-from branchy_tf import confidence, thresholds
+from branchy_tf import thresholds
 from branchy_tf.errors import BranchyError
+from branchy_tf.exits import confidence
 from branchy_tf.policy import ExitPolicy
 from branchy_tf.predictor import EarlyExitPredictor
 from branchy_tf.saved_model import export
