@@ -185,13 +185,12 @@ def _for_rank(
 
 def _numbers(name: str, given: object, length: int | None) -> list[int]:
     """`length` positive whole numbers from a sequence or from one number for all."""
-    if isinstance(given, np.ndarray):
-        given = given.tolist()
-    several = isinstance(given, Sequence) and not isinstance(given, (str, bytes))
-    values = list(given) if several else [given] * (length or 1)  # type: ignore[call-overload]
+    values = [given] * (length or 1)
     try:
+        if isinstance(given, Sequence | np.ndarray) and np.ndim(given) == 1:
+            values = list(given)
         numbers = [checks.whole_number(name, n, at_least=1) for n in values]
-    except BranchyError:
+    except ValueError:  # also NumPy's, of a ragged sequence
         numbers = []
     if not numbers or length not in (None, len(numbers)):
         count = "" if length is None else f", {length} of them"
