@@ -255,8 +255,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     packaged = {name for name in names if name.startswith("branchy_tf/")}
     expected = {str(path.relative_to(ROOT)) for path in MODULES}
-    for data in ("zoo/weights", "serving/protos"):
-        paths = ROOT.glob(f"branchy_tf/{data}/*")
+    for data in ("zoo/weights/*", "serving/protos/*", "report/*.jinja"):
+        paths = ROOT.glob(f"branchy_tf/{data}")
         expected |= {str(path.relative_to(ROOT)) for path in paths}
     assert packaged == expected | {"branchy_tf/py.typed"}
     assert all(".dist-info/" in name for name in set(names) - packaged)
