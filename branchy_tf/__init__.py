@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 if sys.argv[:1] == ["-m"]:
-    # Python is looking for the command of `python -m`: before its imports.
+    # Python is looking for a command, as in `python -m branchy_tf.train`.
     from branchy_tf.command_line import startup
 
     startup.begin()

@@ -1,4 +1,4 @@
-"""Reads image files as a model's input."""
+"""Reads image files as input of a model."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from branchy_tf import files
 from branchy_tf.errors import BranchyError
 
-# Those that need no other program; Pillow has readers that do.
+# The formats that Pillow reads without external programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _EXPECTED = "Expected a PNG, JPEG, WebP, GIF, BMP or TIFF file."
-# From here on the pixels alone would take several hundred MB.
+# From here on the pixels take several hundred MB.
 _TOO_MANY_PIXELS = 100_000_000
-# What turns an image upright, by the value of its EXIF orientation.
+# {EXIF orientation: the transposition that makes the image upright}.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,22 +34,21 @@ def read(
 ) -> tuple[np.ndarray, list[str]]:
     """Reads image files and fits them to a model.
 
-    Of an animation the first frame is read. What is transparent becomes white, and an
-    image that would be one flat colour then is refused. Cameras store how they were
-    held: images come out upright.
+    Reads the first frame of animations, and turns images upright by their EXIF data.
+    Transparency becomes white; an image of one flat colour after that is refused.
 
     Args:
-        paths: of PNG, JPEG, WebP, GIF, BMP or TIFF files.
-        shape: (height, width, channels) that the model takes, 1 or 3 channels;
-            None or -1 for a side of any size.
+        paths: PNG, JPEG, WebP, GIF, BMP or TIFF files.
+        shape: (height, width, channels) of the model's input, 1 or 3 channels;
+            None or -1 for any size.
 
     Returns:
-        uint8 [B, height, width, channels], and what was done to each file that
-        did not fit, one sentence each.
+        uint8 [B, height, width, channels], and a sentence per changed file that says
+        what was done to it.
 
     Raises:
-        BranchyError: a file that cannot be read, that has 100 megapixels or more, or
-            values that are no pixels; or a shape no image can have.
+        BranchyError: a file cannot be read, has 100 megapixels or more, or values that
+            are not pixels; or the model does not take images.
 
     Example:
 
@@ -67,7 +66,7 @@ def read(
     arrays, notes = [], []
     for path in paths:
         with files.reading(path, "an image", _EXPECTED), warnings.catch_warnings():
-            # Pillow warns of what is refused here, or read all the same.
+            # Pillow warns of what is refused below, or is harmless.
             warnings.simplefilter("ignore")
             picture, changes = _open(files.path(path))
             picture = _fit(picture, mode, (width, height), changes)
@@ -84,7 +83,7 @@ def read(
 
 
 def _open(path: pathlib.Path) -> tuple[Image.Image, list[str]]:
-    """An upright image of 8 bits, and what was done to the file's for that."""
+    """An upright 8-bit image, and the changes made to it."""
     changes = []
     try:
         picture: Image.Image = Image.open(path, formats=FORMATS)
@@ -111,11 +110,11 @@ def _open(path: pathlib.Path) -> tuple[Image.Image, list[str]]:
 
 
 def _turn(picture: Image.Image, changes: list[str]) -> Image.Transpose | None:
-    """What makes the image upright; None if it is."""
+    """The transposition that makes the image upright, or None."""
     try:
         turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
-        # The pixels are whole: an odd note beside them is no reason to refuse them.
+        # The pixels are intact; damaged metadata is no reason to refuse them.
         changes.append("EXIF data unreadable, so not turned")
         return None
     if turn is not None:
@@ -127,7 +126,7 @@ def _in_8_bits(
     path: pathlib.Path, picture: Image.Image, changes: list[str]
 ) -> Image.Image:
     deep = picture.mode.startswith("I;16") or (
-        # What older releases of Pillow make of a 16-bit PNG.
+        # The mode of 16-bit PNGs in older releases of Pillow.
         picture.mode == "I" and picture.format == "PNG"
     )
     if not deep and picture.mode in ("I", "F"):
@@ -146,7 +145,7 @@ def _in_8_bits(
         )
     if not deep:
         return picture
-    # Pillow would cut every value above 255.
+    # Pillow would clip values above 255.
     changes.append("16 bits made 8")
     upper = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     upper.info = picture.info
@@ -161,7 +160,7 @@ def _without_transparency(
     mode = "L" if picture.mode in ("1", "L", "LA", "La") else "RGB"
     coloured = picture.convert("RGBA")
     if coloured.getchannel("A").getextrema() == (255, 255):
-        # All of it can be seen.
+        # Fully opaque.
         return coloured.convert("RGB").convert(mode)
     white = Image.new("RGBA", picture.size, "white")
     seen = Image.alpha_composite(white, coloured).convert("RGB")
@@ -180,7 +179,7 @@ def _fit(
     sides: tuple[int | None, int | None],
     changes: list[str],
 ) -> Image.Image:
-    """An image of this mode and (width, height), each None or -1 for any."""
+    """The image in this mode and (width, height), each None or -1 for any."""
     if picture.mode != mode:
         changes.append("made grey" if mode == "L" else "made RGB")
         picture = picture.convert(mode)

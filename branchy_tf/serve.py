@@ -14,104 +14,65 @@ import dataclasses
 import os
 import signal
 import threading
+from typing import Any
 
 from absl import flags, logging
 
 from branchy_tf import command_line
 from branchy_tf.command_line import startup
 from branchy_tf.serving import addresses, backends
-from branchy_tf.serving.options import ServerOptions
+from branchy_tf.serving.options import WHOLE_NUMBERS, ServerOptions
 
 FLAGS = flags.FLAGS
 
-command_line.define_path(
-    "model_base_path",
-    None,
-    "Folder with the model's versions; TF Serving also reads URLs such as s3:// or gs://.",
-    url=True,
-)
-flags.DEFINE_string(
-    "model_name", None, "Name that clients use. Default: the folder's name."
-)
-command_line.define_path(
-    "model_config_file",
-    None,
-    "A text ModelServerConfig for several models, version policies and labels; replaces "
-    "--model_base_path and --model_name.",
-)
-flags.DEFINE_float(
-    "model_config_file_poll_wait_seconds",
-    0,
-    "Seconds between reads of --model_config_file; 0 reads it once.",
-    lower_bound=0,
-)
-flags.DEFINE_float(
-    "file_system_poll_wait_seconds",
-    1,
-    "Seconds between looks for new versions; 0 looks only at the start.",
-    lower_bound=0,
-)
-flags.DEFINE_bool(
-    "allow_version_labels_for_unavailable_models",
-    False,
-    "Allows new version labels for versions that are not loaded yet.",
-)
-flags.DEFINE_integer(
-    "port",
-    8500,
-    "Port of gRPC; 0 picks a free one, with --backend=embedded.",
-    lower_bound=0,
-    upper_bound=65535,
-)
-flags.DEFINE_integer(
-    "rest_api_port",
-    0,
-    "Port of metrics, and of REST except with --backend=embedded; 0: none.",
-    lower_bound=0,
-    upper_bound=65535,
-)
-command_line.define_path(
-    "monitoring_config_file", None, "A text MonitoringConfig, which turns on metrics."
-)
-flags.DEFINE_bool(
-    "enable_batching", False, "Merges the rows of several requests into one batch."
-)
-command_line.define_path(
-    "batching_parameters_file", None, "Text BatchingParameters for --enable_batching."
-)
-command_line.define_path("ssl_config_file", None, "A text SSLConfig: TLS for gRPC.")
-flags.DEFINE_integer(
-    "tensorflow_intra_op_parallelism",
-    0,
-    "Threads per operation; 0: one per core.",
-    lower_bound=0,
-)
-flags.DEFINE_integer(
-    "tensorflow_inter_op_parallelism",
-    0,
-    "Parallel operations; -1 runs each request in its own thread; 0: one per core, or -1 "
-    "with --backend=embedded.",
-    lower_bound=-1,
-)
-flags.DEFINE_integer(
-    "grpc_max_threads",
-    0,
-    "Concurrent requests; 0: the server's default.",
-    lower_bound=0,
-)
-flags.DEFINE_integer(
-    "max_message_bytes",
-    0,
-    "Bytes of the largest request, with --backend=embedded; 0: 2 GiB.",
-    lower_bound=0,
-    upper_bound=2**31 - 1,
-)
+_HELP = {
+    "model_base_path": "Folder with the model's versions; TF Serving also reads URLs, "
+    "such as s3:// or gs://.",
+    "model_name": "Name that clients use. Default: the folder's name.",
+    "port": "Port of gRPC; 0 picks a free one, with --backend=embedded.",
+    "host": "Address that the embedded server and the container listen on, IPv4 or IPv6.",
+    "model_config_file": "A text ModelServerConfig for several models, version policies "
+    "and labels; replaces --model_base_path and --model_name.",
+    "model_config_file_poll_wait_seconds": "Seconds between reads of "
+    "--model_config_file; 0 reads it once.",
+    "file_system_poll_wait_seconds": "Seconds between looks for new versions; 0 looks "
+    "only at the start.",
+    "allow_version_labels_for_unavailable_models": "Allows new version labels for "
+    "versions that are not loaded yet.",
+    "rest_api_port": "Port of metrics, and of REST except with --backend=embedded; 0: "
+    "none.",
+    "monitoring_config_file": "A text MonitoringConfig, which turns on metrics.",
+    "enable_batching": "Merges the rows of several requests into one batch.",
+    "batching_parameters_file": "Text BatchingParameters for --enable_batching.",
+    "ssl_config_file": "A text SSLConfig, which turns on TLS for gRPC.",
+    "tensorflow_intra_op_parallelism": "Threads per operation; 0: one per core.",
+    "tensorflow_inter_op_parallelism": "Parallel operations; -1 runs each request in its "
+    "own thread; 0: one per core, or -1 with --backend=embedded.",
+    "grpc_max_threads": "Concurrent requests; 0: the server's default.",
+    "max_message_bytes": "Bytes of the largest request, with --backend=embedded; 0: 2 "
+    "GiB.",
+}
+
+
+def _define(field: dataclasses.Field) -> None:
+    """The flag of one option, with its default and bounds."""
+    name, text = field.name, _HELP[field.name]
+    default: Any = field.default
+    if name in WHOLE_NUMBERS:
+        flags.DEFINE_integer(name, default, text, *WHOLE_NUMBERS[name])
+    elif isinstance(default, bool):
+        flags.DEFINE_bool(name, default, text)
+    elif name.endswith("_seconds"):
+        flags.DEFINE_float(name, default, text, lower_bound=0)
+    elif name.endswith(("_file", "_path")):
+        command_line.define_path(name, default, text, url=name == "model_base_path")
+    else:
+        flags.DEFINE_string(name, default, text)
+
+
+for option in dataclasses.fields(ServerOptions):
+    _define(option)
 flags.DEFINE_enum("backend", "auto", backends.BACKENDS, "Server to run.")
-flags.DEFINE_string(
-    "host",
-    "127.0.0.1",
-    "Address that the embedded server and the container listen on, IPv4 or IPv6.",
-)
 flags.DEFINE_string(
     "docker_image",
     None,

@@ -12,7 +12,7 @@ from branchy_tf.errors import BranchyError
 from branchy_tf.serving import addresses, configs
 
 # {option: (smallest, largest)}.
-_WHOLE = {
+WHOLE_NUMBERS = {
     "port": (0, 65535),
     "rest_api_port": (0, 65535),
     "tensorflow_intra_op_parallelism": (0, 2**31 - 1),
@@ -81,8 +81,8 @@ class ServerOptions:
         """Raises `BranchyError` for values of a wrong type or out of range."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name in _WHOLE:
-                value = checks.whole_number(field.name, value, *_WHOLE[field.name])
+            if field.name in WHOLE_NUMBERS:
+                value = checks.whole_number(field.name, value, *WHOLE_NUMBERS[field.name])
             elif field.name.endswith("_seconds"):
                 value = checks.real_number(field.name, value, at_least=0)
             elif isinstance(field.default, bool):

@@ -1,4 +1,4 @@
-"""A way from the safest thresholds to the cheapest, and how far it is proven."""
+"""A path from the safest thresholds to the cheapest, and how far it is proven."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from branchy_tf.thresholds.guarantee import safest_first
 from branchy_tf.tuning import bounds
 from branchy_tf.tuning.evidence import Evidence
 
-# More rows to shape it would only take longer.
+# More rows would only take longer.
 _MOST_SHAPING = 2000
 
 

@@ -1,4 +1,4 @@
-"""What batching in the server brings: throughput with it over throughput without.
+"""Measures the gain of batching: throughput with it over throughput without.
 
 Two servers of one model, one with --enable_batching, are asked in turn. A batch saves
 nothing but work inside the engine; how much that is, is measured beside, in process and
@@ -84,7 +84,7 @@ def run(
 def _in_process(
     version: pathlib.Path, images: np.ndarray, batch: int
 ) -> tuple[float, float]:
-    """Seconds for each of the images, one by one and in batches."""
+    """Seconds per image, one at a time and in batches."""
     model = SessionModel(version, intra_op_threads=1)
     (name,) = {*model.signatures["early_exit"].inputs} - {"thresholds"}
 

@@ -1,4 +1,4 @@
-"""A model that was exported already: serving it, and images for it."""
+"""Serves an existing export, with images for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from branchy_tf.serving import EarlyExitClient
 
 
 def parser(text: str) -> argparse.ArgumentParser:
-    """Of a command's arguments, with --export and --dataset."""
+    """A parser with --export and --dataset."""
     found = lab.parser(text)
     found.add_argument(
         "--export",
@@ -44,7 +44,7 @@ def newest(export: pathlib.Path) -> pathlib.Path:
 def serving(
     export: pathlib.Path, folder: pathlib.Path, flags: Sequence[str] = ()
 ) -> Iterator[tuple[servers.ServeProcess, EarlyExitClient]]:
-    """Serves the newest version in another process; gives it and a client."""
+    """Serves the newest version in another process; yields it and a client."""
     newest(export)
     name = export.resolve().name
     log = pathlib.Path(tempfile.mkdtemp(dir=folder)) / "log"

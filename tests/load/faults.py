@@ -1,4 +1,4 @@
-"""What goes wrong around a server: damaged versions, a full disk, slow clients, clocks.
+"""Tests faults around a server: damaged versions, a full disk, slow clients, clocks.
 
 Each fault is brought about for real, beside requests whose answers are checked. Exact
 commands:
@@ -58,10 +58,10 @@ _DAMAGES: dict[str, Callable[[pathlib.Path], object]] = {
 def damaged(
     pair: lab.Pair, folder: pathlib.Path, flags: Sequence[str] = ()
 ) -> lab.Findings:
-    """New versions that are damaged: the old one goes on, and a whole one takes over."""
+    """Damaged new versions: the old one keeps serving until an intact one takes over."""
     base = folder / servers.MODEL
     pair.add(base, 1)
-    # With variables, which a frozen export has none of.
+    # With variables, unlike a frozen export.
     whole = pair.export(folder / "whole", 2, freeze="false")
     with (
         lab.serving(base, folder / "log", flags) as server,
@@ -97,7 +97,7 @@ def damaged(
 
 
 def _refused(address: str, number: int) -> bool:
-    """Whether the server says of a version that it cannot be loaded, and why."""
+    """Whether the server reports why a version cannot be loaded."""
     request = get_model_status_pb2.GetModelStatusRequest()
     request.model_spec.name = servers.MODEL
     with grpc.insecure_channel(address) as channel:
@@ -149,7 +149,7 @@ def full_disk(
 
 @contextlib.contextmanager
 def _small_disk(folder: pathlib.Path, kilobytes: int) -> Iterator[tuple]:
-    """A tmpfs where this user may mount one, else a limit on the size of files."""
+    """A tmpfs if this user may mount one, else a limit on file sizes."""
     folder.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
     if os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode == 0:
@@ -214,7 +214,7 @@ def slow_clients(
 
 
 def _ask_once(address: str, images: np.ndarray) -> object:
-    """Any end will do: the line may be cut."""
+    """Accepts any outcome: the connection may be cut."""
     with EarlyExitClient(address, servers.MODEL, timeout=60) as client:
         try:
             return client.predict(images)
@@ -225,7 +225,7 @@ def _ask_once(address: str, images: np.ndarray) -> object:
 def clock(
     pair: lab.Pair, folder: pathlib.Path, flags: Sequence[str] = ()
 ) -> lab.Findings:
-    """The server's clock jumps by days, to and fro, while it is asked and polls."""
+    """The server's clock jumps back and forth by days during requests and polls."""
     if not _LIBFAKETIME.exists():
         return lab.Findings("No libfaketime here (apt install faketime): left out.", {})
     base = folder / servers.MODEL
@@ -275,7 +275,7 @@ def clock(
 
 @contextlib.contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
-    """For processes that are started inside."""
+    """Sets variables for processes started inside."""
     before = dict(os.environ)
     os.environ.update(values)
     try:

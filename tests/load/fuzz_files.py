@@ -1,4 +1,4 @@
-"""Damages the files that the package reads; each gives an answer or one clear line.
+"""Damages the files that the package reads: each must load or give one clear line.
 
 Valid images, data sets, models and flagfiles are cut, spliced and overwritten, at
 their bytes and, checksums mended, in what lies inside. Exact command:
@@ -41,7 +41,7 @@ Random = np.random.Generator
 Damage = Callable[[bytes, Random], bytes]
 
 KINDS = ("images", "npz", "keras", "flagfiles")
-# What stands in a field where a length, a size or a count should.
+# Bad values for lengths, sizes and counts.
 _SIZES = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1)
 _VALUES = (None, True, -1, 0, 1.5, 2**40, "", "x", [], [[]], {}, [None], {"a": 1})
 _DTYPES = ("?", "u1", "i8", "u8", "f2", "f8", "c8", "U3", "S2", "m8[s]", "M8[s]", "O")
@@ -53,7 +53,7 @@ _MEMORY = 4 * 2**30
 
 
 def flipped(content: bytes, random: Random) -> bytes:
-    """Up to 8 bits are another."""
+    """Flips up to 8 bits."""
     raw = bytearray(content)
     for at in random.integers(0, len(raw), random.integers(1, 9)):
         raw[at] ^= 1 << random.integers(8)
@@ -61,26 +61,26 @@ def flipped(content: bytes, random: Random) -> bytes:
 
 
 def cut(content: bytes, random: Random) -> bytes:
-    """The end is missing."""
+    """Removes the end."""
     return content[: random.integers(0, len(content))]
 
 
 def spliced(content: bytes, random: Random) -> bytes:
-    """A piece is missing, and may stand elsewhere."""
+    """Removes or moves a piece."""
     start, end, to = np.sort(random.integers(0, len(content), 3))
     piece, rest = content[start:end], content[:start] + content[end:]
     return rest[:to] + piece * int(random.integers(0, 3)) + rest[to:]
 
 
 def overwritten(content: bytes, random: Random) -> bytes:
-    """A piece is zeros, ones or noise."""
+    """Overwrites a piece with zeros, ones or noise."""
     start, length = random.integers(0, len(content)), random.integers(1, 64)
     fill = (b"\0" * length, b"\xff" * length, random.bytes(length))[random.integers(3)]
     return content[:start] + fill + content[start + length :]
 
 
 def resized(content: bytes, random: Random) -> bytes:
-    """A field near the beginning, or anywhere, holds an odd number."""
+    """Writes a bad number near the beginning or anywhere."""
     near = min(len(content), 100 if random.random() < 0.7 else len(content))
     start, form = random.integers(0, near), random.choice(["B", "<H", ">H", "<I", ">I"])
     form = str(form) if random.random() < 0.8 else "<Q"
@@ -93,16 +93,16 @@ _BYTES: tuple[Damage, ...] = (flipped, cut, spliced, overwritten, resized)
 
 
 def damaged(content: bytes, random: Random) -> bytes:
-    """One or two of the above."""
+    """Applies one or two of the above."""
     for _ in range(random.integers(1, 3)):
-        # What was cut to nothing stays so.
+        # An empty file stays empty.
         if content:
             content = _BYTES[random.integers(len(_BYTES))](content, random)
     return content
 
 
 def in_utf_8(content: bytes, random: Random) -> bytes:
-    """Damaged, and still a text."""
+    """Damages a text, which stays a text."""
     return damaged(content, random).decode("utf-8", "replace").encode()
 
 
@@ -110,7 +110,7 @@ def in_utf_8(content: bytes, random: Random) -> bytes:
 
 
 def png_inside(content: bytes, random: Random) -> bytes:
-    """A chunk's content is damaged, and its checksum is right."""
+    """Damages a chunk and corrects its checksum."""
     chunks, at = [], 8
     while at < len(content):
         (length,) = struct.unpack(">I", content[at : at + 4])
@@ -130,7 +130,7 @@ def png_inside(content: bytes, random: Random) -> bytes:
 
 
 def zip_inside(content: bytes, random: Random) -> bytes:
-    """A member of a zip file is damaged, and its checksum is right."""
+    """Damages a member of a zip file and corrects its checksum."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     name = list(members)[random.integers(len(members))]
@@ -149,10 +149,10 @@ def _zipped(members: dict[str, bytes], random: Random) -> bytes:
 
 
 def json_inside(content: bytes, random: Random) -> bytes:
-    """Up to 3 values are others, or gone."""
+    """Changes or removes up to 3 values."""
     value = json.loads(content)
     for _ in range(random.integers(1, 4)):
-        # The last may have been taken.
+        # Possibly the last one.
         if not (places := list(_places(value))):
             break
         part, key = places[random.integers(len(places))]
@@ -172,7 +172,7 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def other_arrays(content: bytes, random: Random) -> bytes:
-    """An array has another shape, dtype, order or content."""
+    """Changes an array's shape, dtype, order or content."""
     with np.load(io.BytesIO(content)) as arrays:
         members = dict(arrays)
     name = list(members)[random.integers(len(members))]
@@ -194,7 +194,7 @@ def other_arrays(content: bytes, random: Random) -> bytes:
 
 
 def image_files() -> list[bytes]:
-    """One of each format and mode that people have."""
+    """One of each common format and mode."""
     random = np.random.default_rng(0)
     colour = Image.fromarray(random.integers(0, 256, (20, 30, 4), np.uint8))
     deep = Image.fromarray(random.integers(0, 2**16, (20, 30)).astype(np.uint16))
@@ -260,7 +260,7 @@ def flag_files() -> list[bytes]:
     return [path.read_bytes() for path in sorted(lab.ROOT.glob("zoo/**/*.flags"))]
 
 
-# What reads them
+# Readers
 
 
 def read_image(path: pathlib.Path, number: int) -> None:
@@ -273,7 +273,7 @@ def read_image(path: pathlib.Path, number: int) -> None:
 
 
 def read_npz(path: pathlib.Path, number: int) -> None:
-    """Reads it and looks at what came out."""
+    """Reads it and checks the result."""
     found = data.load(str(path))
     for part in (found.train, found.validation, found.test):
         assert part.images.dtype == np.uint8, part.images.dtype
@@ -282,7 +282,7 @@ def read_npz(path: pathlib.Path, number: int) -> None:
 
 
 def read_keras(path: pathlib.Path, number: int) -> None:
-    """Loads it, and lets it go."""
+    """Loads it."""
     try:
         assert isinstance(load_keras_file(path), keras.Model)
     finally:
@@ -293,7 +293,7 @@ def read_keras(path: pathlib.Path, number: int) -> None:
 
 
 class Fuzz:
-    """Reads damaged files of one kind and notes what comes of it.
+    """Reads damaged files of one kind and records the outcomes.
 
     Args:
         kind: the file's suffix.
@@ -367,9 +367,9 @@ def keras_fuzz() -> Fuzz:
 
 
 def read_flagfiles(folder: pathlib.Path) -> None:
-    """Prints what `train` says to each flagfile of a folder, a line of JSON for each.
+    """Prints the outcome of `train` for each flagfile of a folder, one JSON line each.
 
-    In a process of its own, which has that command's flags.
+    Runs in its own process, with that command's flags.
     """
     from branchy_tf import command_line, train
 
@@ -394,7 +394,7 @@ def flagfiles_fuzz(
     first: int = 0,
     damages: Sequence[Damage] = (damaged, in_utf_8),
 ) -> Fuzz:
-    """Of flagfiles, which are read already."""
+    """Fuzzes flagfiles, all read in one process."""
     fuzz = Fuzz("flags", flag_files(), damages, lambda path, number: None)
     for number in range(first, first + count):
         (folder / f"{number}.flags").write_bytes(fuzz.make(number))
@@ -414,7 +414,7 @@ def flagfiles_fuzz(
 
 
 def memory() -> float:
-    """MB that this process holds."""
+    """Memory of this process in MB."""
     pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 1e6
 

@@ -1,4 +1,4 @@
-"""What a server may make of requests that no client of ours sends."""
+"""Judges a server's responses to malformed requests."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from branchy_tf.serving import wire
 from branchy_tf.serving.answers import ExpectedAnswers
 from branchy_tf.thresholds import leaves
 
-# Statuses that tell a caller what to do. INTERNAL is one where not even the bytes
-# can be read.
+# Statuses that a caller can act on; INTERNAL too if the bytes do not parse.
 _CLEAR = {
     "FAILED_PRECONDITION",
     "INVALID_ARGUMENT",
@@ -32,7 +31,7 @@ _ANSWERED = {wire.PREDICT, wire.GET_MODEL_METADATA, wire.GET_MODEL_STATUS}
 
 
 def wrong_refusal(mangled: Mangled, status: str, details: str) -> str | None:
-    """What is wrong with a refusal, if anything."""
+    """The problem with a refusal, or None."""
     if mangled.kind in _MUST_BE_ANSWERED:
         return f"refused what is right: {status} ({details})"
     if not details:
@@ -44,7 +43,7 @@ def wrong_refusal(mangled: Mangled, status: str, details: str) -> str | None:
 
 
 def wrong_answer(mangled: Mangled, content: bytes, pair: lab.Pair) -> str | None:
-    """What is wrong with an answer by version 1, if anything."""
+    """The problem with an answer by version 1, or None."""
     request = mangled.parsed()
     if request is None:
         return "answered bytes that are no request"
@@ -62,7 +61,7 @@ def wrong_answer(mangled: Mangled, content: bytes, pair: lab.Pair) -> str | None
 
 
 def _wrong_outputs(request: Any, response: Any, pair: lab.Pair) -> str | None:
-    """Compares with the predictor; raises where a request asks for nothing."""
+    """Compares with the predictor; raises for requests that cannot be answered."""
     spec = request.model_spec
     if spec.HasField("version") and spec.version.value != 1:
         return f"answered for version {spec.version.value}"
@@ -83,7 +82,7 @@ def _wrong_outputs(request: Any, response: Any, pair: lab.Pair) -> str | None:
     rows = np.arange(len(images))
     every = {"probabilities": probabilities, "scores": scores}
     if signature != "all_exits":
-        # Some outputs may not be asked for; those are taken for right.
+        # Outputs that were not requested count as correct.
         exits = found.get("exit")
         if exits is None:
             exits = np.where(leaves(scores[:, 0], limits[:, 0]), 0, 1)
@@ -104,6 +103,6 @@ def _wrong_outputs(request: Any, response: Any, pair: lab.Pair) -> str | None:
 
 
 def _tensor(proto: Any) -> np.ndarray:
-    """What the engine reads, in C++; tf.make_ndarray wraps no number and drops none."""
+    """The tensor as the C++ engine reads it, which wraps and drops numbers."""
     dtype = tf.as_dtype(proto.dtype)
     return tf.io.parse_tensor(proto.SerializeToString(), dtype).numpy()

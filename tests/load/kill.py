@@ -1,4 +1,4 @@
-"""Kills the server (kill -9) under load, starts it again, and asks on.
+"""Kills the server (kill -9) under load, restarts it, and continues.
 
 Every request must be answered rightly or fail in time with a status that says why,
 and the same client must work again soon after the server does. Exact command:
@@ -19,7 +19,7 @@ from branchy_tf.benchmarking import load
 from branchy_tf.serving import EarlyExitClient
 
 _TIMEOUT = 2.0
-# What a call may take beyond its timeout where threads share two cores.
+# Overrun of a call's timeout when threads share two cores.
 _SLACK = 1.0
 _CLEAR = {load.OK, "UNAVAILABLE", "DEADLINE_EXCEEDED", "NOT_FOUND"}
 _SOON = 2.0

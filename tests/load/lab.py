@@ -1,4 +1,4 @@
-"""What the load and fault commands share: versions that differ, servers, findings."""
+"""Shared by the load and fault commands: distinct versions, servers, findings."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 @dataclasses.dataclass
 class Findings:
-    """What a command found.
+    """The result of a command.
 
     Attributes:
-        line: the figures, for people.
+        line: the figures as text.
         figures: the same by name.
-        problems: what must not be; none is success.
+        problems: what went wrong; empty on success.
     """
 
     line: str
@@ -48,12 +48,12 @@ class Findings:
     problems: list[str] = dataclasses.field(default_factory=list)
 
     def require(self, condition: object, problem: str) -> None:
-        """Notes `problem` unless `condition` holds."""
+        """Adds `problem` unless `condition` holds."""
         if not condition:
             self.problems.append(problem)
 
     def require_all_right(self, outcome: load.Outcome) -> None:
-        """Notes requests that failed, and answers that are wrong."""
+        """Adds problems for failed requests and wrong answers."""
         self.require(not outcome.errors, f"requests failed: {outcome.errors}")
         self.require(not outcome.wrong, f"{outcome.wrong} answers are wrong")
 
@@ -64,20 +64,20 @@ class Findings:
 
 
 class Pair:
-    """A model in two versions, no answer of which is right for the other.
+    """A model in two versions whose answers always differ.
 
     Odd versions are the model. Even ones have its classes shifted by one and other
-    temperatures, so that labels, probabilities and scores all tell who answered.
-    High temperatures make answers unsure, and no two images' answers are alike.
+    temperatures, so labels, probabilities and scores all identify the version. High
+    temperatures make answers unsure, so no two images have the same answer.
 
     Args:
-        folder: an empty one, for the exports.
+        folder: an empty folder for the exports.
         model: two exits, from uint8 images.
-        images: uint8 [n, ...], what is asked about.
+        images: uint8 [n, ...].
 
     Attributes:
         images: the same.
-        thresholds: float32 [K, 1]: none leaves, some, half, most, all.
+        thresholds: float32 [K, 1], at which no rows exit early, some, half, most, all.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Pair:
         }
 
     def export(self, folder: pathlib.Path, number: int, freeze: str = "auto") -> Any:
-        """Exports what version `number` is; gives its folder, whose name is 1."""
+        """Exports version `number`; returns its folder, named 1."""
         odd = number % 2
         return saved_model.export(
             self._models[odd],
@@ -112,17 +112,17 @@ class Pair:
         )
 
     def add(self, base: pathlib.Path, number: int) -> pathlib.Path:
-        """Puts version `number` into a served folder, whole at once."""
+        """Adds version `number` to a served folder atomically."""
         servers.add_version(self._exports[number % 2], base, number)
         return base / str(number)
 
     def expected(self, number: int | None) -> ExpectedAnswers:
-        """What version `number` must answer to `images`."""
+        """The expected answers of version `number` to `images`."""
         assert number is not None
         return self._expected[number % 2]
 
     def predictor(self, number: int) -> branchy_tf.EarlyExitPredictor:
-        """Answers as version `number` must."""
+        """The predictor of version `number`."""
         return self._predictors[number % 2]
 
     def traffic(
@@ -131,7 +131,7 @@ class Pair:
         rows: int = 1,
         expected: Callable[[int | None], ExpectedAnswers] | None = None,
     ) -> load.Traffic:
-        """Requests of `rows` images, whose answers are checked."""
+        """Requests of `rows` images with checked answers."""
         expected = expected or self.expected
         return load.Traffic(client, self.images, rows, self.thresholds, expected)
 
@@ -142,7 +142,7 @@ def _policy(odd: int) -> branchy_tf.ExitPolicy:
 
 
 def _shifted(model: keras.Model) -> keras.Model:
-    """The same network, which calls every class by the name of the one after it."""
+    """The same network with its classes shifted by one."""
     classes = exits.num_classes(model)
     shifted = keras.models.clone_model(model)
     shifted.set_weights(model.get_weights())
@@ -156,7 +156,7 @@ def _shifted(model: keras.Model) -> keras.Model:
 def serving(
     base: pathlib.Path, log: pathlib.Path, flags: Sequence[str] = ()
 ) -> Iterator[servers.ServeProcess]:
-    """Serves `base` in another process, and ends it."""
+    """Serves `base` in another process until the context ends."""
     server = servers.ServeProcess(base, log, flags)
     try:
         assert server.address
@@ -168,7 +168,7 @@ def serving(
 
 @contextlib.contextmanager
 def asking(server: servers.ServeProcess, **options: Any) -> Iterator[EarlyExitClient]:
-    """A client of `server` that knows the model."""
+    """A client of `server` that has asked for its signature."""
     with EarlyExitClient(server.address, servers.MODEL, **options) as client:
         client.wait_until_ready()
         client.describe()
@@ -179,7 +179,7 @@ def asking(server: servers.ServeProcess, **options: Any) -> Iterator[EarlyExitCl
 def under_load(
     ask: load.Ask, callers: int, timeout: float, seconds: float
 ) -> Iterator[futures.Future]:
-    """A closed loop beside the block, `seconds` at most; then its outcome."""
+    """Runs a closed loop during the block, for at most `seconds`; yields its outcome."""
     stop = threading.Event()
     with futures.ThreadPoolExecutor(1) as pool:
         outcome = pool.submit(load.closed_loop, ask, callers, timeout, seconds, stop=stop)
@@ -190,13 +190,13 @@ def under_load(
 
 
 def memory(server: servers.ServeProcess) -> float:
-    """MB of memory that the server's process holds."""
+    """Memory of the server's process in MB."""
     statm = pathlib.Path(f"/proc/{server.process.pid}/statm").read_text()
     return int(statm.split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def parser(text: str) -> argparse.ArgumentParser:
-    """Of a command's arguments, with --server_flags."""
+    """A parser with --server_flags."""
     found = argparse.ArgumentParser(
         description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -212,7 +212,7 @@ def parser(text: str) -> argparse.ArgumentParser:
 
 @contextlib.contextmanager
 def shipped_pair() -> Iterator[tuple[Pair, pathlib.Path]]:
-    """The shipped B-LeNet as a pair, asked about real digits; a folder to work in."""
+    """The shipped B-LeNet as a pair with real digits, and a work folder."""
     logging.set_verbosity(logging.WARNING)
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)

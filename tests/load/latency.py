@@ -1,4 +1,4 @@
-"""What the server adds to the model: one image over gRPC and in this process, in turn.
+"""Measures the server's overhead: one image over gRPC and in this process, in turn.
 
 Exact command:
 
@@ -56,7 +56,7 @@ def run(
 
 
 def _rows(images: np.ndarray):
-    """The same images in the same order to both, one at a time."""
+    """Sends both the same images in the same order, one at a time."""
     while True:
         for i in range(len(images)):
             yield images[i : i + 1]

@@ -1,4 +1,4 @@
-"""Sends malformed requests; each is answered rightly or refused with a clear status.
+"""Sends malformed requests: each must be answered correctly or refused clearly.
 
 Random bytes in every field, flipped and cut messages, wrong dtypes, shapes, lengths,
 names, versions and thresholds, small messages that stand for gigabytes, over a channel
@@ -25,13 +25,12 @@ import servers
 from branchy_tf.benchmarking import load
 from branchy_tf.errors import ServerError
 
-# MB that a server's memory may grow by, as pools do; one of the large requests takes
-# more than that.
+# Allowed growth of the server's memory in MB; one large request takes more than that.
 GROWTH = 60
 
 
 class Stranger:
-    """Sends `mangling.make`'s requests and judges what comes back.
+    """Sends `mangling.make`'s requests and judges the responses.
 
     Args:
         channel: to the server.
@@ -56,7 +55,7 @@ class Stranger:
             WrongAnswer: it was met with something that must not be.
         """
         mangled = mangling.make(self._pair.images, number)
-        # Bytes go out and come in as they are.
+        # Sends and receives raw bytes.
         call = self._channel.unary_unary(mangled.method)
         status = load.OK
         try:
@@ -76,7 +75,7 @@ class Stranger:
 
 @contextlib.contextmanager
 def stranger(server: servers.ServeProcess, pair: lab.Pair) -> Iterator[Stranger]:
-    """One with a connection of its own."""
+    """A stranger with its own connection."""
     with grpc.insecure_channel(server.address) as channel:
         yield Stranger(channel, pair)
 
@@ -88,7 +87,7 @@ def run(
     callers: int = 4,
     flags: Sequence[str] = (),
 ) -> lab.Findings:
-    """Sends that many, then looks whether the server is still right."""
+    """Sends that many, then checks that the server still answers correctly."""
     base = folder / servers.MODEL
     pair.add(base, 1)
     with (

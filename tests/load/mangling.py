@@ -1,4 +1,4 @@
-"""Requests that no client of ours sends."""
+"""Generates malformed requests."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _CLASSES = {
     wire.GET_MODEL_STATUS: get_model_status_pb2.GetModelStatusRequest,
 }
 _SIGNATURES = ("early_exit", "serving_default", "all_exits")
-# Small, or far beyond what anything holds: a server must see that before it takes
-# memory for it, and one that does not must not end this machine.
+# Small, or far larger than any memory: a server must notice before it allocates, and one
+# that does not must not take this machine down.
 _SIZES = (-(2**63), -28, -1, 0, 1, 2, 7, 2**33, 2**62)
 # Rows that one value stands for: what a server may answer, and 3 GB and more if it does.
 _FILLED = (2, 30, 600, 80_000, 400_000, 1_369_568, 2**36)
-# Where they are DataTypes, known ones and others.
+# Known and unknown DataTypes.
 _WHOLE = (-(2**31), -1, 0, 1, 3, 4, 7, 14, 20, 21, 104, 2**31 - 1)
 _NUMBERS = (np.nan, -np.inf, np.inf, -1.0, -0.0, 0.0, 1e-45, 0.3, 3e38)
 
@@ -58,7 +58,7 @@ class Mangled:
     method: str = wire.PREDICT
 
     def parsed(self) -> Any:
-        """The message, or None if the bytes are none."""
+        """The message, or None if the bytes do not parse."""
         try:
             return _CLASSES[self.method].FromString(self.content)
         except (KeyError, message.DecodeError):
@@ -66,7 +66,7 @@ class Mangled:
 
 
 def make(images: np.ndarray, number: int) -> Mangled:
-    """Request `number`, the same each time; the kinds come in turn."""
+    """Request `number`, reproducibly; the kinds take turns."""
     random = np.random.default_rng(number)
     kind = list(_KINDS)[number % len(_KINDS)]
     made = _KINDS[kind](_valid(images, random), random)
@@ -77,14 +77,14 @@ def make(images: np.ndarray, number: int) -> Mangled:
 
 
 def _valid(images: np.ndarray, random: Random) -> Any:
-    """What a client sends: 1 to 4 images, with thresholds or without."""
+    """A valid request: 1 to 4 images, with or without thresholds."""
     rows = int(random.integers(1, 5))
     request = predict_pb2.PredictRequest()
     request.model_spec.name = servers.MODEL
     request.model_spec.signature_name = str(random.choice(_SIGNATURES))
     batch = images[random.integers(0, len(images), rows)]
     request.inputs["images"].CopyFrom(tf.make_tensor_proto(batch))
-    # Left out, they are those of one row; a batching server wants as many as images.
+    # The default has one row; a batching server requires one per image.
     given = rows > 1 or random.random() < 0.7
     if request.model_spec.signature_name == "early_exit" and given:
         limits = random.gamma(1, 0.5, (rows, 1)).astype(np.float32)
@@ -99,7 +99,7 @@ def _bytes(_: Any, random: Random) -> bytes:
 def _flipped(request: Any, random: Random) -> bytes:
     content = np.frombuffer(request.SerializeToString(), np.uint8).copy()
     places = random.integers(0, len(content), int(random.integers(1, 9)))
-    # Where the fields are told is more telling than pixels.
+    # Damage to the fields tests more than damage to pixels.
     if random.random() < 0.7:
         places %= 120
     content[places] ^= 1 << random.integers(0, 8, len(places)).astype(np.uint8)
@@ -131,7 +131,7 @@ def _one_field(request: Any, random: Random) -> Any:
 
 
 def _fill_at_random(request: Any, random: Random) -> None:
-    """Something or other in every field, names of the model now and then."""
+    """Random values in every field, sometimes names of the model."""
     if random.random() < 0.8:
         request.model_spec.name = servers.MODEL
     names = ["images", "thresholds", "", "x" * 300, "images\0"]
@@ -201,14 +201,14 @@ def _shape(request: Any, random: Random) -> Any:
     for size in sizes:
         tensor.tensor_shape.dim.add(size=size)
     if random.random() < 0.3:
-        # A single value stands for all.
+        # A single value fills the shape.
         tensor.ClearField("tensor_content")
         (tensor.int_val if tensor.dtype == 4 else tensor.float_val).append(7)
     return request
 
 
 def _resized(request: Any, random: Random) -> Any:
-    """Whole arrays, of another size than the model's."""
+    """Valid arrays of a wrong size."""
     array = tf.make_ndarray(request.inputs["images"])
     way = int(random.integers(5))
     changed = [
@@ -258,7 +258,7 @@ def _spec(request: Any, random: Random) -> Any:
 
 
 def _thresholds(request: Any, random: Random) -> Any:
-    """Odd numbers: answered, and where NaN or below 0 stand none leaves."""
+    """Odd numbers: answered; nothing exits early at NaN or below 0."""
     rows = request.inputs["images"].tensor_shape.dim[0].size
     limits = random.choice(np.float32(_NUMBERS), (rows, 1))
     request.model_spec.signature_name = "early_exit"
@@ -284,7 +284,7 @@ def _filter(request: Any, random: Random) -> Any:
 
 
 def _elsewhere(request: Any, random: Random) -> Mangled:
-    """To the other methods, and to those that there are not."""
+    """Calls of other methods, existing or not."""
     ways = [wire.GET_MODEL_METADATA, wire.GET_MODEL_STATUS, *_EXAMPLES]
     method = str(random.choice([*ways, _SERVICE + "Nothing", "/nowhere/Predict"]))
     content = random.bytes(int(random.integers(0, 200)))
@@ -295,7 +295,7 @@ def _elsewhere(request: Any, random: Random) -> Mangled:
 
 
 def _filled(request: Any, random: Random) -> Any:
-    """A shape of many rows, and a value or a few for all of them."""
+    """A shape of many rows with one or a few values."""
     tensor = request.inputs[str(random.choice(list(request.inputs)))]
     tensor.tensor_shape.dim[0].size = int(random.choice(_FILLED))
     tensor.ClearField("tensor_content")
@@ -306,7 +306,7 @@ def _filled(request: Any, random: Random) -> Any:
 
 
 def _handles(request: Any, random: Random) -> Any:
-    """Types that are no numbers, with values of their own or without."""
+    """Types other than numbers, with or without values."""
     tensor = request.inputs[str(random.choice(list(request.inputs)))]
     tensor.dtype = int(random.choice([tf.resource, tf.variant]).as_datatype_enum)
     if random.random() < 0.7:
@@ -318,7 +318,7 @@ def _handles(request: Any, random: Random) -> Any:
 
 
 def _odd_values(request: Any, random: Random) -> Any:
-    """Values that wrap, too many or too few: answered as the engine reads them."""
+    """Values that wrap, too many or too few; answered as the engine reads them."""
     name = str(random.choice(list(request.inputs)))
     tensor = request.inputs[name]
     values = tf.make_ndarray(tensor).ravel()
@@ -340,9 +340,9 @@ def _odd_values(request: Any, random: Random) -> Any:
 
 
 def _no_rows(request: Any, random: Random) -> Any:
-    """No rows, and content all the same."""
+    """No rows, but content."""
     if request.model_spec.signature_name == "early_exit":
-        # Left out, they are those of one row, which a batching server would not merge.
+        # The default has one row, which a batching server would not merge.
         limits = np.zeros((1, 1), np.float32)
         request.inputs["thresholds"].CopyFrom(tf.make_tensor_proto(limits))
     for tensor in request.inputs.values():
@@ -352,7 +352,7 @@ def _no_rows(request: Any, random: Random) -> Any:
 
 
 def _examples(request: Any, random: Random) -> Mangled:
-    """Well-formed calls of methods that no signature fits."""
+    """Well-formed calls of methods without a matching signature."""
     method = str(random.choice(list(_EXAMPLES)))
     made = _EXAMPLES[method](model_spec=request.model_spec)
     example = made.input.example_list.examples.add()

@@ -1,4 +1,4 @@
-"""Asks for several times what the server can do; the answers it gives stay prompt.
+"""Sends several times the server's capacity; its answers must stay prompt.
 
 What is too much must be refused at once (RESOURCE_EXHAUSTED or UNAVAILABLE), so that
 what is taken in is answered soon. Requests are large, so that the server is the narrow
@@ -21,7 +21,7 @@ from branchy_tf.benchmarking import load
 from branchy_tf.serving.embedded.server import HELD, RUNNING_PER_CORE
 
 _ROWS = 256
-# Twice what the server holds; each one more only takes the asker's own time.
+# Twice what the server admits; more would only slow the sender.
 _CALLERS = 2 * (HELD + RUNNING_PER_CORE * (os.cpu_count() or 1))
 _SHED = {"RESOURCE_EXHAUSTED", "UNAVAILABLE"}
 
@@ -35,7 +35,7 @@ def run(
     timeout: float = 5.0,
     flags: Sequence[str] = (),
 ) -> lab.Findings:
-    """Measures what the server can do, then asks for `times` as much.
+    """Measures the server's capacity, then sends `times` as much.
 
     Args:
         pair: its version 1 is served.

@@ -1,4 +1,4 @@
-"""A line to a server on which bytes trickle."""
+"""A slow connection to a server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 
 
 class SlowLine:
-    """Passes bytes on between its callers and a server, one way only a few at a time.
+    """Forwards bytes between callers and a server, in one direction only a few at a time.
 
     Args:
         server: host:port.
@@ -27,7 +27,7 @@ class SlowLine:
         self._over = threading.Event()
         self._sockets: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
-        # So little that a server that waits for its reader would feel it.
+        # Small enough to block a server that waits for its reader.
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
 
@@ -39,7 +39,7 @@ class SlowLine:
         self.close()
 
     def close(self) -> None:
-        """Cuts all connections."""
+        """Closes all connections."""
         self._over.set()
         for one in [self._listener, *self._sockets]:
             # A thread may be reading from it: wake it.

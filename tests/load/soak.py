@@ -1,7 +1,7 @@
-"""Watches the server's memory under good and bad requests for a long time.
+"""Watches the server's memory under valid and malformed requests for a long time.
 
-Half of the requests are right and checked, half are those of malformed.py. Memory may
-grow while caches fill; from the fifth minute on it must not. Exact command:
+Half of the requests are valid and checked, half are those of malformed.py. Memory may
+grow while caches fill, but not from the fifth minute on. Exact command:
 
   python tests/load/soak.py --minutes=30 --rate=20
 """
@@ -31,7 +31,7 @@ def run(
     rate: float = 20.0,
     flags: Sequence[str] = (),
 ) -> lab.Findings:
-    """Asks for `minutes`; growth counts from `settling` minutes on."""
+    """Runs for `minutes`; growth counts from `settling` minutes on."""
     base = folder / servers.MODEL
     pair.add(base, 1)
     taken: list[tuple[float, float]] = []
@@ -62,7 +62,7 @@ def run(
             over.set()
             watcher.join()
         alive = server.alive
-    # A minute's median at either end: single values go up and down.
+    # Medians over a minute, as single values fluctuate.
     window = min(1.0, (minutes - settling) / 4)
     start = statistics.median(
         mb for at, mb in taken if settling <= at <= settling + window

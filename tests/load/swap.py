@@ -1,6 +1,6 @@
-"""Swaps versions, and changes thresholds, under load: nothing fails or is mixed up.
+"""Swaps versions and changes thresholds under load: nothing may fail or be mixed up.
 
-Every request brings three images, each with a threshold of its own, and every
+Every request brings three images, each with its own threshold, and every
 answer is compared with what the version that gave it must say. Exact command:
 
   python tests/load/swap.py --requests=20000
@@ -25,7 +25,7 @@ def run(
     callers: int = 8,
     flags: Sequence[str] = (),
 ) -> lab.Findings:
-    """Asks at least `requests` times while versions 2 ... swaps + 1 come."""
+    """Sends at least `requests` requests while versions 2 ... swaps + 1 arrive."""
     base = folder / servers.MODEL
     pair.add(base, 1)
     versions: list[int | None] = []

@@ -30,11 +30,16 @@ def test_flagfiles_are_parsed_or_refused_in_one_line(tmp_path):
     assert fuzz.outcomes["refused"] > 0
 
 
+class TwoLines(BranchyError):
+    def __str__(self) -> str:
+        return "two\nlines"
+
+
 @pytest.mark.parametrize(
     ("error", "problem"),
     [
         (KeyError("shape"), "KeyError: 'shape'"),
-        (ValueError("two\nlines"), "ValueError: two"),
+        (TwoLines(""), "more than a line: two"),
         (None, None),
         (BranchyError("one line"), None),
     ],

@@ -60,14 +60,14 @@ def test_a_kill_fails_clearly_and_recovers_soon(pair, tmp_path):
 def test_malformed_requests_get_correct_statuses(pair, tmp_path):
     found = malformed.run(pair, tmp_path, requests=40 * len(mangling._KINDS))
     assert_found(found)
-    # The kinds are what they are meant to be: some right, most refused.
+    # Some kinds are answered, most refused.
     assert found.figures["answers"]["OK"] > 100
     assert found.figures["answers"]["INVALID_ARGUMENT"] > 200
 
 
 def test_memory_is_watched(pair, tmp_path):
     found = soak.run(pair, tmp_path, minutes=0.2, settling=0.05, rate=20)
-    # Caches fill in seconds; what counts here is that it asks and measures.
+    # Too short for real growth; this checks that it runs and measures.
     growth = [text for text in found.problems if "memory has grown" in text]
     assert found.problems == growth
     assert abs(found.figures["growth"]) < 0.5
@@ -90,7 +90,7 @@ def test_slow_clients_delay_nobody(pair, tmp_path):
 
 
 def test_ignores_changes_of_the_wall_clock(pair, tmp_path, monkeypatch):
-    """Deadlines, polling and latencies, where each look at the clock is days off."""
+    """Deadlines, polling and latencies with a clock that is days off at every reading."""
     base = tmp_path / "branchy_lenet"
     pair.add(base, 1)
     real, random = time.time, np.random.default_rng(0)
@@ -127,7 +127,7 @@ def test_the_same_number_makes_the_same_malformed_request(pair):
 
 
 def test_notices_wrong_answers(pair, tmp_path):
-    """What the judges say of version 2, when version 1 should answer."""
+    """The verdicts on version 2 when version 1 should answer."""
     base = tmp_path / "branchy_lenet"
     pair.add(base, 2)
     with (
@@ -149,7 +149,7 @@ def test_compares_with_and_without_batching(pair, tmp_path):
     base = tmp_path / "branchy_lenet"
     pair.add(base, 1)
     found = batching.run(base, "mnist_5k", callers=8, seconds=0.5, rounds=1)
-    # Whether it pays is for a quiet machine to say.
+    # The gain needs a quiet machine.
     assert [p for p in found.problems if "batching brings" not in p] == []
     figures = found.figures
     assert figures["gain"] == figures["on"] / figures["off"] > 0

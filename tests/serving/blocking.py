@@ -1,4 +1,4 @@
-"""The asyncio client behind the blocking one's methods, so that one test serves both."""
+"""The asyncio client with blocking methods, so one test covers both clients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from branchy_tf.serving import AsyncEarlyExitClient
 
 
 class Blocking:
-    """An `AsyncEarlyExitClient` on an event loop of its own; threads may share it."""
+    """An `AsyncEarlyExitClient` on its own event loop; thread-safe."""
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         self.client = AsyncEarlyExitClient(*arguments, **keywords)

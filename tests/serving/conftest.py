@@ -1,4 +1,4 @@
-"""A served model, in a process of its own, and clients of it."""
+"""A model served in another process, and its clients."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def fake() -> Iterator[servers.FakeServer]:
 
 @pytest.fixture(params=[EarlyExitClient, blocking.Blocking], ids=["sync", "async"])
 def connect(request) -> type:
-    """Makes a client, of either kind; what asks for it runs with both."""
+    """Creates clients; tests that use it run with both kinds."""
     return request.param
 
 
@@ -69,25 +69,25 @@ def fake_client(fake, connect) -> Iterator:
 
 @pytest.fixture(scope="session")
 def calibration(run_dir) -> thresholds.Calibration:
-    """What `exported` was calibrated to."""
+    """The calibration of `exported`."""
     return thresholds.Calibration.read(run_dir / "thresholds.json", ["exit_1", "exit_2"])
 
 
 @pytest.fixture(scope="session")
 def calibrated(calibration) -> list[float]:
-    """The thresholds that `exported` has as defaults."""
+    """The default thresholds of `exported`."""
     return list(calibration.thresholds)
 
 
 @pytest.fixture(scope="session")
 def predictor(trained, calibration) -> branchy_tf.EarlyExitPredictor:
-    """What a server of `exported` must agree with."""
+    """The predictor that a server of `exported` must agree with."""
     return branchy_tf.EarlyExitPredictor(trained, calibration)
 
 
 @pytest.fixture(scope="session")
 def halving(predictor, mnist_5k) -> float:
-    """A threshold that lets about half of `digits` leave and is far from any score."""
+    """A threshold at which about half of `digits` exit early, far from any score."""
     _, scores = predictor.all_exits(mnist_5k.test.images[:64])
     middle = np.sort(scores[:, 0])[20:44]
     widest = np.diff(middle).argmax()

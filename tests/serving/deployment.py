@@ -1,4 +1,4 @@
-"""Reads what an operator copies: the folder serving/."""
+"""Reads the folder serving/, which operators copy."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ SERVING = pathlib.Path(__file__).resolve().parents[2] / "serving"
 # Where containers find its files.
 CONFIG_FOLDER = "/etc/serving"
 
-# What tensorflow_serving/model_servers/main.cc declares, less what is for TPU, TF Lite
-# and tests.
+# The flags in tensorflow_serving/model_servers/main.cc, without TPU, TF Lite and tests.
 _FLAGS = """
 allow_version_labels_for_unavailable_models batching_parameters_file enable_batching
 enable_grpc_healthcheck_service enable_model_warmup
@@ -103,12 +102,12 @@ def build_arguments() -> dict[str, str]:
 
 
 def resolve(text: str, values: dict[str, str]) -> str:
-    """Puts values where a Dockerfile has `${NAME}`."""
+    """Replaces `${NAME}` in a Dockerfile by its value."""
     return re.sub(r"\$\{(\w+)\}", lambda match: values[match[1]], text)
 
 
 def command_lines() -> dict[str, list[str]]:
-    """`{where: the flags that tensorflow_model_server is started with there}`."""
+    """`{deployment: its flags of tensorflow_model_server}`."""
     (baked,) = dockerfile()["CMD"]
     return {
         "docker-compose.yml": compose()["services"]["serving"]["command"],

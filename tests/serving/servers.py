@@ -35,7 +35,7 @@ MODEL = "branchy_lenet"
 
 
 def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
-    """Asks again and again; gives what `condition` gives once that is true."""
+    """Polls `condition` and returns its value once it is true."""
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "it did not come true in time"
@@ -44,7 +44,7 @@ def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
 
 
 def failure(call: Callable, *arguments: Any, **keywords: Any) -> tuple[str, float]:
-    """`(status, seconds)` of a call that fails."""
+    """`(status, seconds)` of a failing call."""
     start = time.monotonic()
     with pytest.raises(ServerError) as caught:
         call(*arguments, **keywords)
@@ -77,7 +77,7 @@ def has_ipv6() -> bool:
 
 
 def add_version(exported: pathlib.Path, folder: pathlib.Path, number: int) -> None:
-    """Copies version 1 of `exported` as another one, whole at once."""
+    """Copies version 1 of `exported` to another version atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     beside = folder / f".coming-{number}"
     shutil.copytree(exported / "1", beside)
@@ -85,7 +85,7 @@ def add_version(exported: pathlib.Path, folder: pathlib.Path, number: int) -> No
 
 
 def skip_without(backend: str) -> None:
-    """Skips a test, and says why, where this machine lacks the backend."""
+    """Skips a test with a reason if this machine lacks the backend."""
     try:
         backends.choose(backend)
     except BranchyError as error:
@@ -132,7 +132,7 @@ class ServeProcess:
 
     @property
     def address(self) -> str:
-        """Where it serves, as soon as it does."""
+        """Its address, once it serves."""
 
         def found():
             assert self.alive, self.log
@@ -146,7 +146,7 @@ class ServeProcess:
         return address
 
     def stop(self) -> int:
-        """Ends it as a container's engine does; gives its exit status."""
+        """Stops it as a container engine does; returns its exit status."""
         self.process.send_signal(signal.SIGTERM)
         try:
             return self.process.wait(30)
@@ -156,7 +156,7 @@ class ServeProcess:
 
 
 def respond(rows: int, classes: int = 10, version: int = 1, scores: Any = None) -> Any:
-    """An answer of the right form; `scores` are 0 unless they are given."""
+    """A valid answer; `scores` are 0 by default."""
     return _response(
         version,
         {
@@ -170,7 +170,7 @@ def respond(rows: int, classes: int = 10, version: int = 1, scores: Any = None) 
 def respond_all_exits(
     rows: int, exits: int = 2, classes: int = 10, version: int = 1
 ) -> Any:
-    """An answer of `all_exits` of the right form."""
+    """A valid answer of `all_exits`."""
     return _response(
         version,
         {
@@ -193,7 +193,7 @@ def rows_of(request: Any) -> int:
 
 
 def first_pixels(request: Any) -> np.ndarray:
-    """The first pixel of every image, float32: what tells rows apart."""
+    """The first pixel of every image, float32, which identifies rows."""
     images = tf.make_ndarray(request.inputs["images"])
     return images.reshape(len(images), -1)[:, 0].astype(np.float32)
 
@@ -202,7 +202,7 @@ class FakeServer(
     prediction_service_pb2_grpc.PredictionServiceServicer,
     model_service_pb2_grpc.ModelServiceServicer,
 ):
-    """Describes a model and answers as a test wants.
+    """Describes a model and answers as a test specifies.
 
     Args:
         port: to listen on; 0: any free one.
@@ -261,7 +261,7 @@ class FakeServer(
         self.address = listen or f"127.0.0.1:{self.port}"
 
     def fail(self, times: int, code: str = "UNAVAILABLE") -> None:
-        """Refuses the next requests, then answers as before."""
+        """Refuses the next requests, then answers again."""
         answer, first = self.answer, len(self.requests)
 
         def refuse(request: Any, context: Any) -> Any:

@@ -107,7 +107,7 @@ def test_defaults_are_left_to_the_server(tmp_path):
 @pytest.mark.parametrize(
     ("option", "expected"),
     [
-        ({"port": 0}, "--backend=embedded alone"),
+        ({"port": 0}, "only with --backend=embedded"),
         ({"max_message_bytes": 1000}, "no such limit"),
         ({"file_system_poll_wait_seconds": 0.5}, "takes whole seconds"),
     ],
