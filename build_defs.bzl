@@ -91,7 +91,7 @@ def branchy_tests(name, tags = {}, deps = ["//tests:support"], data = []):
             name = test,
             size = SIZES.get(native.package_name() + "/" + test, "small"),
             srcs = [test + ".py", "//tests:bazel_main.py"],
-            args = ["$(rootpath %s.py)" % test],
+            args = ["%s/%s.py" % (native.package_name(), test)],
             legacy_create_init = 0,
             main = "//tests:bazel_main.py",
             tags = tags.get(test, []),
