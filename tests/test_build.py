@@ -209,7 +209,7 @@ def owners() -> dict[str, list[str]]:
     for target in targets().values():
         if target.rule in ("py_library", "py_test"):
             for path in target.files:
-                found[path].append(target.label)
+                found.setdefault(path, []).append(target.label)
     return found
 
 
@@ -275,7 +275,8 @@ def imported_packages(path: str) -> set[str]:
 def needed(target: Target) -> set[str]:
     """The labels of the libraries and packages that a target's sources import."""
     found = set()
-    for path in target.files:
+    # What the package's own __init__.py imports, it imports on first use.
+    for path in set(target.files) - {"branchy_tf/__init__.py"}:
         files = {imported_file(name) for name in imported(path)} - {None}
         found |= {label for file in files for label in owners()[file]}
         found |= {pip_label(name) for name in imported_packages(path)}
