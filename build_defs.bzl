@@ -14,10 +14,50 @@ COMMANDS = [
     "train",
 ]
 
-# Tests that take more than 20 seconds on 2 cores, or more than 100. Bazel gives a small
-# one 60, a medium one 300 and a large one 900.
+# Test files that took more than 25 seconds, each alone on 2 busy cores, are medium; more
+# than 150, large. Bazel gives a small test 60, a medium one 300 and a large one 900.
 SIZES = {
     "tests/benchmarking/test_processes": "medium",
+    "tests/exits/test_adding": "medium",
+    "tests/load/test_fuzz_files": "medium",
+    "tests/load/test_under_load": "large",
+    "tests/saved_model/test_applications": "medium",
+    "tests/saved_model/test_bfloat16": "medium",
+    "tests/saved_model/test_c_api": "medium",
+    "tests/saved_model/test_requests": "medium",
+    "tests/saved_model/test_routing": "medium",
+    "tests/saved_model/test_writing": "medium",
+    "tests/serving/test_batching": "medium",
+    "tests/serving/test_channels": "medium",
+    "tests/serving/test_client": "medium",
+    "tests/serving/test_embedded_server": "medium",
+    "tests/serving/test_every_backend": "medium",
+    "tests/serving/test_front": "medium",
+    "tests/serving/test_load_command": "medium",
+    "tests/serving/test_predict_command": "medium",
+    "tests/serving/test_serve_command": "medium",
+    "tests/serving/test_served_versions": "large",
+    "tests/serving/test_tuned_thresholds": "large",
+    "tests/studies/test_growth_study": "medium",
+    "tests/studies/test_guarantee_study": "medium",
+    "tests/studies/test_routing_study": "medium",
+    "tests/studies/test_training_study": "medium",
+    "tests/test_benchmark": "medium",
+    "tests/test_calibrate": "medium",
+    "tests/test_demo": "large",
+    "tests/test_evaluate": "medium",
+    "tests/test_keras_files": "medium",
+    "tests/test_layout": "medium",
+    "tests/test_startup": "medium",
+    "tests/test_train": "large",
+    "tests/test_wrong_arguments": "medium",
+    "tests/thresholds/test_guarantee": "medium",
+    "tests/training/test_callbacks": "medium",
+    "tests/training/test_modes": "medium",
+    "tests/training/test_phases": "medium",
+    "tests/zoo/test_every_model": "medium",
+    "tests/zoo/test_packaged": "medium",
+    "tests/zoo/test_recorded_answers": "medium",
 }
 
 def branchy_library(name, deps = [], visibility = ["//:__subpackages__"], **kwargs):
@@ -91,7 +131,7 @@ def branchy_tests(name, tags = {}, deps = ["//tests:support"], data = []):
             name = test,
             size = SIZES.get(native.package_name() + "/" + test, "small"),
             srcs = [test + ".py", "//tests:bazel_main.py"],
-            args = ["$(rootpath %s.py)" % test],
+            args = ["%s/%s.py" % (native.package_name(), test)],
             legacy_create_init = 0,
             main = "//tests:bazel_main.py",
             tags = tags.get(test, []),

@@ -209,7 +209,7 @@ def owners() -> dict[str, list[str]]:
     for target in targets().values():
         if target.rule in ("py_library", "py_test"):
             for path in target.files:
-                found[path].append(target.label)
+                found.setdefault(path, []).append(target.label)
     return found
 
 
@@ -275,7 +275,8 @@ def imported_packages(path: str) -> set[str]:
 def needed(target: Target) -> set[str]:
     """The labels of the libraries and packages that a target's sources import."""
     found = set()
-    for path in target.files:
+    # What the package's own __init__.py imports, it imports on first use.
+    for path in set(target.files) - {"branchy_tf/__init__.py"}:
         files = {imported_file(name) for name in imported(path)} - {None}
         found |= {label for file in files for label in owners()[file]}
         found |= {pip_label(name) for name in imported_packages(path)}
@@ -338,7 +339,7 @@ def test_each_source_belongs_to_one_target():
         for path, labels in owners().items()
         if len(labels) != 1 and path not in several
     }
-    assert not wrong
+    assert not wrong, "add them to a BUILD file: each to one target"
 
 
 def test_commands_belong_to_the_library_that_they_need():
@@ -500,6 +501,16 @@ def test_the_lock_file_pins_what_pyproject_asks_for():
             assert Requirement(line).specifier.contains(version), (
                 f"requirements_lock.txt has not {line}; its top says how to remake it"
             )
+
+
+def test_the_module_reads_files_that_are_there():
+    text = (ROOT / "MODULE.bazel").read_text(encoding="utf-8")
+    labels = re.findall(r'"(//[^"]*)"', text)
+    assert labels == ["//:requirements_lock.txt"]
+    assert (ROOT / path_of(labels[0])).is_file()
+    # Other names would not reach the labels of BUILD files.
+    assert 'hub_name = "pip"' in text
+    assert f'name = "{PYPROJECT["project"]["name"]}"' in text
 
 
 def test_sizes_are_of_tests_that_are_there():
