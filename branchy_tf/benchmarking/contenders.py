@@ -166,7 +166,7 @@ def _check_installed(peer: str) -> None:
     missing = [name for name in PEERS[peer] if importlib.util.find_spec(name) is None]
     if missing:
         raise BranchyError(
-            f"{' and '.join(missing)} not installed: pip install branchy_tf[peers]"
+            f"{' and '.join(missing)} not installed: pip install -e '.[peers]'"
         )
 
 

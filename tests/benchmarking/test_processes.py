@@ -105,7 +105,7 @@ def test_leaves_out_a_peer_that_is_not_installed(tmp_path, monkeypatch):
         small.model(), IMAGES, POLICY, tmp_path, ["pytorch"]
     )
     assert left_out == {
-        "pytorch": "no_such_package not installed: pip install branchy_tf[peers]"
+        "pytorch": "no_such_package not installed: pip install -e '.[peers]'"
     }
     assert "pytorch" not in programs
 
@@ -129,7 +129,7 @@ def test_bfloat16_takes_part_or_is_explained(tmp_path, monkeypatch):
     def write(folder):
         folder.mkdir()
         return contenders.write(
-            small.model(), IMAGES, [1.0], "entropy", None, folder, [], bfloat16=True
+            small.model(), IMAGES, ExitPolicy(thresholds=[1.0]), folder, [], bfloat16=True
         )
 
     def refuse(model):
