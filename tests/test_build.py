@@ -284,12 +284,12 @@ def needed(target: Target) -> set[str]:
 
 
 def dependencies(label: str) -> list[str]:
-    return [] if label.startswith("@") else targets()[label].labels("deps")
+    return targets()[label].labels("deps") if label in targets() else []
 
 
 def offered(label: str) -> set[str]:
     """What a dependency stands for: itself; or, if it has no sources, what it needs."""
-    if label.startswith("@") or targets()[label].files:
+    if label not in targets() or targets()[label].files:
         return {label}
     return {x for dependency in dependencies(label) for x in offered(dependency)}
 
