@@ -49,6 +49,7 @@ SIZES = {
     "tests/test_keras_files": "medium",
     "tests/test_layout": "medium",
     "tests/test_measure": "medium",
+    "tests/test_readme": "large",
     "tests/test_startup": "medium",
     "tests/test_train": "large",
     "tests/test_wrong_arguments": "medium",

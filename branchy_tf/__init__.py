@@ -30,7 +30,6 @@ if sys.argv[:1] == ["-m"]:
     startup.begin()
 
 _SUBMODULES = (
-    "confidence",
     "costs",
     "data",
     "errors",
