@@ -220,7 +220,7 @@ def test_too_little_agreement_is_refused(labels, exits_, bound, fails):
         ({"images": None}, "`images` is missing"),
         ({"images": np.zeros((0, 8, 8, 1), "uint8")}, "no images"),
         ({"images": np.zeros((2, 8, 7, 1), "uint8")}, r"uint8 \[B, 8, 8, 1\]"),
-        ({"max_disagreement": -1.0}, "expected at most -100"),
+        ({"max_disagreement": -1.0}, "`max_disagreement` must be a number from 0 to 1"),
     ],
 )
 def test_nothing_is_written_where_it_is_refused(images, tmp_path, change, message):
