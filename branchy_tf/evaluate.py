@@ -27,6 +27,7 @@ from branchy_tf import (
     thresholds,
 )
 from branchy_tf.errors import BranchyError
+from branchy_tf.policy import ExitPolicy
 from branchy_tf.training import RunFolder
 from branchy_tf.training.run_folder import load_keras_file
 
@@ -61,7 +62,7 @@ def main() -> None:
         result["baseline_accuracy"] = packaged.baseline_accuracy
     if output is not None:
         files.write_json(output.evaluation, result)
-        _report(model, run, output, policy, dataset.test, evaluation)
+        _report(choice, policy, dataset.test, evaluation)
 
     head, rows = report.evaluation_table(result)
     print(tabulate(rows, head, stralign="right", disable_numparse=True))
@@ -101,15 +102,23 @@ def _trained_baseline(run: RunFolder | None, dataset: data.Dataset) -> keras.Mod
     return model
 
 
-def _report(model, run, output, policy, split, evaluation) -> None:
+def _report(
+    choice: command_line.Choice,
+    policy: ExitPolicy,
+    split: data.Split,
+    evaluation: scoring.Evaluation,
+) -> None:
+    output = choice.output
     frontier: Sequence[dict] = ()
-    if run is not None and run.thresholds.is_file():
-        known = thresholds.Calibration.read(run.thresholds, exits.exit_names(model))
+    path = choice.thresholds
+    if path is not None and path.is_file():
+        known = thresholds.Calibration.read(path, exits.exit_names(choice.model))
         # Thresholds for other scores would mean nothing here.
         if known.policy.replace(thresholds=policy.thresholds) == policy:
             frontier = known.frontier
     section = report.test_section(output.pictures, policy, evaluation, split, frontier)
-    page = report.Report(output.report, output.pictures, f"{model.name} with early exits")
+    title = f"{choice.model.name} with early exits"
+    page = report.Report(output.report, output.pictures, title)
     page.write("test", section)
 
 

@@ -49,8 +49,6 @@ flags.DEFINE_float(
     0.01,
     "The largest share of validation images that bfloat16 may give another label, and "
     "that may leave at another exit.",
-    lower_bound=0,
-    upper_bound=1,
 )
 flags.DEFINE_integer(
     "max_rows",

@@ -10,9 +10,11 @@ import keras
 import numpy as np
 import pytest
 import small
+from PIL import Image, ImageColor
 from scipy import special, stats
 
 from branchy_tf import exits, files, scoring
+from branchy_tf.plots.style import BLUE
 from branchy_tf.zoo import branchy_lenet
 
 # B-LeNet's multiply-adds up to each exit, branches on the way included, and those
@@ -185,6 +187,28 @@ def test_weights_of_a_file_with_a_folder_to_write_to(run_dir, tmp_path, digits_n
     assert result["accuracy_drop"] == 0
     assert result["macs"] == MACS[1]
     assert result["baseline_accuracy"] is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "has_curve"),
+    [
+        ([], True),
+        (["--thresholds=0.2"], True),
+        # The packaged thresholds are for other scores.
+        (["--thresholds=0.2", "--criterion=margin"], False),
+    ],
+)
+def test_plots_the_frontier_of_packaged_weights(tmp_path, digits_npz, flags, has_curve):
+    done = commands.run(
+        "evaluate", "--model=branchy_lenet", "--weights=mnist",
+        f"--dataset={digits_npz}", f"--run_dir={tmp_path}", *flags,
+    )  # fmt: skip
+    assert done.status == 0, done.stderr
+    with Image.open(tmp_path / "report" / "test_frontier.png") as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    # Nothing else is blue.
+    blue = (pixels == ImageColor.getrgb(BLUE)).all(axis=-1)
+    assert blue.any() == has_curve
 
 
 def test_without_a_run_dir_nothing_is_written(run_dir, digits_npz, tmp_path):

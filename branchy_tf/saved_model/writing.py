@@ -103,9 +103,7 @@ def export(
     ```
     """
     folder = files.folder(export_dir)
-    max_disagreement = checks.real_number(
-        "max_disagreement", max_disagreement, at_least=0, at_most=1
-    )
+    max_disagreement = checks.fraction("max_disagreement", max_disagreement)
     if not isinstance(model_name, str) or not _NAME.match(model_name):
         raise BranchyError(
             f"`model_name` must be letters, digits, '.', '_' and '-', and begin with a "

@@ -120,13 +120,10 @@ def check_budget(
             "Give one of max_accuracy_drop, min_accuracy, the cost limit, exit_rates "
             f"and knee, not {given} of them."
         )
-    for name, value in (
-        ("max_accuracy_drop", max_accuracy_drop),
-        ("min_accuracy", min_accuracy),
-    ):
-        if value is not None:
-            what = "fraction of 1,"
-            checks.real_number(name, value, at_least=0, at_most=1, what=what)
+    if max_accuracy_drop is not None:
+        checks.fraction("max_accuracy_drop", max_accuracy_drop, difference=True)
+    if min_accuracy is not None:
+        checks.fraction("min_accuracy", min_accuracy)
     if max_cost is not None:
         checks.real_number("max_cost", max_cost, above=0, infinite=True)
     if exit_rates is not None:
@@ -143,10 +140,12 @@ def _check_rates(rates: Sequence[float], num_exits: int | None) -> None:
         or values.sum() > 1 + 1e-9
         or (num_exits is not None and len(values) != num_exits - 1)
     ):
-        number = "" if num_exits is None else f"{num_exits - 1}, "
+        number = "" if num_exits is None else f" ({num_exits - 1} here)"
+        largest = values.max(initial=0)
         raise BranchyError(
-            f"`exit_rates` must be {number}one share for each exit but the last, from 0 "
-            f"to 1 and 1 at most together. Received {checks.shown(rates)}."
+            f"`exit_rates` must be fractions of 1, one for each early exit{number}, with "
+            f"a sum of at most 1. Received {checks.shown(rates)}."
+            f"{checks.percentage_hint(largest)}"
         )
 
 

@@ -85,6 +85,7 @@ def check_guarantee(level: Any, max_risk: Any, rows: int | None = None) -> None:
             raise BranchyError(
                 "A guarantee is a probability from 0.5 to below 1, for example 0.95, or "
                 f"{EXPECTATION!r}. Received {checks.shown(level)}."
+                f"{checks.percentage_hint(level)}"
             ) from None
     try:
         checks.real_number("max_accuracy_drop", max_risk, above=0, below=1)
@@ -93,6 +94,7 @@ def check_guarantee(level: Any, max_risk: Any, rows: int | None = None) -> None:
             "A guarantee needs `max_accuracy_drop`, the risk to stay below, between 0 "
             "and 1, for example 0.01; nobody can promise 0. Received "
             f"{checks.shown(max_risk)}."
+            f"{checks.percentage_hint(max_risk, difference=True)}"
         ) from None
     if rows is None:
         return

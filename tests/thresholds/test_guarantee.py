@@ -90,7 +90,9 @@ def test_if_nothing_passes_no_row_leaves():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"level": 1}, "below 1"),
+        ({"level": 1}, "below 1.*Received 1.$"),
+        ({"level": 95}, "95 % is 0.95"),
+        ({"max_risk": 1}, "1 percentage point is 0.01"),
         ({"level": 0.3}, "from 0.5"),
         ({"level": "sure"}, "for example 0.95"),
         ({"max_risk": 0}, "nobody can promise 0"),
