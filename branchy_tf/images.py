@@ -12,12 +12,12 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from branchy_tf import files
 from branchy_tf.errors import BranchyError
 
-# Those that need no other program; Pillow has readers that do.
+# The formats that Pillow reads without another program.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _EXPECTED = "Expected a PNG, JPEG, WebP, GIF, BMP or TIFF file."
-# From here on the pixels alone would take several hundred MB.
+# So many pixels would take several hundred MB.
 _TOO_MANY_PIXELS = 100_000_000
-# What turns an image upright, by the value of its EXIF orientation.
+# The operation that turns an image upright, by EXIF orientation.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,22 +34,22 @@ def read(
 ) -> tuple[np.ndarray, list[str]]:
     """Reads image files and fits them to a model.
 
-    Of an animation the first frame is read. What is transparent becomes white, and an
-    image that would be one flat colour then is refused. Cameras store how they were
-    held: images come out upright.
+    Reads the first frame of an animation. Transparent areas become white; an image that
+    then has a single colour is refused. Images are turned upright by their EXIF
+    orientation.
 
     Args:
-        paths: of PNG, JPEG, WebP, GIF, BMP or TIFF files.
-        shape: (height, width, channels) that the model takes, 1 or 3 channels;
+        paths: PNG, JPEG, WebP, GIF, BMP or TIFF files.
+        shape: (height, width, channels) of the model's input, with 1 or 3 channels;
             None or -1 for a side of any size.
 
     Returns:
-        uint8 [B, height, width, channels], and what was done to each file that
-        did not fit, one sentence each.
+        uint8 [B, height, width, channels], and one sentence for each file that was
+        changed to fit.
 
     Raises:
-        BranchyError: a file that cannot be read, that has 100 megapixels or more, or
-            values that are no pixels; or a shape no image can have.
+        BranchyError: a file cannot be read, has 100 megapixels or more, or holds values
+            that are not pixels; or `shape` is not the shape of an image.
 
     Example:
 
@@ -67,7 +67,7 @@ def read(
     arrays, notes = [], []
     for path in paths:
         with files.reading(path, "an image", _EXPECTED), warnings.catch_warnings():
-            # Pillow warns of what is refused here, or read all the same.
+            # Pillow warns about what is refused below or read correctly anyway.
             warnings.simplefilter("ignore")
             picture, changes = _open(files.path(path))
             picture = _fit(picture, mode, (width, height), changes)
@@ -78,13 +78,14 @@ def read(
         )
     if len({array.shape for array in arrays}) > 1:
         raise BranchyError(
-            "The images differ in size and the model takes any; ask one at a time."
+            "The images differ in size, and the model takes any size. Pass one image at "
+            "a time."
         )
     return np.stack(arrays), notes
 
 
 def _open(path: pathlib.Path) -> tuple[Image.Image, list[str]]:
-    """An upright image of 8 bits, and what was done to the file's for that."""
+    """An upright 8-bit image, and the changes made to it."""
     changes = []
     try:
         picture: Image.Image = Image.open(path, formats=FORMATS)
@@ -92,14 +93,14 @@ def _open(path: pathlib.Path) -> tuple[Image.Image, list[str]]:
         raise BranchyError(f"There is no image {path}.") from None
     except UnidentifiedImageError:
         raise BranchyError(
-            f"{path} cannot be read as an image: its format is not known. {_EXPECTED}"
+            f"{path} cannot be read as an image: its format is unknown. {_EXPECTED}"
         ) from None
     with picture:
         pixels = picture.width * picture.height
         if pixels == 0 or pixels >= _TOO_MANY_PIXELS:
             raise BranchyError(
-                f"{path} has {picture.width} x {picture.height} pixels; expected fewer "
-                f"than {_TOO_MANY_PIXELS:,}, and at least one. Scale it."
+                f"{path} has {picture.width} x {picture.height} pixels; expected at "
+                f"least one and fewer than {_TOO_MANY_PIXELS:,}. Resize it."
             )
         if getattr(picture, "is_animated", False):
             changes.append("first frame taken")
@@ -111,11 +112,11 @@ def _open(path: pathlib.Path) -> tuple[Image.Image, list[str]]:
 
 
 def _turn(picture: Image.Image, changes: list[str]) -> Image.Transpose | None:
-    """What makes the image upright; None if it is."""
+    """The operation that turns the image upright; None if it already is."""
     try:
         turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
-        # The pixels are whole: an odd note beside them is no reason to refuse them.
+        # The pixels are intact, so damaged EXIF data is no reason to refuse the image.
         changes.append("EXIF data unreadable, so not turned")
         return None
     if turn is not None:
@@ -127,26 +128,26 @@ def _in_8_bits(
     path: pathlib.Path, picture: Image.Image, changes: list[str]
 ) -> Image.Image:
     deep = picture.mode.startswith("I;16") or (
-        # What older releases of Pillow make of a 16-bit PNG.
+        # Older releases of Pillow read a 16-bit PNG in this mode.
         picture.mode == "I" and picture.format == "PNG"
     )
     if not deep and picture.mode in ("I", "F"):
         kind = "whole numbers" if picture.mode == "I" else "floats"
         raise BranchyError(
-            f"{path} holds {kind} of 32 bits; expected pixels of 8 or 16. Save it with "
-            "values 0...255."
+            f"{path} holds 32-bit {kind}; expected 8-bit or 16-bit pixels. Save it with "
+            "values from 0 to 255."
         )
     transparent = picture.info.get("transparency")
     if (deep and transparent is not None) or (
         isinstance(transparent, tuple) and max(transparent) > 255
     ):
         raise BranchyError(
-            f"{path} calls a colour of 16 bits transparent, which is lost in 8. Save it "
-            "with 8 bits, or without transparency."
+            f"{path} declares a 16-bit colour transparent, which 8 bits cannot express. "
+            "Save it with 8 bits, or without transparency."
         )
     if not deep:
         return picture
-    # Pillow would cut every value above 255.
+    # Pillow would clip every value above 255.
     changes.append("16 bits made 8")
     upper = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     upper.info = picture.info
@@ -161,14 +162,14 @@ def _without_transparency(
     mode = "L" if picture.mode in ("1", "L", "LA", "La") else "RGB"
     coloured = picture.convert("RGBA")
     if coloured.getchannel("A").getextrema() == (255, 255):
-        # All of it can be seen.
+        # The image is fully opaque.
         return coloured.convert("RGB").convert(mode)
     white = Image.new("RGBA", picture.size, "white")
     seen = Image.alpha_composite(white, coloured).convert("RGB")
     if seen.getcolors(1):
         raise BranchyError(
-            f"{path} is transparent, and one flat colour on a white background. Save it "
-            "on a background that it shows on."
+            f"{path} is transparent, and a single colour on a white background. Save it "
+            "on a background of another colour."
         )
     changes.append("transparency made white")
     return seen.convert(mode)
@@ -180,7 +181,7 @@ def _fit(
     sides: tuple[int | None, int | None],
     changes: list[str],
 ) -> Image.Image:
-    """An image of this mode and (width, height), each None or -1 for any."""
+    """The image in a mode and size (width, height); None or -1 keeps a side."""
     if picture.mode != mode:
         changes.append("made grey" if mode == "L" else "made RGB")
         picture = picture.convert(mode)
@@ -191,7 +192,7 @@ def _fit(
     if picture.size != (width, height):
         changes.append(
             f"resized from {picture.width}x{picture.height} to {width}x{height} "
-            "(bilinear, sides not kept in proportion)"
+            "(bilinear, aspect ratio not preserved)"
         )
         picture = picture.resize((width, height), Image.Resampling.BILINEAR)
     return picture

@@ -54,7 +54,7 @@ def test_promises_with_the_best_criterion(copy):
     done = commands.run("calibrate", f"--run_dir={copy}", *flags)
     assert done.status == 0, done.stderr
     calibrated = files.read_json(copy / "thresholds.json")
-    assert f"Taken: {calibrated['criterion']}." in done.stdout
+    assert f"Chosen: {calibrated['criterion']}." in done.stdout
     assert "Guaranteed: with probability 90% the risk is at most 3.00%" in done.stdout
     promised = calibrated["guarantee"]
     assert promised["level"] == 0.9
@@ -69,7 +69,7 @@ def test_keeps_to_milliseconds(copy):
     flags = ["--max_latency_ms=99", "--latency_batch_size=8", "--nofit_temperatures"]
     done = commands.run("calibrate", f"--run_dir={copy}", *flags)
     assert done.status == 0, done.stderr
-    assert "in expectation, by the stages' medians at batch 8" in done.stdout
+    assert "per image expected, from the stages' median times at batch 8" in done.stdout
     calibrated = files.read_json(copy / "thresholds.json")
     assert calibrated["budget"]["latency_batch_size"] == 8
     assert 0 < calibrated["budget"]["expected_ms"] < 99
@@ -87,7 +87,7 @@ def test_keeps_to_milliseconds(copy):
         (["--max_macs=0"], "must be a number above 0. Received 0"),
         (["--max_latency_ms=1"], "--latency_batch_size go together"),
         (["--exit_rates=0.6,0.3"], "one for each early exit (1 here)"),
-        (["--exit_rates=most"], "expected numbers"),
+        (["--exit_rates=most"], "expected comma-separated numbers"),
         (["--guarantee=sure", "--max_accuracy_drop=0.1"], "expected a probability"),
         (["--guarantee=0.9", "--min_accuracy=0.9"], "goes with --max_accuracy_drop"),
         (
@@ -149,7 +149,7 @@ def test_a_graph_that_does_not_keep_what_is_promised_is_refused(copy):
     # As a graph does to which the chosen thresholds are zeros.
     script = (
         "import runpy, sys; from branchy_tf.saved_model import routing;"
-        "routing.leaves = lambda scores, limits: scores < 0 * limits;"
+        "routing.exits_early = lambda scores, limits: scores < 0 * limits;"
         "runpy.run_module('branchy_tf.calibrate', run_name='__main__')"
     )
     done = subprocess.run(

@@ -166,8 +166,8 @@ def test_a_baseline_that_is_none(copy, name, digits_npz):
         f"--dataset={digits_npz}",
     )  # fmt: skip
     expected = {
-        "model.keras": "is no network from images (28, 28, 1) to one output",
-        "nowhere.keras": "cannot be loaded as a Keras model",
+        "model.keras": "is not a network from images (28, 28, 1) to one output",
+        "nowhere.keras": "expected a Keras model",
     }
     assert expected[name] in done.error
     assert not (copy / "evaluation.json").exists()
@@ -229,7 +229,7 @@ def test_without_a_run_dir_nothing_is_written(run_dir, digits_npz, tmp_path):
         (["--thresholds=nan"], "`thresholds` must be at least 0 and not NaN"),
         (["--temperatures=1"], "`temperatures` must be 2 positive numbers"),
         (["--temperatures=1,0"], "`temperatures` must be 2 positive numbers"),
-        (["--thresholds=low"], "--thresholds=low: expected numbers"),
+        (["--thresholds=low"], "--thresholds=low: expected comma-separated numbers"),
         (["--thresholds=0.1", "--criterion=mood"], "Unknown criterion 'mood'."),
         (["--criterion=margin"], "Calibrate with --criterion=margin."),
         (["--dataset=mnist5k"], "Did you mean mnist_5k?"),
@@ -319,7 +319,7 @@ def edited(path: pathlib.Path, **changes) -> None:
         ),
         (
             lambda run: (run / "train.flags").write_bytes(b"--seed=\xff\xfe"),
-            "train.flags cannot be read as the flags of a training",
+            "train.flags is not UTF-8",
         ),
         (
             lambda run: (run / "train.flags").unlink(),

@@ -15,7 +15,7 @@ from branchy_tf.errors import BranchyError
 from branchy_tf.results import Predictions
 from branchy_tf.serving import wire
 from branchy_tf.serving.answers import ExpectedAnswers
-from branchy_tf.thresholds import leaves
+from branchy_tf.thresholds import exits_early
 
 # Statuses that tell a caller what to do. INTERNAL is one where not even the bytes
 # can be read.
@@ -86,7 +86,7 @@ def _wrong_outputs(request: Any, response: Any, pair: lab.Pair) -> str | None:
         # Some outputs may not be asked for; those are taken for right.
         exits = found.get("exit")
         if exits is None:
-            exits = np.where(leaves(scores[:, 0], limits[:, 0]), 0, 1)
+            exits = np.where(exits_early(scores[:, 0], limits[:, 0]), 0, 1)
         every = {
             "probabilities": probabilities[rows, exits],
             "exit": exits,
