@@ -6,23 +6,24 @@ Examples:
   python -m branchy_tf.benchmark --server=localhost:8500 --model_name=branchy_lenet \
     --run_dir=runs/lenet --callers=1,8,64 --rates=200,400
 
-The first prints tables and writes benchmark.json, benchmark.csv and benchmark.png to
---run_dir. Contenders: keras_export, model.export of the network without exits; frozen,
-the same frozen as our exports are; early_exit at its thresholds, on test images;
-forced_exit_N, all rows to one exit; half_exit_1, every other row leaves at exit_1;
-unrouted, the frozen network with all branches and no routing; stage_N, that part of the
-network alone, of which the ideal is made; early_exit_bfloat16, what export
---precision=bfloat16 writes; all these in a Session, the engine of TF Serving, whose
-operations run in the thread that calls, as serving/ has it. Peers, where they are
-installed (pip install -e '.[peers]'): onnxruntime, the network without exits;
-pytorch, the same exits and thresholds in eager mode. Each has a process of its own and
-all are timed in turn. Timings are medians, and comparable within one run alone.
+The first form prints tables and writes benchmark.json, benchmark.csv and benchmark.png
+to --run_dir. The contenders are: keras_export, model.export of the network without
+exits; frozen, the same network with weights as constants; early_exit at its thresholds,
+on test images; forced_exit_N, where all rows take one exit; half_exit_1, where every
+other row takes exit_1; unrouted, the frozen network with all branches and no routing;
+stage_N, one stage alone, from which the ideal is computed; early_exit_bfloat16, as
+written by export --precision=bfloat16. All of these run in a Session, the engine of TF
+Serving, whose operations run in the calling thread, as configured in serving/. The
+peers, if installed (pip install -e '.[peers]'), are: onnxruntime, the network
+without exits; pytorch, the same exits and thresholds in eager mode. Each contender has
+its own process, and they are timed in turn. Timings are medians and comparable only
+within one run.
 
-The second asks a server about test images, --seconds for each number of callers (a
-closed loop: each asks again once it is answered) and for each rate (an open loop:
-requests arrive by chance, and latency counts from when one was due). With --run_dir,
-or --model and --weights, every answer is compared with that model's own, and load.json
-and load.png are written to --run_dir. Without, --dataset says what to ask about.
+The second form sends test images to a server for --seconds, for each number of callers
+(a closed loop: each caller sends its next request after an answer) and for each rate (an
+open loop: requests arrive at random, and latency counts from the scheduled time). With
+--run_dir, or --model and --weights, it compares every answer with that model's own and
+writes load.json and load.png to --run_dir. Otherwise --dataset sets the images to send.
 """
 
 import pathlib
@@ -46,27 +47,37 @@ command_line.define_model_choice()
 command_line.define_data(required=False)
 command_line.define_thresholds()
 command_line.define_seed(default=None)
-flags.DEFINE_list("batch_sizes", ["1", "8", "32", "128"], "Batch sizes to time.")
-flags.DEFINE_list("threads", ["1", "2"], "Numbers of threads to time.")
 flags.DEFINE_list(
-    "peers", list(contenders.PEERS), "Other engines to time; none: an empty list."
+    "batch_sizes", ["1", "8", "32", "128"], "Sets the batch sizes to time, in images."
+)
+flags.DEFINE_list("threads", ["1", "2"], "Sets the numbers of threads to time.")
+flags.DEFINE_list(
+    "peers",
+    list(contenders.PEERS),
+    "Sets the other engines to time. An empty list times none.",
 )
 flags.DEFINE_bool("bfloat16", True, "Whether to time early exit in bfloat16 too.")
 flags.DEFINE_float(
     "seconds",
     4.0,
-    "How long to measure each batch size with each number of threads; or each number "
-    "of callers and each rate.",
+    "Sets the seconds to measure each batch size with each number of threads; with "
+    "--server, each number of callers and each rate.",
     lower_bound=0.1,
 )
-flags.DEFINE_string("server", None, "host:port of gRPC: put this server under load.")
-flags.DEFINE_string("model_name", None, "Of the served model.")
-flags.DEFINE_list(
-    "callers", ["1", "2", "4", "8", "16", "32", "64"], "Numbers of callers at a time."
+flags.DEFINE_string(
+    "server", None, "Loads the server at this host:port (gRPC) instead of timing here."
 )
-flags.DEFINE_list("rates", [], "Requests a second that arrive by chance.")
-flags.DEFINE_integer("rows", 1, "Images in each request.", lower_bound=1)
-flags.DEFINE_float("timeout", 10.0, "Seconds for each request.", lower_bound=1e-3)
+flags.DEFINE_string("model_name", None, "Sets the name of the served model.")
+flags.DEFINE_list(
+    "callers",
+    ["1", "2", "4", "8", "16", "32", "64"],
+    "Sets the numbers of concurrent callers of the closed loop.",
+)
+flags.DEFINE_list("rates", [], "Sets the rates of the open loop, in requests per second.")
+flags.DEFINE_integer("rows", 1, "Sets the number of images per request.", lower_bound=1)
+flags.DEFINE_float(
+    "timeout", 10.0, "Sets the timeout of each request, in seconds.", lower_bound=1e-3
+)
 
 
 def _time_contenders() -> None:
@@ -78,7 +89,7 @@ def _time_contenders() -> None:
     dataset = command_line.chosen_dataset(run, model)
     if max(batch_sizes) > len(dataset.test):
         raise BranchyError(
-            f"--batch_sizes has {max(batch_sizes)}, and {dataset.name} only "
+            f"--batch_sizes has {max(batch_sizes)}, but {dataset.name} has only "
             f"{len(dataset.test)} test images."
         )
     with tempfile.TemporaryDirectory() as folder:
@@ -116,13 +127,13 @@ def _load_server() -> None:
     rates = command_line.parse_numbers("rates", FLAGS.rates) or []
     if not all(0 < rate < float("inf") for rate in rates):
         raise BranchyError(
-            f"--rates must be requests a second, more than 0. Received "
+            f"--rates must be requests per second, above 0. Received "
             f"{','.join(FLAGS.rates)}."
         )
     if not FLAGS.model_name:
         raise BranchyError("--model_name is missing: the name of the served model.")
     with EarlyExitClient(FLAGS.server, FLAGS.model_name, timeout=FLAGS.timeout) as client:
-        # First of all: a server that is down is noticed before data is loaded.
+        # Notices a server that is down before any data is loaded.
         client.describe()
         traffic, output = _traffic(client)
         results = load.run_loops(
@@ -131,7 +142,7 @@ def _load_server() -> None:
             rates,
             FLAGS.seconds,
             FLAGS.timeout,
-            progress=lambda what: logging.info("Asking: %s ...", what),
+            progress=lambda what: logging.info("Sending: %s ...", what),
         )
     if output is not None:
         written = {
@@ -164,13 +175,16 @@ def _load_server() -> None:
     wrong = sum(row["wrong"] for row in results)
     if wrong:
         raise BranchyError(
-            f"{wrong} answers are not those of the model that they were compared with. "
-            "Is it the model, the criterion and the temperatures that are served?"
+            f"{wrong} answers differ from those of the model that they were compared "
+            "with. Check that the server has the same model, criterion and temperatures."
         )
 
 
 def _traffic(client: EarlyExitClient) -> tuple[load.Traffic, Any]:
-    """What to ask, checked where there is a model to check by; where to write."""
+    """The requests to send, and the folder to write to.
+
+    With a model, the requests carry the expected answers.
+    """
     if not (FLAGS.run_dir or FLAGS.model):
         limits = command_line.parse_numbers("thresholds", FLAGS.thresholds)
         images = command_line.chosen_dataset(None).test.images

@@ -8,9 +8,9 @@ Examples:
   python -m branchy_tf.calibrate --run_dir=runs/lenet --max_latency_ms=0.05 \
     --latency_batch_size=32
 
-Without a budget: the cheapest thresholds that are no less accurate than the
-final exit alone. Writes report.html with its pictures too. The test split is
-not looked at.
+Without a budget, it chooses the cheapest thresholds that are at least as accurate as
+the final exit alone. It also writes report.html with its pictures. It never reads the
+test split.
 """
 
 import dataclasses
@@ -40,59 +40,79 @@ from branchy_tf.training.run_folder import load_keras_file
 
 FLAGS = flags.FLAGS
 
-command_line.define_path("run_dir", None, "Folder of a training; read and written.")
+command_line.define_path(
+    "run_dir", None, "The folder of a training, to read the model from and to write to."
+)
 flags.DEFINE_enum(
     "criterion",
     "entropy",
     [*CRITERIA, "all"],
-    "Score of an exit; all: the one that does best on the validation split.",
+    "Sets the score that thresholds are compared with; all takes the score with the best "
+    "result on the validation split.",
 )
 flags.DEFINE_float(
     "max_accuracy_drop",
     None,
-    "Cheapest thresholds at most this much "
-    "below the final exit's accuracy, a fraction of 1. Default: 0.",
+    "A budget: the cheapest thresholds whose accuracy is at most this much below the "
+    "final exit's. A fraction of 1: 0.01 is 1 percentage point. Default: 0.",
 )
-flags.DEFINE_float("min_accuracy", None, "Or: the cheapest at least this accurate.")
+flags.DEFINE_float(
+    "min_accuracy",
+    None,
+    "A budget: the cheapest thresholds with at least this accuracy. A fraction of 1.",
+)
 flags.DEFINE_float(
     "max_macs",
     None,
-    "Or: the most accurate at most this expensive, in "
-    "expected multiply-adds of an image.",
+    "A budget: the most accurate thresholds with at most this many expected "
+    "multiply-adds per image.",
 )
 flags.DEFINE_float(
     "max_latency_ms",
     None,
-    "Or: in expected milliseconds of an image, by the stages' times on this machine "
-    "at --latency_batch_size; what a server adds is not in it.",
+    "A budget: the most accurate thresholds with at most this many expected milliseconds "
+    "per image. The stages are timed on this machine at --latency_batch_size; the "
+    "overhead of a server is not included.",
 )
-flags.DEFINE_integer("latency_batch_size", None, "See --max_latency_ms.", lower_bound=1)
+flags.DEFINE_integer(
+    "latency_batch_size",
+    None,
+    "Sets the batch size, in images, that --max_latency_ms refers to.",
+    lower_bound=1,
+)
 flags.DEFINE_list(
-    "exit_rates", None, "Or: the shares that are to leave early, e.g. 0.6,0.3."
+    "exit_rates",
+    None,
+    "A budget: the shares of the images that are to take each early exit, in exit order, "
+    "as fractions of 1, e.g. 0.6,0.3.",
 )
 flags.DEFINE_bool(
-    "knee", False, "Or: where the frontier of accuracy against cost bends most."
+    "knee",
+    False,
+    "A budget: the thresholds where the curve of accuracy against cost bends most.",
 )
 flags.DEFINE_string(
     "guarantee",
     None,
-    "Probability, e.g. 0.95, with which the drop is to stay within "
-    "--max_accuracy_drop on images never seen; or expectation. Needs half of the "
-    "validation split as a test.",
+    "Sets the probability, e.g. 0.95, with which the drop stays within "
+    "--max_accuracy_drop on unseen images; expectation bounds the expected drop "
+    "instead. Half of the validation split is held back to test it. Default: no "
+    "guarantee.",
 )
 flags.DEFINE_enum(
     "risk",
     None,
     calibration.RISKS,
-    "What --max_accuracy_drop "
-    "bounds. accuracy: the difference of the accuracies. lost: the share "
-    "of rows answered wrongly that the final exit knew, which rows won "
-    "elsewhere do not make up for; safer on few rows. disagreement: of rows answered "
-    "otherwise than by the final exit, right or wrong. Default: accuracy; lost with "
-    "--guarantee.",
+    "Sets what --max_accuracy_drop bounds. accuracy: the difference of the accuracies. "
+    "lost: the share of images that are wrong although the final exit is correct; gains "
+    "elsewhere do not make up for them, which is safer on few images. disagreement: the "
+    "share of images whose answer differs from the final exit's, correct or not. "
+    "Default: accuracy; lost with --guarantee.",
 )
 flags.DEFINE_bool(
-    "fit_temperatures", True, "Fit a temperature for each exit, and export it with it."
+    "fit_temperatures",
+    True,
+    "Whether to fit a temperature for each exit, which the export then applies.",
 )
 command_line.define_data(required=False)
 command_line.define_seed(default=None)
@@ -108,7 +128,7 @@ _BUDGETS = (
 
 
 def _given() -> dict[str, Any]:
-    """The budget's flags and their values, None and False aside."""
+    """The budget flags that are set, with their values."""
     values: dict[str, Any] = {name: FLAGS[name].value for name in _BUDGETS}
     values["exit_rates"] = command_line.parse_numbers("exit_rates", FLAGS.exit_rates)
     # 0 is a value, and equals False.
@@ -116,10 +136,10 @@ def _given() -> dict[str, Any]:
 
 
 def _request(num_exits: int | None) -> calibration.Request:
-    """What the flags ask for.
+    """The request that the flags describe.
 
     Raises:
-        BranchyError: they contradict each other, or a value is out of range.
+        BranchyError: the flags contradict each other, or a value is out of range.
     """
     given = _given()
     if len(given) > 1:
@@ -142,14 +162,14 @@ def _request(num_exits: int | None) -> calibration.Request:
         raise BranchyError(f"--risk={risk} goes with --max_accuracy_drop, not --{other}.")
     if guarantee is not None and risk == "accuracy":
         raise BranchyError(
-            "--guarantee promises a share of losses; a difference of accuracies, which "
-            "can be negative, it cannot. Pass --risk=lost, which bounds it, or "
+            "--guarantee bounds a share of losses, not a difference of accuracies, which "
+            "can be negative. Pass --risk=lost, which bounds that difference too, or "
             "--risk=disagreement."
         )
     if (FLAGS.max_latency_ms is None) != (FLAGS.latency_batch_size is None):
         raise BranchyError(
-            "--max_latency_ms and --latency_batch_size go together: a time holds for a "
-            "batch size. Pass both."
+            "--max_latency_ms and --latency_batch_size go together: latency depends on "
+            "the batch size. Pass both."
         )
     arguments = {"max_macs": "max_cost", "max_latency_ms": "max_cost"}
     budget = {arguments.get(name, name): value for name, value in given.items()}
@@ -164,7 +184,7 @@ def main() -> None:
     graphs.check_backend()
     if not FLAGS.run_dir:
         raise BranchyError("--run_dir is missing: the folder of a training.")
-    # What is wrong without a look at the model is said before it is loaded.
+    # Refuses what it can before the model is loaded.
     _request(num_exits=None)
     folder = RunFolder(FLAGS.run_dir)
     model = folder.load_model()
@@ -186,7 +206,7 @@ def main() -> None:
     found = calibration.calibrate(logits, split.labels, macs, request, budget_costs)
     policy = found.policy.replace(weights=graphs.fingerprint(model))
     found = dataclasses.replace(found, policy=policy)
-    # What is promised was counted on scores; the graph must keep it.
+    # The figures were counted on scores; the graph must route the rows in the same way.
     routed = EarlyExitPredictor(model, policy).predict(split.images)
     scoring.check_routing(policy, logits, found.answers, routed)
     budget = _budget(request, found.chosen, budget_costs)
@@ -204,15 +224,19 @@ def main() -> None:
     if found.compared:
         head, rows = report.criteria_table(found.compared)
         print(tabulate(rows, head, stralign="right", disable_numparse=True))
-        print(f"Taken: {found.criterion}.\n")
+        print(f"Chosen: {found.criterion}.\n")
     head, rows = report.calibration_table(names, macs, found)
     print(tabulate(rows, head, stralign="right", disable_numparse=True))
-    _say(names, found, written)
+    _print_summary(names, found, written)
     logging.info("Wrote %s and %s.", folder.thresholds, folder.report)
 
 
-def _budget(request, chosen, budget_costs) -> dict[str, Any]:
-    """What was asked for, as thresholds.json keeps it."""
+def _budget(
+    request: calibration.Request,
+    chosen: thresholds.Point,
+    budget_costs: Sequence[float],
+) -> dict[str, Any]:
+    """The requested budget, as thresholds.json stores it."""
     budget = _given() | {"risk": request.risk}
     if FLAGS.guarantee is not None:
         budget["guarantee"] = FLAGS.guarantee
@@ -225,7 +249,11 @@ def _budget(request, chosen, budget_costs) -> dict[str, Any]:
     return budget
 
 
-def _say(names, found, written) -> None:
+def _print_summary(
+    names: Sequence[str],
+    found: calibration.Calibrated,
+    written: thresholds.Calibration,
+) -> None:
     known = written.validation
     low, high = known["accuracy_interval"]
     print(
@@ -240,14 +268,14 @@ def _say(names, found, written) -> None:
     )
     if "expected_ms" in written.budget:
         print(
-            f"{written.budget['expected_ms']:.4f} ms an image in expectation, by the "
-            f"stages' medians at batch {written.budget['latency_batch_size']} here"
+            f"{written.budget['expected_ms']:.4f} ms per image expected, from the "
+            f"stages' median times at batch {written.budget['latency_batch_size']} here"
         )
     if found.guarantee is not None:
         print(report.guarantee_in_words(found.guarantee))
         if not any(found.guarantee.thresholds):
             logging.warning(
-                "Nothing but T=0 can be promised: no image leaves early. Allow more with "
+                "Only T=0 can be guaranteed: no image exits early. Allow more with "
                 "--max_accuracy_drop, or calibrate on more rows."
             )
 

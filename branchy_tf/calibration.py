@@ -1,4 +1,4 @@
-"""From every exit's logits on a validation split to thresholds."""
+"""Calibration: chooses a policy from every exit's logits on a validation split."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from branchy_tf.policy import ExitPolicy
 from branchy_tf.scoring import Answers, answers
 from branchy_tf.thresholds import Calibration, Guarantee, Point
 
-# What a drop in accuracy counts.
+# What an accuracy drop measures.
 RISKS = ("accuracy", "lost", "disagreement")
-# What there is 1 of, less the risk.
+# The name of one minus the risk.
 _MEASURES = {"accuracy": "accuracy", "lost": "not lost", "disagreement": "agreement"}
-# thresholds.json is to be read by people too.
+# Keeps thresholds.json readable for people.
 _MOST_POINTS = 200
-# Where between the cheapest and the most accurate thresholds criteria are compared.
+# The costs at which criteria are compared, as shares of the way from the cheapest to
+# the most accurate thresholds.
 _SHARES = (0.2, 0.4, 0.6, 0.8)
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is asked of a calibration.
+    """The settings of a calibration.
 
     Attributes:
-        budget: keyword arguments of `thresholds.choose`, a guarantee among them.
-        criterion: name of the score, or "all": the one that does best.
+        budget: keyword arguments of `thresholds.choose`, including any guarantee.
+        criterion: the name of the score, or "all" to take the best one.
         risk: what `max_accuracy_drop` bounds, one of `RISKS`.
-        fit_temperatures: whether to fit one for each exit.
-        seed: of the split that a guarantee makes.
+        fit_temperatures: whether to fit a temperature for each exit.
+        seed: the seed of the split that a guarantee makes.
     """
 
     budget: dict[str, Any]
@@ -46,16 +47,17 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Calibrated:
-    """What a calibration found.
+    """The result of a calibration.
 
     Attributes:
-        policy: what was chosen.
-        answers: of all exits with its criterion and temperatures.
+        policy: the chosen policy.
+        answers: every exit's answers, scored by the policy.
         points: the frontier of accuracy against macs.
-        chosen: what the chosen thresholds do, its cost in macs.
-        guarantee: what is promised of them, if anything.
-        compared: where criteria were, a row for each. Its accuracies are those of
-            `measure`: "accuracy", or what is not at risk.
+        chosen: the point of the chosen thresholds, its cost in macs.
+        guarantee: the guarantee of the chosen thresholds, or None.
+        compared: one entry per criterion if several were compared, otherwise empty.
+            `measure` says what their accuracies are: the accuracy, or one minus the
+            risk.
     """
 
     policy: ExitPolicy
@@ -67,17 +69,17 @@ class Calibrated:
 
     @property
     def criterion(self) -> str:
-        """The policy's."""
+        """The policy's criterion."""
         return self.policy.criterion
 
     @property
     def temperatures(self) -> Sequence[float] | None:
-        """The policy's, N numbers."""
+        """The policy's N temperatures."""
         return self.policy.temperatures
 
 
 def check_rows(labels: np.ndarray, request: Request) -> None:
-    """Raises `BranchyError` for rows that nothing can be learnt from, or too few."""
+    """Raises `BranchyError` for rows of a single class, or for too few rows."""
     if len(labels) < 2 or len(np.unique(labels)) < 2:
         raise BranchyError(
             f"The validation split has {len(labels)} rows of "
@@ -93,13 +95,13 @@ def check_rows(labels: np.ndarray, request: Request) -> None:
 def check_cost(request: Request, costs: Sequence[float]) -> None:
     """Raises `BranchyError` for a cost limit below the first exit's cost.
 
-    To be called before rows are scored, which takes long.
+    Call it before the rows are scored, which takes a while.
     """
     limit = request.budget.get("max_cost")
     if limit is not None and limit < costs[0]:
         raise BranchyError(
-            f"No thresholds cost at most {limit:,.6g}; the cheapest there are cost "
-            f"{costs[0]:,.6g}: all images leave at exit_1."
+            f"No thresholds cost at most {limit:,.6g}; the cheapest cost "
+            f"{costs[0]:,.6g}, when all images exit at exit_1."
         )
 
 
@@ -110,31 +112,27 @@ def calibrate(
     request: Request,
     costs: Sequence[float] | None = None,
 ) -> Calibrated:
-    """Fits temperatures, takes a criterion, chooses thresholds.
+    """Fits temperatures, selects a criterion and chooses thresholds.
 
-    With a guarantee, temperatures and criterion come from the half of the rows
-    that makes the path too, so that the other half tests something fixed.
+    With a guarantee, the half of the rows that proposes thresholds also determines
+    temperatures and criterion, so that the other half tests a fixed policy.
 
     Args:
         logits: float32 [n, N, classes], of every exit.
         labels: int [n].
-        macs: [N] cumulative multiply-adds.
-        request: what is asked.
-        costs: [N] cumulative, what a cost limit is about; default: macs.
-
-    Returns:
-        A `Calibrated`.
+        macs: [N], cumulative multiply-adds.
+        request: the settings.
+        costs: [N], cumulative, in the unit of the budget's `max_cost`; default: macs.
 
     Raises:
-        BranchyError: rows or budget that will not do.
+        BranchyError: the rows are unsuitable, or the budget cannot be met.
     """
     check_rows(labels, request)
     costs = macs if costs is None else costs
     tuning = np.arange(len(labels))
     if request.budget.get("guarantee") is not None:
         tuning, _ = thresholds.halves(len(labels), request.seed)
-    # So far every row goes to the end; how exits are scored is settled first.
-    policy = _scored(logits[tuning], labels[tuning], request)
+    policy = _scoring(logits[tuning], labels[tuning], request)
     names = list(CRITERIA) if request.criterion == "all" else [request.criterion]
     tried = [
         _try(policy.replace(criterion=name), logits, labels, tuning, costs, request)
@@ -146,17 +144,16 @@ def calibrate(
     if request.budget.get("guarantee") is not None:
         promised = thresholds.control_risk(
             taken.scores,
-            kept(taken, request.risk),
+            retained(taken, request.risk),
             costs,
             request.budget["max_accuracy_drop"],
             request.budget["guarantee"],
             request.seed,
         )
         vector = promised.thresholds
-    same = promised is None and request.risk == "accuracy" and costs is macs
-    points = (
-        best.points if same else thresholds.frontier(taken.scores, taken.correct, macs)
-    )
+    points = best.points
+    if promised is not None or request.risk != "accuracy" or costs is not macs:
+        points = thresholds.frontier(taken.scores, taken.correct, macs)
     return Calibrated(
         best.policy.replace(thresholds=vector),
         taken,
@@ -179,11 +176,11 @@ def describe(
     """The content of thresholds.json, with 95 % bootstrap intervals.
 
     Args:
-        found: by `calibrate`.
-        exits: names of all N exits.
-        macs: [N] cumulative multiply-adds.
-        full_macs: of the network without branches.
-        budget: what was asked for.
+        found: the result of `calibrate`.
+        exits: the names of all N exits.
+        macs: [N], cumulative multiply-adds.
+        full_macs: the multiply-adds of the network without branches.
+        budget: the requested budget, by the names of calibrate's flags.
     """
     chosen, correct = found.chosen, found.answers.correct
     scores = found.answers.scores
@@ -218,21 +215,18 @@ def describe(
     )
 
 
-def _scored(logits: np.ndarray, labels: np.ndarray, request: Request) -> ExitPolicy:
-    """The policy as far as it is known before thresholds: its temperatures."""
+def _scoring(logits: np.ndarray, labels: np.ndarray, request: Request) -> ExitPolicy:
+    """A policy with fitted temperatures whose thresholds are still 0."""
     number = logits.shape[1]
-    policy = ExitPolicy.to_the_end(number)
+    policy = ExitPolicy.final_exit_only(number)
     if not request.fit_temperatures:
         return policy
     fitted = [thresholds.fit_temperature(logits[:, k], labels) for k in range(number)]
     return policy.replace(temperatures=fitted)
 
 
-def kept(every: Answers, risk: str) -> np.ndarray:
-    """Where leaving loses nothing, by one of the `RISKS`: bool [n, N].
-
-    For "accuracy" simply where the answer is right.
-    """
+def retained(every: Answers, risk: str) -> np.ndarray:
+    """Where an exit loses nothing, by one of the `RISKS`: bool [n, N]."""
     if risk == "disagreement":
         return thresholds.agreement(every.given)
     if risk == "lost":
@@ -242,7 +236,7 @@ def kept(every: Answers, risk: str) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class _Tried:
-    """The plain choice with one criterion, on the rows that choices may see."""
+    """The best thresholds for one criterion on the tuning rows, without a guarantee."""
 
     policy: ExitPolicy
     answers: Answers
@@ -271,7 +265,7 @@ def _try(
     request: Request,
 ) -> _Tried:
     every = answers(logits, labels, policy)
-    scores, right = every.scores[tuning], kept(every, request.risk)[tuning]
+    scores, right = every.scores[tuning], retained(every, request.risk)[tuning]
     points = thresholds.frontier(scores, right, costs)
     plain = {k: v for k, v in request.budget.items() if k != "guarantee"}
     point = thresholds.choose(scores, right, costs, points=points, **plain)
@@ -279,14 +273,14 @@ def _try(
 
 
 def _equal_costs(tried: Sequence[_Tried]) -> list[float]:
-    """Costs at which all criteria have something to offer, and still differ."""
+    """Costs within the frontiers of all criteria, short of their ends."""
     low = max(one.points[0].cost for one in tried)
     high = max(one.points[-1].cost for one in tried)
     return [low + share * (high - low) for share in _SHARES]
 
 
 def _best(tried: Sequence[_Tried], request: Request) -> _Tried:
-    """The criterion that does best at what is asked for; the first of equals."""
+    """The criterion with the best result for the budget; the first of equals."""
     if request.budget.get("knee"):
         equal = _equal_costs(tried)
         return max(

@@ -1,4 +1,4 @@
-"""Evaluates early exit on the test split, with real routing.
+"""Evaluates early exit on the test split, routed through the exported graph.
 
 Examples:
 
@@ -6,8 +6,8 @@ Examples:
   python -m branchy_tf.evaluate --model=branchy_lenet --weights=FILE.keras \
     --dataset=mnist --thresholds=0.1
 
-Prints a table and writes evaluation.json and report.html to --run_dir. Nothing is
-chosen on the test split.
+Prints a table and writes evaluation.json and report.html to --run_dir. The test split
+is not used to choose anything.
 """
 
 from collections.abc import Sequence
@@ -27,6 +27,7 @@ from branchy_tf import (
     thresholds,
 )
 from branchy_tf.errors import BranchyError
+from branchy_tf.policy import ExitPolicy
 from branchy_tf.training import RunFolder
 from branchy_tf.training.run_folder import load_keras_file
 
@@ -39,12 +40,12 @@ command_line.define_seed(default=None)
 command_line.define_path(
     "baseline",
     None,
-    "The network trained without branches, a .keras file, to compare with. Default: the "
-    "run's, or the figure that packaged weights come with.",
+    "The network trained without branches to compare with, a .keras file. Default: the "
+    "run's baseline.keras, or the recorded accuracy for packaged weights.",
 )
 
-# evaluation.json names them all.
-_MOST_NAMED = 20
+# The most rows to list; evaluation.json lists all of them.
+_MOST_LISTED = 20
 
 
 def main() -> None:
@@ -61,7 +62,7 @@ def main() -> None:
         result["baseline_accuracy"] = packaged.baseline_accuracy
     if output is not None:
         files.write_json(output.evaluation, result)
-        _report(model, run, output, policy, dataset.test, evaluation)
+        _report(choice, policy, dataset.test, evaluation)
 
     head, rows = report.evaluation_table(result)
     print(tabulate(rows, head, stralign="right", disable_numparse=True))
@@ -84,7 +85,7 @@ def main() -> None:
 
 
 def _trained_baseline(run: RunFolder | None, dataset: data.Dataset) -> keras.Model | None:
-    """The network trained without branches, where there is one."""
+    """The network trained without branches, or None."""
     if FLAGS.baseline:
         path = files.absolute(FLAGS.baseline)
     elif run is not None and run.baseline.is_file():
@@ -95,28 +96,36 @@ def _trained_baseline(run: RunFolder | None, dataset: data.Dataset) -> keras.Mod
     wanted = [(None, *dataset.image_shape)]
     if [tensor.shape for tensor in model.inputs] != wanted or len(model.outputs) != 1:
         raise BranchyError(
-            f"{path} is no network from images {dataset.image_shape} to one output. Pass "
-            "the baseline.keras of a run."
+            f"{path} is not a network from images {dataset.image_shape} to one output. "
+            "Pass the baseline.keras of a run."
         )
     return model
 
 
-def _report(model, run, output, policy, split, evaluation) -> None:
+def _report(
+    choice: command_line.Choice,
+    policy: ExitPolicy,
+    split: data.Split,
+    evaluation: scoring.Evaluation,
+) -> None:
+    output = choice.output
     frontier: Sequence[dict] = ()
-    if run is not None and run.thresholds.is_file():
-        known = thresholds.Calibration.read(run.thresholds, exits.exit_names(model))
-        # Thresholds for other scores would mean nothing here.
+    path = choice.thresholds
+    if path is not None and path.is_file():
+        known = thresholds.Calibration.read(path, exits.exit_names(choice.model))
+        # Thresholds for other scores would be meaningless here.
         if known.policy.replace(thresholds=policy.thresholds) == policy:
             frontier = known.frontier
     section = report.test_section(output.pictures, policy, evaluation, split, frontier)
-    page = report.Report(output.report, output.pictures, f"{model.name} with early exits")
+    title = f"{choice.model.name} with early exits"
+    page = report.Report(output.report, output.pictures, title)
     page.write("test", section)
 
 
 def _stored(stored: dict) -> str:
-    """What a count on the scores of every exit gives, and the rows in doubt."""
+    """The figures counted on every exit's scores, and the rows that may differ."""
     text = (
-        f"By a count on every exit's scores: accuracy {stored['accuracy']:.2%}, "
+        f"Counted on every exit's scores: accuracy {stored['accuracy']:.2%}, "
         f"{stored['macs']:,.0f} multiply-adds. {_rows(stored['rows_near_a_threshold'])} "
         f"within {stored['near']:g} of a threshold"
     )
@@ -129,8 +138,8 @@ def _stored(stored: dict) -> str:
 def _rows(rows: Sequence[int]) -> str:
     if not len(rows):
         return "No row"
-    names = ", ".join(map(str, rows[:_MOST_NAMED]))
-    more = ", ..." if len(rows) > _MOST_NAMED else ""
+    names = ", ".join(map(str, rows[:_MOST_LISTED]))
+    more = ", ..." if len(rows) > _MOST_LISTED else ""
     return f"{len(rows)} row{'s' if len(rows) > 1 else ''} ({names}{more})"
 
 

@@ -4,14 +4,14 @@ Example:
 
   python -m branchy_tf.export --run_dir=runs/lenet --export_dir=exports
 
-Writes <export_dir>/<model_name>/<version>/ after loading it into a Session and
-comparing it with the Keras model; on the validation images, if there is a data set,
-each row must leave where the calibration says. Then serve it: python -m branchy_tf.serve
+Loads the new version into a Session, compares it with the Keras model and then moves it
+to <export_dir>/<model_name>/<version>/. If there is a data set, every validation image
+must take the exit that the calibration expects. Then serve it: python -m branchy_tf.serve
 --model_base_path=<export_dir>/<model_name> --model_name=<model_name>
 
---precision=bfloat16 halves its size and is faster on CPUs with AVX512_BF16 or AMX. It
-is compared with float32 on the validation images first, and refused where too many of
-them get another label or leave at another exit.
+--precision=bfloat16 halves the size and is faster on CPUs with AVX512_BF16 or AMX. The
+export compares it with float32 on the validation images first, and fails if too many of
+them get another label or take another exit.
 """
 
 from typing import Any
@@ -30,47 +30,54 @@ command_line.define_model_choice()
 command_line.define_data(required=False)
 command_line.define_thresholds()
 command_line.define_seed(default=None)
-command_line.define_path("export_dir", None, "Folder of all exported models.")
-flags.DEFINE_string("model_name", None, "What clients ask for. Default: the model's.")
-flags.DEFINE_enum("freeze", "auto", FREEZE, "Weights as constants (faster) or variables.")
+command_line.define_path("export_dir", None, "The folder of all exported models.")
+flags.DEFINE_string(
+    "model_name",
+    None,
+    "Sets the name under which clients request the model. Default: the model's own name.",
+)
+flags.DEFINE_enum(
+    "freeze",
+    "auto",
+    FREEZE,
+    "Whether to store weights as constants, which is faster, or as variables; auto uses "
+    "variables for large models.",
+)
 flags.DEFINE_string(
     "input_dtype",
     None,
-    "Of the served images. Default: the model's, uint8 for the zoo's.",
+    "Sets the dtype of the served images. Default: the model's own, uint8 for the zoo's.",
 )
 flags.DEFINE_enum(
     "precision",
     "float32",
     PRECISIONS,
-    "Of weights and computations; bfloat16 needs the data set to be checked on.",
+    "Sets the dtype of weights and computations; bfloat16 is checked on the data set.",
 )
 flags.DEFINE_float(
     "max_disagreement",
     0.01,
-    "The largest share of validation images that bfloat16 may give another label, and "
-    "that may leave at another exit.",
-    lower_bound=0,
-    upper_bound=1,
+    "Sets the largest share of validation images that may get another label with "
+    "bfloat16, and that may take another exit. A fraction of 1.",
 )
 flags.DEFINE_integer(
     "max_rows",
     MAX_ROWS,
-    "The most rows of a request, or of a batch that the server merges; larger ones are "
-    "refused before anything is computed.",
+    "Sets the largest number of rows in a request, or in a batch that the server merges; "
+    "larger ones are refused before anything is computed.",
     lower_bound=1,
 )
 
 
 def _validation_images(choice: command_line.Choice) -> Any:
-    """What the export is compared on; None, and a note, where there is no data."""
+    """The validation images, or None and a warning if there is no data."""
     try:
         return command_line.chosen_dataset(choice.run, choice.model).validation.images
     except BranchyError as error:
         if FLAGS.dataset or FLAGS.precision == BFLOAT16:
             raise
         logging.warning(
-            "Not checked: that exit rates and answers are the calibrated ones on "
-            "validation images. %s",
+            "The export was not compared with the calibration on validation images. %s",
             error,
         )
         return None
@@ -78,7 +85,7 @@ def _validation_images(choice: command_line.Choice) -> Any:
 
 def main() -> None:
     if not FLAGS.export_dir:
-        raise BranchyError("--export_dir is missing: where to write versions.")
+        raise BranchyError("--export_dir is missing: the folder to write versions to.")
     graphs.check_backend()
     choice = command_line.chosen_model()
     model = choice.model

@@ -77,7 +77,8 @@ def read(
         )
     if len({array.shape for array in arrays}) > 1:
         raise BranchyError(
-            "The images differ in size and the model takes any; ask one at a time."
+            "The images differ in size, and the model takes any size. Pass one image at "
+            "a time."
         )
     return np.stack(arrays), notes
 
@@ -91,14 +92,14 @@ def _open(path: pathlib.Path) -> tuple[Image.Image, list[str]]:
         raise BranchyError(f"There is no image {path}.") from None
     except UnidentifiedImageError:
         raise BranchyError(
-            f"{path} cannot be read as an image: its format is not known. {_EXPECTED}"
+            f"{path} cannot be read as an image: its format is unknown. {_EXPECTED}"
         ) from None
     with picture:
         pixels = picture.width * picture.height
         if pixels == 0 or pixels >= _TOO_MANY_PIXELS:
             raise BranchyError(
-                f"{path} has {picture.width} x {picture.height} pixels; expected fewer "
-                f"than {_TOO_MANY_PIXELS:,}, and at least one. Scale it."
+                f"{path} has {picture.width} x {picture.height} pixels; expected at "
+                f"least one and fewer than {_TOO_MANY_PIXELS:,}. Resize it."
             )
         if getattr(picture, "is_animated", False):
             changes.append("first frame taken")
@@ -132,16 +133,16 @@ def _in_8_bits(
     if not deep and picture.mode in ("I", "F"):
         kind = "whole numbers" if picture.mode == "I" else "floats"
         raise BranchyError(
-            f"{path} holds {kind} of 32 bits; expected pixels of 8 or 16. Save it with "
-            "values 0...255."
+            f"{path} holds 32-bit {kind}; expected 8-bit or 16-bit pixels. Save it with "
+            "values from 0 to 255."
         )
     transparent = picture.info.get("transparency")
     if (deep and transparent is not None) or (
         isinstance(transparent, tuple) and max(transparent) > 255
     ):
         raise BranchyError(
-            f"{path} calls a colour of 16 bits transparent, which is lost in 8. Save it "
-            "with 8 bits, or without transparency."
+            f"{path} declares a 16-bit colour transparent, which 8 bits cannot express. "
+            "Save it with 8 bits, or without transparency."
         )
     if not deep:
         return picture
@@ -166,8 +167,8 @@ def _without_transparency(
     seen = Image.alpha_composite(white, coloured).convert("RGB")
     if seen.getcolors(1):
         raise BranchyError(
-            f"{path} is transparent, and one flat colour on a white background. Save it "
-            "on a background that it shows on."
+            f"{path} is transparent, and a single colour on a white background. Save it "
+            "on a background of another colour."
         )
     changes.append("transparency made white")
     return seen.convert(mode)
@@ -190,7 +191,7 @@ def _fit(
     if picture.size != (width, height):
         changes.append(
             f"resized from {picture.width}x{picture.height} to {width}x{height} "
-            "(bilinear, sides not kept in proportion)"
+            "(bilinear, aspect ratio not preserved)"
         )
         picture = picture.resize((width, height), Image.Resampling.BILINEAR)
     return picture

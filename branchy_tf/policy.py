@@ -1,10 +1,10 @@
-"""The exit policy: which rows leave the network where.
+"""The exit policy: which rows exit the network where.
 
 Criterion, thresholds and temperatures are one decision, so they travel as one object,
 `ExitPolicy`: through calibration, the exported graph, the predictor and the reports.
-The rule stands here too, once, for numpy arrays and TensorFlow tensors alike.
+The rule itself is defined here once, for NumPy arrays and TensorFlow tensors alike.
 
-Importing this needs numpy alone, so that a client and other runtimes can use it.
+This module needs only NumPy, so that a client and other runtimes can import it.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from branchy_tf import checks, files
 from branchy_tf.errors import BranchyError
 from branchy_tf.results import exit_name
 
-# Names of the scores; `exits.confidence` computes them.
+# The names of the scores; `exits.confidence` computes them.
 CRITERION_NAMES = ("entropy", "max_prob", "margin")
 
-# The smallest normal float32. TensorFlow reads what is smaller, a denormal number,
-# as 0; so a threshold down there would let rows leave in NumPy and none in the graph.
+# The smallest normal float32. TensorFlow treats smaller (denormal) numbers as 0, so
+# with such a threshold rows would exit early in NumPy but not in the graph.
 SMALLEST = float(np.finfo(np.float32).tiny)
 
-# The share of all rows that rounding may send to another exit. Scores that crowd
-# around a threshold flip one by one; if more do, the policy does not hold.
+# The share of all rows that rounding may send to another exit. If more rows change
+# their exit, the cause is not rounding.
 _MOST_FLIPPED = 0.05
 
 
 class HasPolicy(Protocol):
-    """What brings a policy with it: a `thresholds.Calibration`, for example."""
+    """An object with a policy, such as a `thresholds.Calibration`."""
 
     @property
     def policy(self) -> ExitPolicy: ...
@@ -46,24 +46,24 @@ PolicyLike: TypeAlias = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExitPolicy:
-    """Criterion, thresholds and temperatures: who leaves at which exit.
+    """Criterion, thresholds and temperatures: which rows exit where.
 
-    A row leaves at the first exit n whose score is strictly below thresholds[n-1],
-    else at the final one. A row whose score is NaN never leaves early.
+    A row takes the first exit n whose score is strictly below thresholds[n-1],
+    otherwise the final exit. A row whose score is NaN never exits early.
 
     Args:
-        criterion: name of the score: entropy, max_prob or margin.
-        thresholds: N-1 numbers, in exit order. 0 lets no row leave at that exit,
-            infinity all. Numbers below float32's smallest normal number, 1.2e-38, are
-            taken as 0, which is how TensorFlow reads them.
-        temperatures: N positive numbers that the exits' logits are divided by; None
-            stands for 1 each.
-        weights: fingerprint of the weights that the policy was calibrated for, "" where
-            it is not known. Not part of the decision: equal policies may differ in it.
+        criterion: the name of the score: entropy, max_prob or margin.
+        thresholds: N-1 numbers, in exit order. With 0 no row takes that exit, with
+            infinity every row does. Numbers below float32's smallest normal number,
+            1.2e-38, count as 0, as in TensorFlow.
+        temperatures: N positive numbers; the logits of each exit are divided by its
+            temperature. None means 1 for every exit.
+        weights: the fingerprint of the weights that the policy was calibrated for, or
+            "" if unknown. Equality ignores it.
 
     Raises:
-        BranchyError: a threshold is negative or NaN, there is not one temperature more
-            than there are thresholds, or the criterion is unknown.
+        BranchyError: a threshold is negative or NaN, the number of temperatures is not
+            one more than that of thresholds, or the criterion is unknown.
 
     Example:
 
@@ -83,7 +83,7 @@ class ExitPolicy:
         check_criterion(self.criterion)
         number = _count(self.thresholds) + 1
         limits = check(self.thresholds, number, rows=1)[0]
-        # As they were given, not as float32: 0.1 is to be written as 0.1.
+        # Keep the values as given instead of as float32, so that 0.1 is written as 0.1.
         given = np.asarray(self.thresholds, np.float64).ravel()
         thresholds = [
             float(t) if limit else 0.0 for t, limit in zip(given, limits, strict=True)
@@ -94,14 +94,15 @@ class ExitPolicy:
 
     @classmethod
     def of(cls, given: PolicyLike) -> ExitPolicy:
-        """The policy that something stands for.
+        """Converts to a policy.
 
         Args:
-            given: a policy; what has one, such as a `Calibration`; the path of a
-                thresholds.json; or plain thresholds, for entropy without temperatures.
+            given: a policy; an object with a `policy`, such as a `Calibration`; the
+                path of a thresholds.json; or plain thresholds, which get entropy and no
+                temperatures.
 
         Raises:
-            BranchyError: it is none of these.
+            BranchyError: `given` is none of these.
         """
         if isinstance(given, ExitPolicy):
             return given
@@ -113,8 +114,12 @@ class ExitPolicy:
         return cls(thresholds=given)  # type: ignore[arg-type]  # numbers, or refused
 
     @classmethod
-    def to_the_end(cls, num_exits: int) -> ExitPolicy:
-        """The policy with which every row runs to the final exit."""
+    def final_exit_only(cls, num_exits: int) -> ExitPolicy:
+        """The policy with which every row runs to the final exit.
+
+        Args:
+            num_exits: N.
+        """
         return cls(thresholds=[0.0] * (num_exits - 1))
 
     @classmethod
@@ -122,31 +127,31 @@ class ExitPolicy:
         """Reads a thresholds.json.
 
         Raises:
-            BranchyError: there is no such file, or it holds no valid policy.
+            BranchyError: the file is missing or holds no valid policy.
         """
         return cls.from_json(files.read_json(path), path)
 
     def save(self, path: files.Path) -> None:
-        """Writes a thresholds.json; of validation and frontier it knows nothing."""
+        """Writes a thresholds.json with empty `validation` and `frontier`."""
         names = [exit_name(k + 1) for k in range(self.num_exits)]
         files.write_json(
             path, self.to_json() | {"exits": names, "validation": {}, "frontier": []}
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields, as thresholds.json has them."""
+        """The fields as thresholds.json stores them."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, value: dict[str, Any], source: files.Path) -> ExitPolicy:
-        """The policy in the content of a thresholds.json.
+        """Reads the policy from the content of a thresholds.json.
 
         Args:
             value: the content.
-            source: where it comes from, for error messages.
+            source: the origin of the content, for error messages.
 
         Raises:
-            BranchyError: it holds no valid policy.
+            BranchyError: the content holds no valid policy.
         """
         missing = [name for name in ("criterion", "thresholds") if name not in value]
         if missing:
@@ -162,35 +167,35 @@ class ExitPolicy:
             if given and not limit:
                 raise BranchyError(
                     f"{source} has the threshold {given:.3g}, which is below float32's "
-                    f"smallest normal number, {SMALLEST:.3g}: TensorFlow takes it as 0, "
-                    "and no row leaves there. Calibrate again to replace it."
+                    f"smallest normal number, {SMALLEST:.3g}: TensorFlow treats it as 0, "
+                    "so no row would exit there. Calibrate again to replace it."
                 )
         return policy
 
     def replace(self, **changes: Any) -> ExitPolicy:
-        """A copy with other values of some fields."""
+        """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
     @property
     def num_exits(self) -> int:
-        """N."""
+        """N, the final exit included."""
         return len(self.thresholds) + 1
 
     @property
     def limits(self) -> np.ndarray:
-        """The thresholds as the graph takes them: float32 [1, N-1]."""
+        """The thresholds as the graph expects them: float32 [1, N-1]."""
         return check(self.thresholds, self.num_exits)
 
     def temperature(self, exit_index: int) -> float:
-        """What the logits of an exit, 0-based, are divided by."""
+        """The temperature of an exit, 0-based."""
         assert self.temperatures is not None
         return self.temperatures[exit_index]
 
     def check_exits(self, num_exits: int) -> ExitPolicy:
-        """Returns itself if it is for that many exits.
+        """Returns the policy if it is for a model with `num_exits` exits.
 
         Raises:
-            BranchyError: it is not.
+            BranchyError: the policy is for another number of exits.
         """
         check(self.thresholds, num_exits, rows=1)
         return self
@@ -198,27 +203,27 @@ class ExitPolicy:
     def check_weights(
         self, weights: str, source: files.Path = "The policy"
     ) -> ExitPolicy:
-        """Returns itself unless it is known to be for other weights.
+        """Returns the policy unless it was calibrated for other weights.
 
         Args:
-            weights: fingerprint of the model's; "" accepts any.
-            source: where the policy comes from, for the error message.
+            weights: the fingerprint of the model's weights; "" accepts any policy.
+            source: the origin of the policy, for the error message.
 
         Raises:
-            BranchyError: it is for others.
+            BranchyError: the policy was calibrated for other weights.
         """
         if weights and self.weights and weights != self.weights:
             raise BranchyError(
-                f"{source} was made for other weights than this model has: scores may "
-                "mean something else now. Calibrate this model, or pass --thresholds."
+                f"{source} was made for other weights than this model has, so its "
+                "thresholds may not fit. Calibrate this model, or pass --thresholds."
             )
         return self
 
     def exit_indices(self, scores: np.ndarray) -> np.ndarray:
-        """Where each row leaves.
+        """The exit that each row takes.
 
         Args:
-            scores: [n, N] float32, of this policy's criterion and temperatures.
+            scores: float32 [n, N], by this policy's criterion and temperatures.
 
         Returns:
             int32 [n], 0-based.
@@ -228,37 +233,37 @@ class ExitPolicy:
     def misrouted(
         self, scores: np.ndarray, exits: np.ndarray, within: float
     ) -> np.ndarray:
-        """Rows that left elsewhere than their scores say, beyond what rounding explains.
+        """Finds rows whose exit contradicts their scores by more than rounding.
 
-        A row may turn either way where a score on its way is close to its threshold.
-        But if more than 5 % of all rows turn, none of them is excused.
+        A row with a score close to a threshold may take either exit. If more than 5 %
+        of the rows take another exit, though, all of these count as misrouted.
 
         Args:
-            scores: [n, N] float32, of every exit.
-            exits: int [n], where the routed graph let them leave.
+            scores: float32 [n, N], of every exit.
+            exits: int [n], the exits that the routed graph took.
             within: how far rounding may move a score.
 
         Returns:
-            int64 [m], the indices of these rows.
+            int64 [m], the indices of the misrouted rows.
         """
         elsewhere = self.exit_indices(scores) != exits
         if elsewhere.sum() <= max(1, _MOST_FLIPPED * len(elsewhere)):
-            elsewhere &= ~near(scores, self.thresholds, within)
+            elsewhere &= ~within_tolerance(scores, self.thresholds, within)
         return np.flatnonzero(elsewhere)
 
     def check_routing(
         self, scores: np.ndarray, exits: np.ndarray, within: float, what: str
     ) -> None:
-        """Checks that rows left where their scores say; see `misrouted`.
+        """Checks that the rows took the exits that their scores imply.
 
         Args:
-            scores: [n, N] float32, of every exit.
-            exits: int [n], where they left.
+            scores: float32 [n, N], of every exit.
+            exits: int [n], the exits taken.
             within: how far rounding may move a score.
-            what: let them leave, for the error message.
+            what: what routed the rows, for the error message.
 
         Raises:
-            BranchyError: they left elsewhere.
+            BranchyError: some rows were misrouted; see `misrouted`.
         """
         wrong = self.misrouted(scores, exits, within)
         if len(wrong):
@@ -273,15 +278,15 @@ class ExitPolicy:
                 f"{what} sends {len(wrong):,} of {len(exits):,} rows to another exit "
                 f"than their scores, the first of them row {wrong[0]}; rounding does not "
                 f"explain it. Exit rates {taken}; expected {expected}. Calibrate again; "
-                "if it stays so, the model does not give the same answer twice."
+                "if the error remains, the model's answers are not reproducible."
             )
 
 
-def leaves(scores: Any, thresholds: Any) -> Any:
-    """Whether rows with these scores leave: strictly below, never with NaN.
+def exits_early(scores: Any, thresholds: Any) -> Any:
+    """Whether rows exit early: their score is strictly below the threshold.
 
-    The one place where scores meet thresholds; it takes numpy arrays and
-    TensorFlow tensors alike.
+    A NaN score or threshold gives False. Takes NumPy arrays and TensorFlow tensors
+    alike; all code that compares scores with thresholds calls this function.
 
     References:
         "if e < T_n", BranchyNet (2016), Figure 2.
@@ -290,102 +295,101 @@ def leaves(scores: Any, thresholds: Any) -> Any:
 
 
 def flushed(values: Any) -> np.ndarray:
-    """The values as TensorFlow reads them: float32, denormal numbers as 0."""
+    """The values as float32 with denormal numbers flushed to 0, as in TensorFlow."""
     values = np.asarray(values, np.float32)
     return np.where(np.abs(values) < np.float32(SMALLEST), np.float32(0), values)
 
 
 def check_scores(scores: Any) -> np.ndarray:
-    """Scores as float32 [n, N], denormal numbers as 0.
+    """Scores as float32 [n, N] with denormal numbers flushed to 0.
 
     Raises:
-        BranchyError: no numbers, or of another shape.
+        BranchyError: the scores are not numbers or have another shape.
     """
     values = checks.real_array("scores", scores)
     if values.ndim != 2 or not values.shape[1]:
         raise BranchyError(
-            f"`scores` has shape {values.shape}; expected [n, N], a row for each example "
-            "and a column for each exit."
+            f"`scores` has shape {values.shape}; expected [n, N], one row per example "
+            "and one column per exit."
         )
     return flushed(values)
 
 
 def exit_indices(scores: np.ndarray, thresholds: Any) -> np.ndarray:
-    """Where each row leaves.
+    """The exit that each row takes.
 
     Args:
-        scores: [n, N] float32.
+        scores: float32 [n, N].
         thresholds: N-1 numbers, or [n, N-1].
 
     Returns:
-        int32 [n], 0-based; N-1, the last exit, for rows that no earlier one
-        lets go.
+        int32 [n], 0-based; N-1, the final exit, for rows that take no earlier one.
     """
     scores = check_scores(scores)
     return _first_exits(scores, check(thresholds, scores.shape[1], len(scores)))
 
 
 def exits_by_vector(scores: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Where each row leaves with each of many vectors, which have been checked.
+    """The exit that each row takes under each of many threshold vectors.
 
     Args:
         scores: float32 [n, N].
-        vectors: float32 [V, N-1].
+        vectors: float32 [V, N-1], already checked.
 
     Returns:
-        int32 [V, n], as `exit_indices` gives them.
+        int32 [V, n], 0-based.
     """
     return _first_exits(flushed(scores), vectors[:, None])
 
 
 def _first_exits(scores: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """Exits int32 [..., n] for scores [n, N] and limits [..., 1 or n, N-1]."""
+    """Exit indices int32 [..., n] for scores [n, N] and limits [..., 1 or n, N-1]."""
     last = scores.shape[1] - 1
     exits = np.full((*limits.shape[:-2], len(scores)), last, np.int32)
     for k in reversed(range(last)):
-        exits[leaves(scores[:, k], limits[..., k])] = k
+        exits[exits_early(scores[:, k], limits[..., k])] = k
     return exits
 
 
-def near(scores: np.ndarray, thresholds: Any, within: float) -> np.ndarray:
-    """Rows whose way hangs on the last digits of a score: bool [n].
+def within_tolerance(scores: np.ndarray, thresholds: Any, within: float) -> np.ndarray:
+    """Rows whose exit depends on the last digits of a score: bool [n].
 
-    Those that reach an exit, as far as one can tell, and score about its threshold
-    there. Another batch size or machine may send them elsewhere.
+    These rows may reach an exit and score within `within` of its threshold there.
+    Another batch size or machine may send them to another exit.
 
     Args:
-        scores: [n, N] float32.
-        thresholds: N-1 numbers. Nothing scores below 0, so that one is never near.
-        within: how far off a score may be.
+        scores: float32 [n, N].
+        thresholds: N-1 numbers. A threshold of 0 is ignored: no score is below it.
+        within: the largest difference between score and threshold.
     """
     limits = check(thresholds, scores.shape[1], rows=1)
     early = scores[:, :-1]
-    gone = leaves(early, limits - within).cumsum(axis=1) > 0
-    return (~gone & (abs(early - limits) <= within) & (limits > 0)).any(axis=1)
+    exited = exits_early(early, limits - within).cumsum(axis=1) > 0
+    return (~exited & (abs(early - limits) <= within) & (limits > 0)).any(axis=1)
 
 
 def forcing(exit_index: int, num_exits: int) -> np.ndarray:
-    """Thresholds with which every row leaves at one exit, 0-based: float32 [N-1]."""
+    """Thresholds that send every row to one exit, 0-based: float32 [N-1]."""
     return np.where(np.arange(num_exits - 1) < exit_index, 0, np.inf).astype(np.float32)
 
 
 def check(thresholds: Any, num_exits: int, rows: int | None = None) -> np.ndarray:
-    """Thresholds as float32, one row of them or one for each example.
+    """Checks thresholds and returns them as float32.
 
     Args:
-        thresholds: N-1 numbers, in exit order; or [1 or B, N-1], an own row for
-            each example. 0 lets no example leave, infinity all.
+        thresholds: N-1 numbers, in exit order; or [1 or B, N-1], one row per example.
         num_exits: N.
-        rows: B, where it is known.
+        rows: B, if known.
 
     Returns:
         float32 [1, N-1] or [B, N-1]; denormal numbers are 0, as in TensorFlow.
 
     Raises:
-        BranchyError: wrong number, negative, NaN, or not numbers at all.
+        BranchyError: the thresholds have a wrong shape, are negative or NaN, or are
+            not numbers.
     """
     expected = (
-        f"expected {num_exits - 1}, one for each exit but the last"
+        f"expected {num_exits - 1}, one for each exit but the final one"
         if num_exits != 2
         else "expected 1, for exit_1"
     )
@@ -400,28 +404,28 @@ def check(thresholds: Any, num_exits: int, rows: int | None = None) -> np.ndarra
         values = values[None]
     if values.ndim != 2 or values.shape[1] != num_exits - 1:
         raise BranchyError(
-            f"`thresholds` has shape {np.shape(thresholds)}; {expected}, or a row of "
-            f"that many for each example. Received {checks.shown(thresholds)}."
+            f"`thresholds` has shape {np.shape(thresholds)}; {expected}, or such a row "
+            f"for each example. Received {checks.shown(thresholds)}."
         )
     if rows is not None and values.shape[0] not in (1, rows):
         raise BranchyError(
             f"`thresholds` has {values.shape[0]} rows for {rows} examples; expected 1 "
-            "row or one for each."
+            "row, or one row per example."
         )
     bad = values[~(values >= 0)]
     if bad.size:
         raise BranchyError(
-            f"`thresholds` must be at least 0 and not NaN; received {bad.flat[0]}. 0 "
-            "lets no example leave at that exit, inf lets all."
+            f"`thresholds` must be at least 0 and not NaN; received {bad.flat[0]}. With "
+            "0 no example takes that exit, with inf every example does."
         )
     return flushed(values)
 
 
 def check_temperatures(temperatures: Any, num_exits: int) -> tuple[float, ...]:
-    """One positive number for each exit; None stands for 1 everywhere.
+    """Checks one positive temperature per exit; None means 1 for every exit.
 
     Raises:
-        BranchyError: another number of them, or not positive numbers.
+        BranchyError: the temperatures are not N positive numbers.
     """
     if temperatures is None:
         return (1.0,) * num_exits
@@ -429,27 +433,23 @@ def check_temperatures(temperatures: Any, num_exits: int) -> tuple[float, ...]:
         values = checks.real_array("temperatures", temperatures).astype(np.float64)
     except BranchyError:
         values = np.zeros(0)
-    # In float32, a smaller one would be 0.
+    # A smaller temperature would be 0 in float32.
     fit = all(SMALLEST <= t <= np.finfo(np.float32).max for t in values.ravel())
     if values.shape != (num_exits,) or not fit:
         raise BranchyError(
-            f"`temperatures` must be {num_exits} positive numbers, one for each exit. "
+            f"`temperatures` must be {num_exits} positive numbers, one per exit. "
             f"Received {checks.shown(temperatures)}."
         )
     return tuple(values.tolist())
 
 
 def check_criterion(criterion: str) -> str:
-    """Returns `criterion` if it is known.
-
-    Raises:
-        BranchyError: it is not.
-    """
+    """Returns `criterion`, or raises `BranchyError` if it is unknown."""
     return checks.one_of("criterion", criterion, CRITERION_NAMES)
 
 
 def _count(thresholds: Any) -> int:
-    """How many thresholds there are; 1 where it is not even a list."""
+    """The number of thresholds; 1 if `thresholds` has no shape."""
     try:
         shape = np.shape(thresholds)
     except ValueError:

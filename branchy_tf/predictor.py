@@ -1,4 +1,4 @@
-"""Early exit in this process: the exported routing, without a server."""
+"""Early exit in this process, without a server: runs the exported graph."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from branchy_tf.zoo.policies import policy_for
 
 
 class LogitsPredictor:
-    """Every exit's logits; it decides nothing and needs no policy.
+    """Computes every exit's logits; needs no policy.
 
     Args:
         model: outputs `{"exit_1": logits, ..., "exit_N": logits}`.
@@ -34,7 +34,7 @@ class LogitsPredictor:
 
     @property
     def num_exits(self) -> int:
-        """N."""
+        """N, the final exit included."""
         return len(self._module.exit_names)
 
     def logits(
@@ -43,12 +43,12 @@ class LogitsPredictor:
         batch_size: int = 256,
         progress: Callable[[int], object] | None = None,
     ) -> np.ndarray:
-        """Every exit's logits to every row, which no temperature has touched.
+        """Every exit's logits for every row, before any temperature.
 
         Args:
-            images: [B, ...] of the model's input shape and dtype (zoo models:
-                raw pixels, uint8); for several inputs a dict by name.
-            batch_size: rows to run at a time.
+            images: [B, ...] of the model's input shape and dtype (zoo models: raw
+                pixels, uint8); a dict by name for several inputs.
+            batch_size: the number of rows per batch.
             progress: called with the number of rows of each finished batch.
 
         Returns:
@@ -66,22 +66,22 @@ class LogitsPredictor:
 
 
 class EarlyExitPredictor(LogitsPredictor):
-    """Answers batches with a multi-exit model, each row at the exit it needs.
+    """Predicts with a multi-exit model; each row takes the first confident exit.
 
-    It runs the very graph that `export` writes, weights frozen as they are now;
-    train the model further and you need a new predictor.
+    Runs the same graph that `export` writes. The weights are frozen when the predictor
+    is created: after further training, create a new one.
 
     Args:
         model: outputs `{"exit_1": logits, ..., "exit_N": logits}`.
-        policy: an `ExitPolicy`, the path of a thresholds.json, or what brings a policy,
-            such as `zoo.calibration(...)`. Plain numbers are thresholds for
-            `criterion`: N-1 of them; a row leaves at exit n if its score is below
-            thresholds[n-1]; 0 lets none leave, infinity all.
-        criterion: with plain thresholds, name of the score: entropy (the default),
+        policy: an `ExitPolicy`, the path of a thresholds.json, or an object with a
+            policy, such as `zoo.calibration(...)`. N-1 plain numbers are thresholds for
+            `criterion`: a row takes exit n if its score is below thresholds[n-1]. With
+            0 no row takes the exit, with infinity every row does.
+        criterion: with plain thresholds, the name of the score: entropy (the default),
             max_prob or margin.
-        temperatures: with plain thresholds, N numbers that the exits' logits are
-            divided by; default: 1.
-        thresholds: plain thresholds by name, in place of `policy`.
+        temperatures: with plain thresholds, N positive numbers that the logits of the
+            exits are divided by; default: 1.
+        thresholds: plain thresholds, instead of `policy`.
 
     Attributes:
         policy: the `ExitPolicy`.
@@ -115,19 +115,19 @@ class EarlyExitPredictor(LogitsPredictor):
     def predict(
         self, images: Any, thresholds: Any = None, batch_size: int = 256
     ) -> Predictions:
-        """Answers each row at the first exit that is sure enough.
+        """Predicts each row at the first exit that is confident enough.
 
         Args:
-            images: [B, ...] of the model's input shape and dtype (zoo models:
-                raw pixels, uint8); for several inputs a dict by name.
-            thresholds: N-1 numbers or [B, N-1]; default: the predictor's own.
-            batch_size: rows to run at a time.
+            images: [B, ...] of the model's input shape and dtype (zoo models: raw
+                pixels, uint8); a dict by name for several inputs.
+            thresholds: N-1 numbers or [B, N-1]; default: the policy's.
+            batch_size: the number of rows per batch.
 
         Returns:
             `Predictions` of B rows; empty for B = 0.
 
         Raises:
-            BranchyError: inputs or thresholds of a wrong shape, dtype or value.
+            BranchyError: inputs or thresholds have a wrong shape, dtype or value.
         """
         arrays, rows = self._check(images)
         limits = check(
@@ -150,7 +150,7 @@ class EarlyExitPredictor(LogitsPredictor):
 
         Args:
             images: as for `predict`.
-            batch_size: rows to run at a time.
+            batch_size: the number of rows per batch.
             progress: called with the number of rows of each finished batch.
 
         Returns:
@@ -171,7 +171,7 @@ def _run(
 ) -> dict[str, np.ndarray]:
     batch_size = checks.whole_number("batch_size", batch_size, at_least=1)
     parts = []
-    # One batch at least: an empty one gives empty results of the right shape.
+    # At least one batch: an empty one gives empty results of the right shape.
     for start in range(0, max(rows, 1), batch_size):
         batch = {
             name: tf.constant(array[start : start + batch_size])

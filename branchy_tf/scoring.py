@@ -1,4 +1,4 @@
-"""How a model does on a split: each exit alone, and with real routing."""
+"""Scores a model on a split: each exit alone, and routed through the exported graph."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from branchy_tf.predictor import EarlyExitPredictor, LogitsPredictor
 from branchy_tf.results import Predictions
 from branchy_tf.saved_model.checking import TOLERANCE
 
-# How far a score may be from a threshold for its row to be named.
+# Rows with a score this close to a threshold are listed.
 NEAR = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """What every exit says of every row.
+    """Every exit's answer to every row.
 
     Attributes:
         probabilities: float32 [n, N, classes].
         scores: float32 [n, N].
-        labels: int64 [n], the truth.
+        labels: int64 [n], the true labels.
     """
 
     probabilities: np.ndarray
@@ -40,21 +40,21 @@ class Answers:
 
     @property
     def given(self) -> np.ndarray:
-        """int64 [n, N], the label that each exit gives."""
+        """The label that each exit predicts, int64 [n, N]."""
         return self.probabilities.argmax(axis=-1)
 
     @property
     def correct(self) -> np.ndarray:
-        """Whether it is the right one, bool [n, N]."""
+        """Whether each exit is correct, bool [n, N]."""
         return self.given == self.labels[:, None]
 
 
 def every_exit(predictor: LogitsPredictor, split: Split) -> np.ndarray:
-    """Logits float32 [n, N, classes] of every exit, with a progress bar.
+    """Every exit's logits, float32 [n, N, classes], with a progress bar.
 
     Raises:
-        BranchyError: a row of them is no prediction (a NaN or +inf among them, or
-            -inf alone); the message names exit and row.
+        BranchyError: a row has a NaN or +inf logit, or -inf logits only; the message
+            names exit and row.
     """
     with tqdm(total=len(split), unit=" images", desc="every exit") as bar:
         logits = predictor.logits(split.images, progress=bar.update)
@@ -64,7 +64,7 @@ def every_exit(predictor: LogitsPredictor, split: Split) -> np.ndarray:
         found = "NaN" if np.isnan(logits[row, exit_]).any() else "infinite logits"
         raise BranchyError(
             f"{exits.exit_name(exit_ + 1)} gives {found} for {len(set(rows))} of "
-            f"{len(logits):,} rows, first for row {row}; expected numbers. The "
+            f"{len(logits):,} rows, first for row {row}; expected finite numbers. The "
             "weights or the data are damaged; train again."
         )
     return logits
@@ -73,16 +73,16 @@ def every_exit(predictor: LogitsPredictor, split: Split) -> np.ndarray:
 def answers(
     logits: np.ndarray, labels: np.ndarray, policy: ExitPolicy | None = None
 ) -> Answers:
-    """The answers that lie in the logits of every exit.
+    """The answers that every exit's logits imply.
 
     Args:
         logits: float32 [n, N, classes].
         labels: int [n].
-        policy: its criterion and temperatures score them; default: entropy at
+        policy: the criterion and temperatures of the scores; default: entropy at
             temperature 1.
     """
     number = logits.shape[1]
-    policy = ExitPolicy.to_the_end(number) if policy is None else policy
+    policy = ExitPolicy.final_exit_only(number) if policy is None else policy
     parts = [exit_answer(logits[:, k], policy, k) for k in range(number)]
     probabilities, scores = (
         np.stack([keras.ops.convert_to_numpy(part[i]) for part in parts], axis=1)
@@ -93,13 +93,13 @@ def answers(
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """A test split, really routed.
+    """A test split, routed through the exported graph.
 
     Attributes:
         result: the content of evaluation.json.
         logits: float32 [n, N, classes], of every exit.
-        answers: of every exit.
-        routed: the answers that early exit gives.
+        answers: every exit's answers.
+        routed: the answers with early exit.
     """
 
     result: dict[str, Any]
@@ -114,22 +114,21 @@ def evaluate(
     dataset: Dataset,
     trained_baseline: keras.Model | None = None,
 ) -> Evaluation:
-    """Routes the test split, and compares with a count on every exit's scores.
+    """Routes the test split, and compares the result with every exit's scores.
 
     Args:
         model: outputs `{"exit_1": logits, ..., "exit_N": logits}`.
-        policy: who leaves where.
-        dataset: its test split is used.
+        policy: decides which rows exit where.
+        dataset: provides the test split.
         trained_baseline: the network trained without branches, if there is one.
 
     Returns:
-        An `Evaluation`. Among the fields of its result are 95 % intervals:
-        `accuracy_interval` (Wilson), `accuracy_drop` below the final exit on the
-        same rows with `accuracy_drop_interval` (Bonett and Price), and those of
-        the multiply-adds and the gain (bootstrap).
+        An `Evaluation`. Its result has 95 % intervals: `accuracy_interval` (Wilson),
+        `accuracy_drop_interval` (Bonett and Price) for the drop below the final exit on
+        the same rows, and bootstrap intervals for the multiply-adds and the gain.
 
     Raises:
-        BranchyError: rows left elsewhere than their scores say, beyond rounding.
+        BranchyError: more rows took another exit than rounding explains.
     """
     test = dataset.test
     predictor = EarlyExitPredictor(model, policy)
@@ -183,7 +182,7 @@ def _stored(
     exit_macs: Sequence[int],
     routed: Predictions,
 ) -> dict[str, Any]:
-    """What a count on every exit's scores expects, and which rows went elsewhere."""
+    """The figures counted on every exit's scores, and the rows that may differ."""
     limits = policy.thresholds
     point = thresholds.evaluate(every.scores, every.correct, exit_macs, limits)
     expected = policy.exit_indices(every.scores)
@@ -192,7 +191,7 @@ def _stored(
         "macs": point.cost,
         "near": NEAR,
         "rows_near_a_threshold": np.flatnonzero(
-            thresholds.near(every.scores, limits, NEAR)
+            thresholds.within_tolerance(every.scores, limits, NEAR)
         ),
         "rows_routed_elsewhere": np.flatnonzero(expected != routed.exits),
     }
@@ -201,16 +200,16 @@ def _stored(
 def check_routing(
     policy: ExitPolicy, logits: np.ndarray, every: Answers, routed: Predictions
 ) -> None:
-    """Checks that the routed graph decides as the policy's rule does on the scores.
+    """Checks that the routed graph takes the exits that the scores imply.
 
     Args:
-        policy: the rule.
+        policy: decides which rows exit where.
         logits: float32 [n, N, classes], of every exit.
-        every: what these say.
-        routed: the answers that early exit gave to the same rows.
+        every: every exit's answers, from these logits.
+        routed: the answers with early exit to the same rows.
 
     Raises:
-        BranchyError: rows left elsewhere, more than rounding explains.
+        BranchyError: more rows took another exit than rounding explains.
     """
     scaled = logits / np.array(policy.temperatures, np.float32)[:, None]
     within = TOLERANCE * max(1.0, float(np.abs(scaled).max(initial=0)))
@@ -218,26 +217,25 @@ def check_routing(
 
 
 def plain_accuracy(model: keras.Model, split: Split) -> float:
-    """Accuracy of a model with one logits output."""
+    """The accuracy of a model with one logits output, a fraction of 1."""
     logits = model.predict(split.images, batch_size=256, verbose=0)
     return float((logits.argmax(axis=-1) == split.labels).mean())
 
 
 def wilson_interval(right: np.ndarray) -> list[float]:
-    """95 % interval of a share, from bool [n]."""
+    """The 95 % Wilson interval of a share, from bool [n]."""
     test = stats.binomtest(int(right.sum()), len(right))
     interval = test.proportion_ci(0.95, method="wilson")
     return [float(interval.low), float(interval.high)]
 
 
 def paired_interval(first: np.ndarray, second: np.ndarray) -> list[float]:
-    """95 % interval of mean(first) - mean(second), from bool [n] on the same rows.
+    """The 95 % interval of mean(first) - mean(second), from bool [n] on the same rows.
 
     References:
         Bonett and Price, Adjusted Wald confidence interval for a difference of
-        binomial proportions based on paired data (2012): one row is added to
-        each kind of disagreement, so no disagreement at all does not look
-        certain.
+        binomial proportions based on paired data (2012). They add one row to each kind
+        of disagreement, so that the interval has a width even without disagreement.
     """
     rows = len(first) + 2
     lost = ((first & ~second).sum() + 1) / rows

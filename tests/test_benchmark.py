@@ -77,7 +77,7 @@ def test_every_contender_is_timed_and_compared(run_dir):
     [
         ("--batch_sizes=0", "whole numbers"),
         ("--batch_sizes=1.5", "whole numbers"),
-        ("--threads=two", "numbers parted by commas"),
+        ("--threads=two", "comma-separated numbers"),
         ("--batch_sizes=5000", "only 1000 test images"),
         ("--peers=tvm", "Known: onnxruntime, pytorch"),
     ],

@@ -54,7 +54,7 @@ def test_promises_with_the_best_criterion(copy):
     done = commands.run("calibrate", f"--run_dir={copy}", *flags)
     assert done.status == 0, done.stderr
     calibrated = files.read_json(copy / "thresholds.json")
-    assert f"Taken: {calibrated['criterion']}." in done.stdout
+    assert f"Chosen: {calibrated['criterion']}." in done.stdout
     assert "Guaranteed: with probability 90% the risk is at most 3.00%" in done.stdout
     promised = calibrated["guarantee"]
     assert promised["level"] == 0.9
@@ -69,7 +69,7 @@ def test_keeps_to_milliseconds(copy):
     flags = ["--max_latency_ms=99", "--latency_batch_size=8", "--nofit_temperatures"]
     done = commands.run("calibrate", f"--run_dir={copy}", *flags)
     assert done.status == 0, done.stderr
-    assert "in expectation, by the stages' medians at batch 8" in done.stdout
+    assert "per image expected, from the stages' median times at batch 8" in done.stdout
     calibrated = files.read_json(copy / "thresholds.json")
     assert calibrated["budget"]["latency_batch_size"] == 8
     assert 0 < calibrated["budget"]["expected_ms"] < 99
@@ -86,8 +86,8 @@ def test_keeps_to_milliseconds(copy):
         (["--risk=lost", "--max_macs=3e5"], "--risk=lost goes with"),
         (["--max_macs=0"], "must be a number above 0. Received 0"),
         (["--max_latency_ms=1"], "--latency_batch_size go together"),
-        (["--exit_rates=0.6,0.3"], "one share for each exit but the last"),
-        (["--exit_rates=most"], "expected numbers"),
+        (["--exit_rates=0.6,0.3"], "one for each early exit (1 here)"),
+        (["--exit_rates=most"], "expected comma-separated numbers"),
         (["--guarantee=sure", "--max_accuracy_drop=0.1"], "expected a probability"),
         (["--guarantee=0.9", "--min_accuracy=0.9"], "goes with --max_accuracy_drop"),
         (
@@ -101,6 +101,21 @@ def test_refuses(run_dir, flags, expected):
     before = (run_dir / "thresholds.json").read_text()
     assert expected in commands.run("calibrate", f"--run_dir={run_dir}", *flags).error
     assert (run_dir / "thresholds.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--exit_rates=60,30"], "60 % is 0.6"),
+        (["--exit_rates=0.6,0.5"], "with a sum of at most 1"),
+        (["--max_accuracy_drop=1"], "1 percentage point is 0.01"),
+        (["--min_accuracy=95"], "95 % is 0.95"),
+        (["--guarantee=95", "--max_accuracy_drop=0.01"], "95 % is 0.95"),
+    ],
+)
+def test_refuses_percentages_before_it_looks_at_the_run(tmp_path, flags, expected):
+    done = commands.run("calibrate", f"--run_dir={tmp_path / 'missing'}", *flags)
+    assert expected in done.error
 
 
 def test_needs_a_run(tmp_path):
@@ -126,7 +141,7 @@ def test_refuses_rows_of_one_class_and_damaged_weights(copy, tmp_path):
     model = keras.models.load_model(copy / "model.keras", compile=False)
     model.set_weights([np.full_like(w, np.nan) for w in model.get_weights()])
     model.save(copy / "model.keras")
-    assert "gives NaN for" in commands.run("calibrate", f"--run_dir={copy}").error
+    assert "holds NaN; expected" in commands.run("calibrate", f"--run_dir={copy}").error
     assert not (copy / "thresholds.json").exists()
 
 
@@ -134,7 +149,7 @@ def test_a_graph_that_does_not_keep_what_is_promised_is_refused(copy):
     # As a graph does to which the chosen thresholds are zeros.
     script = (
         "import runpy, sys; from branchy_tf.saved_model import routing;"
-        "routing.leaves = lambda scores, limits: scores < 0 * limits;"
+        "routing.exits_early = lambda scores, limits: scores < 0 * limits;"
         "runpy.run_module('branchy_tf.calibrate', run_name='__main__')"
     )
     done = subprocess.run(

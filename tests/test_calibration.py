@@ -60,10 +60,10 @@ def test_expected_figures_are_a_count_on_the_scores(rows):
 @pytest.mark.parametrize("risk", calibration.RISKS)
 def test_each_risk_is_kept_below(rows, risk):
     found = calibrate(*rows, MACS, Request({"max_accuracy_drop": 0.03}, risk=risk))
-    kept = calibration.kept(found.answers, risk)
+    retained = calibration.retained(found.answers, risk)
     limits = found.chosen.thresholds
-    point = thresholds.evaluate(found.answers.scores, kept, MACS, limits)
-    assert kept[:, -1].mean() - point.accuracy <= 0.03 + 1e-9
+    point = thresholds.evaluate(found.answers.scores, retained, MACS, limits)
+    assert retained[:, -1].mean() - point.accuracy <= 0.03 + 1e-9
 
 
 def test_a_guarantee_learns_temperatures_from_its_own_half(rows):
@@ -109,7 +109,7 @@ def test_refuses_rows_that_nothing_can_be_learnt_from(labels, budget, message):
 
 
 def test_refuses_a_cost_below_the_first_exits():
-    with pytest.raises(BranchyError, match="all images leave at exit_1"):
+    with pytest.raises(BranchyError, match="all images exit at exit_1"):
         calibration.check_cost(Request({"max_cost": 0.5}), MACS)
 
 

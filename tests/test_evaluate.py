@@ -10,9 +10,11 @@ import keras
 import numpy as np
 import pytest
 import small
+from PIL import Image, ImageColor
 from scipy import special, stats
 
 from branchy_tf import exits, files, scoring
+from branchy_tf.plots.style import BLUE
 from branchy_tf.zoo import branchy_lenet
 
 # B-LeNet's multiply-adds up to each exit, branches on the way included, and those
@@ -164,8 +166,8 @@ def test_a_baseline_that_is_none(copy, name, digits_npz):
         f"--dataset={digits_npz}",
     )  # fmt: skip
     expected = {
-        "model.keras": "is no network from images (28, 28, 1) to one output",
-        "nowhere.keras": "cannot be loaded as a Keras model",
+        "model.keras": "is not a network from images (28, 28, 1) to one output",
+        "nowhere.keras": "expected a Keras model",
     }
     assert expected[name] in done.error
     assert not (copy / "evaluation.json").exists()
@@ -187,6 +189,28 @@ def test_weights_of_a_file_with_a_folder_to_write_to(run_dir, tmp_path, digits_n
     assert result["baseline_accuracy"] is None
 
 
+@pytest.mark.parametrize(
+    ("flags", "has_curve"),
+    [
+        ([], True),
+        (["--thresholds=0.2"], True),
+        # The packaged thresholds are for other scores.
+        (["--thresholds=0.2", "--criterion=margin"], False),
+    ],
+)
+def test_plots_the_frontier_of_packaged_weights(tmp_path, digits_npz, flags, has_curve):
+    done = commands.run(
+        "evaluate", "--model=branchy_lenet", "--weights=mnist",
+        f"--dataset={digits_npz}", f"--run_dir={tmp_path}", *flags,
+    )  # fmt: skip
+    assert done.status == 0, done.stderr
+    with Image.open(tmp_path / "report" / "test_frontier.png") as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    # Nothing else is blue.
+    blue = (pixels == ImageColor.getrgb(BLUE)).all(axis=-1)
+    assert blue.any() == has_curve
+
+
 def test_without_a_run_dir_nothing_is_written(run_dir, digits_npz, tmp_path):
     done = commands.run(
         "evaluate", "--model=branchy_lenet", f"--weights={run_dir / 'model.keras'}",
@@ -205,7 +229,7 @@ def test_without_a_run_dir_nothing_is_written(run_dir, digits_npz, tmp_path):
         (["--thresholds=nan"], "`thresholds` must be at least 0 and not NaN"),
         (["--temperatures=1"], "`temperatures` must be 2 positive numbers"),
         (["--temperatures=1,0"], "`temperatures` must be 2 positive numbers"),
-        (["--thresholds=low"], "--thresholds=low: expected numbers"),
+        (["--thresholds=low"], "--thresholds=low: expected comma-separated numbers"),
         (["--thresholds=0.1", "--criterion=mood"], "Unknown criterion 'mood'."),
         (["--criterion=margin"], "Calibrate with --criterion=margin."),
         (["--dataset=mnist5k"], "Did you mean mnist_5k?"),
@@ -295,7 +319,7 @@ def edited(path: pathlib.Path, **changes) -> None:
         ),
         (
             lambda run: (run / "train.flags").write_bytes(b"--seed=\xff\xfe"),
-            "train.flags cannot be read as the flags of a training",
+            "train.flags is not UTF-8",
         ),
         (
             lambda run: (run / "train.flags").unlink(),

@@ -111,7 +111,7 @@ def test_other_formats_are_not_read(tmp_path, colours, form):
     # For EPS, Pillow starts another program on what the file says.
     path = save(tmp_path / "a.png", colours, format=form)
     text = complaint([path], (20, 30, 3))
-    assert "its format is not known. Expected a PNG, JPEG, WebP, GIF, BMP or" in text
+    assert "its format is unknown. Expected a PNG, JPEG, WebP, GIF, BMP or" in text
 
 
 def complaint(paths, shape) -> str:
@@ -203,7 +203,7 @@ def test_a_drawing_that_white_hides_is_refused(tmp_path, colour):
         drawn[6:22, 12:16, 3] = 255
     path = save(tmp_path / "a.png", drawn)
     text = complaint([path], (28, 28, 1))
-    assert "is transparent, and one flat colour on a white background" in text
+    assert "is transparent, and a single colour on a white background" in text
 
 
 def test_an_alpha_that_hides_nothing_changes_nothing(tmp_path, colours):
@@ -228,7 +228,7 @@ def test_a_transparent_colour_of_16_bits_is_refused(tmp_path, colour):
     at = raw.index(b"IDAT") - 4
     size, check = (len(chunk) - 4).to_bytes(4, "big"), zlib.crc32(chunk)
     path.write_bytes(raw[:at] + size + chunk + check.to_bytes(4, "big") + raw[at:])
-    assert "calls a colour of 16 bits transparent" in complaint([str(path)], (2, 2, 1))
+    assert "declares a 16-bit colour transparent" in complaint([str(path)], (2, 2, 1))
 
 
 # Depths, colour spaces, animations, EXIF, sizes
@@ -250,7 +250,7 @@ def test_every_usual_mode_is_read(tmp_path, mode):
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
 def test_values_that_are_no_pixels_are_refused(tmp_path, dtype):
     path = save(tmp_path / "a.tif", np.ones((2, 2), dtype))
-    assert "of 32 bits; expected pixels of 8 or 16" in complaint([path], (2, 2, 1))
+    assert "expected 8-bit or 16-bit pixels" in complaint([path], (2, 2, 1))
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])

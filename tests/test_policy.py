@@ -56,12 +56,12 @@ def test_bad_thresholds_are_refused(given, message):
 
 def test_near_are_rows_that_reach_an_exit_and_score_about_its_threshold():
     scores = np.float32([[0.2, 9], [0.2001, 9], [0.3, 9], [0.1, 9]])
-    assert thresholds.near(scores, [0.20005], 1e-4).tolist() == [1, 1, 0, 0]
-    assert not thresholds.near(scores, [0], 1e-4).any()
-    assert not thresholds.near(scores, [np.inf], 1e-4).any()
+    assert thresholds.within_tolerance(scores, [0.20005], 1e-4).tolist() == [1, 1, 0, 0]
+    assert not thresholds.within_tolerance(scores, [0], 1e-4).any()
+    assert not thresholds.within_tolerance(scores, [np.inf], 1e-4).any()
     # Gone before: where it would have scored at the second exit is no matter.
     scores = np.float32([[0.1, 0.5, 9], [0.9, 0.5, 9]])
-    assert thresholds.near(scores, [0.2, 0.5], 1e-4).tolist() == [False, True]
+    assert thresholds.within_tolerance(scores, [0.2, 0.5], 1e-4).tolist() == [False, True]
 
 
 @pytest.mark.parametrize("exit_index", [0, 1, 2])
@@ -119,7 +119,7 @@ def test_a_policy_has_one_normal_form():
     with pytest.raises(AttributeError):
         plain.criterion = "margin"
     assert ExitPolicy(thresholds=[]).num_exits == 1
-    assert ExitPolicy.to_the_end(3) == ExitPolicy(thresholds=[0, 0])
+    assert ExitPolicy.final_exit_only(3) == ExitPolicy(thresholds=[0, 0])
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,9 @@ def test_refuses_invalid_policies(given, message):
 
 def test_a_policy_is_for_a_number_of_exits():
     assert ExitPolicy(thresholds=[0.1]).check_exits(2) == ExitPolicy(thresholds=[0.1])
-    with pytest.raises(BranchyError, match="expected 2, one for each exit but the last"):
+    with pytest.raises(
+        BranchyError, match="expected 2, one for each exit but the final one"
+    ):
         ExitPolicy(thresholds=[0.1]).check_exits(3)
 
 
@@ -189,7 +191,7 @@ def test_what_stands_for_a_policy():
         ({"criterion": "mood"}, "thresholds.json: Unknown criterion 'mood'"),
         ({"thresholds": [0.1, -1]}, "thresholds.json: `thresholds` must be at least 0"),
         ({"temperatures": [1]}, "thresholds.json: `temperatures` must be 2"),
-        ({"thresholds": [DENORMAL]}, "TensorFlow takes it as 0"),
+        ({"thresholds": [DENORMAL]}, "TensorFlow treats it as 0"),
         ({"thresholds": None}, "thresholds.json lacks thresholds"),
     ],
 )

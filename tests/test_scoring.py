@@ -142,7 +142,9 @@ def test_a_graph_that_decides_otherwise_than_the_scores_is_noticed(monkeypatch):
     result = scoring.evaluate(model, policy, dataset).result
     assert result["exit_rates"].tolist() == [0.5, 0.5]
     # As it is where a threshold is denormal: none leaves.
-    monkeypatch.setattr(routing, "leaves", lambda scores, limits: scores < 0 * limits)
+    monkeypatch.setattr(
+        routing, "exits_early", lambda scores, limits: scores < 0 * limits
+    )
     with pytest.raises(BranchyError) as caught:
         scoring.evaluate(model, policy, dataset)
     assert "The routed graph sends 5 of 10 rows to another exit" in str(caught.value)

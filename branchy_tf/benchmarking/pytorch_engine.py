@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from branchy_tf.benchmarking.pytorch_layers import Network
-from branchy_tf.policy import ExitPolicy, leaves
+from branchy_tf.policy import ExitPolicy, exits_early
 
 
 def load(programs: dict[str, dict[str, Any]], threads: int) -> PyTorchEngine:
@@ -76,7 +76,7 @@ class EarlyExit:
                 for whole, part in zip(answers, found, strict=True):
                     whole[rows] = part
             if k < len(self._policy.thresholds):
-                stays = ~leaves(scores, self._policy.thresholds[k])
+                stays = ~exits_early(scores, self._policy.thresholds[k])
                 if not stays.any():
                     break
                 if not stays.all():

@@ -1,8 +1,10 @@
 """Checks of arguments and batches, each a `BranchyError` where it fails."""
 
 from branchy_tf.checks.arguments import (
+    fraction,
     one_of,
     path,
+    percentage_hint,
     real_array,
     real_number,
     shown,
@@ -15,8 +17,10 @@ from branchy_tf.checks.batches import TensorSpec, batch
 __all__ = [
     "TensorSpec",
     "batch",
+    "fraction",
     "one_of",
     "path",
+    "percentage_hint",
     "real_array",
     "real_number",
     "shown",

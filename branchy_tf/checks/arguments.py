@@ -107,6 +107,47 @@ def real_number(
     return number
 
 
+def fraction(name: str, value: Any, *, difference: bool = False) -> float:
+    """The value as a fraction of 1.
+
+    Args:
+        name: of the argument, for the message.
+        value: what was passed.
+        difference: whether it is a difference of shares, which is always below 1.
+
+    Raises:
+        BranchyError: not a number, NaN, or out of range. For a percentage, the message
+            says the fraction to pass.
+
+    Example:
+
+    ```python
+    fraction("min_accuracy", 0.95)      # 0.95
+    ```
+    """
+    try:
+        what = "fraction of 1,"
+        if difference:
+            return real_number(name, value, at_least=0, below=1, what=what)
+        return real_number(name, value, at_least=0, at_most=1, what=what)
+    except BranchyError as error:
+        raise BranchyError(f"{error}{percentage_hint(value, difference)}") from None
+
+
+def percentage_hint(value: Any, difference: bool = False) -> str:
+    """The fraction that a percentage stands for, as a sentence; "" for other values.
+
+    Args:
+        value: what was passed.
+        difference: whether it is a difference of shares, in percentage points.
+    """
+    number = _as_float(value)
+    if number is None or not 1 <= number <= 100 or (number == 1 and not difference):
+        return ""
+    points = "percentage point is" if number == 1 else "percentage points are"
+    return f" {number:g} {points if difference else '% is'} {number / 100:g}."
+
+
 def one_of(name: str, value: Any, known: Iterable[str]) -> str:
     """The value, one of the known names.
 

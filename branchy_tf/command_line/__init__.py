@@ -1,4 +1,4 @@
-"""What all commands share: starting, failing in one line, common flags."""
+"""Shared by all commands: start-up, one-line errors and common flags."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ FLAGS = flags.FLAGS
 
 
 def run(main: Callable[[], None]) -> None:
-    """Parses the flags and runs `main`; a user's mistake is one line, status 1.
+    """Parses the flags and runs `main`; a user's mistake prints one line, status 1.
 
     Args:
-        main: the command; it reads FLAGS.
+        main: the command, which reads FLAGS.
     """
 
     def guarded(arguments: list[str]) -> int:
@@ -41,7 +41,7 @@ def run(main: Callable[[], None]) -> None:
         except (BranchyError, ServerError) as error:
             return _fail(str(error))
         except OSError as error:
-            # Disk full, no permission: the user's to mend.
+            # A full disk or missing permission is the user's to fix.
             where = f": {error.filename}" if error.filename else ""
             return _fail(f"{error.strerror or error}{where}.")
         except KeyboardInterrupt:
@@ -58,22 +58,22 @@ def run(main: Callable[[], None]) -> None:
     logging.get_absl_handler().addFilter(is_news)
     warnings.showwarning = _log_warning
     std_logging.getLogger("tensorflow").setLevel(std_logging.WARNING)
-    # An orderly end: what is half done is tidied away, children are ended.
+    # An orderly exit removes partial output and ends child processes.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     app.run(guarded, flags_parser=_parse)
 
 
 def _log_warning(message: Warning | str, *where: Any, **more: Any) -> None:
-    """A warning as a log line; where it comes from is no news to a user."""
+    """Logs a warning without the source location, which does not help a user."""
     logging.warning("%s", message)
 
 
 def _from_folders(*sources: str) -> Callable[[std_logging.LogRecord], bool]:
-    """Keeps back what other libraries say of themselves below a warning.
+    """A log filter that drops messages of other libraries below a warning.
 
     Args:
-        sources: files whose folders hold what may be heard: this package's, and the
-            command's own, which a study has elsewhere.
+        sources: files whose folders may log: this package's, and the command's own,
+            because studies are outside the package.
     """
     ours = tuple(os.path.dirname(os.path.abspath(source)) for source in sources)
 
@@ -90,7 +90,7 @@ class _Plain(logging.PythonFormatter):
 
 def _parse(arguments: list[str]) -> list[str]:
     if {"--help", "-help", "--helpshort", "-h", "-?"} & set(arguments[1:]):
-        # absl's own way out has status 1, and leaves out the flags defined here.
+        # absl's --help exits with status 1 and omits the flags defined here.
         source = getattr(sys.modules["__main__"], "__file__", None) or __file__
         print(startup.as_typed(startup.docstring(source)))
         print(FLAGS.main_module_help(), FLAGS.module_help(__name__), sep="\n")
@@ -100,7 +100,7 @@ def _parse(arguments: list[str]) -> list[str]:
     except BranchyError as error:
         sys.exit(_fail(str(error)))
     except flags.Error as error:
-        # absl ends unknown flags with its own advice on a line of its own.
+        # absl adds its own advice on unknown flags as a second line.
         sys.exit(_fail(" ".join(str(error).split()) + " See --help."))
 
 
@@ -110,20 +110,20 @@ def _fail(message: str, status: int = 1) -> int:
 
 
 def define_path(name: str, default: str | None, text: str, url: bool = False) -> None:
-    """A flag that takes a path; what cannot be one is refused before any work.
+    """Defines a flag that takes a path; invalid paths are refused during parsing.
 
     Args:
-        name: of the flag.
+        name: the name of the flag.
         default: its default.
         text: its help.
-        url: whether what takes it may read URLs.
+        url: whether the flag takes URLs too.
     """
     flags.DEFINE_string(name, default, text)
     check_path(name, url)
 
 
 def check_path(name: str, url: bool = False) -> None:
-    """The same check for a flag that is defined, or for each entry of a list."""
+    """Adds the same check to a defined flag, or to each entry of a list flag."""
 
     def check(value: Any) -> bool:
         for given in value if isinstance(value, list) else [value]:
@@ -139,78 +139,91 @@ def check_path(name: str, url: bool = False) -> None:
 
 
 def define_seed(default: int | None) -> None:
-    """--seed."""
+    """Defines --seed."""
     flags.DEFINE_integer(
         "seed",
         default,
-        "Seed of the weights, the validation split, shuffling and augmentation."
-        + ("" if default is not None else " Default: the run's."),
+        "Sets the seed of the initial weights, the validation split, shuffling and "
+        "augmentation." + ("" if default is not None else " Default: the run's."),
         lower_bound=0,
     )
 
 
 def define_data(required: bool) -> None:
-    """--dataset, --data_dir and --validation_size."""
+    """Defines --dataset, --data_dir and --validation_size."""
     otherwise = "" if required else " Default: the run's."
     define_path(
         "dataset",
         None,
-        "mnist, fashion_mnist, cifar10, cifar100, mnist_5k, or the path of an .npz "
-        "with x_train, y_train, x_test, y_test." + otherwise,
+        "Sets the data set: mnist, fashion_mnist, cifar10, cifar100, mnist_5k, or the "
+        "path of an .npz with x_train, y_train, x_test, y_test." + otherwise,
     )
     define_path(
         "data_dir",
         None,
-        "Folder with <dataset>.npz; without the file, keras.datasets downloads it."
-        + otherwise,
+        "Sets the folder with <dataset>.npz. If the file is missing, keras.datasets "
+        "downloads the data set." + otherwise,
     )
     flags.DEFINE_integer(
         "validation_size",
         None,
-        "Rows to cut from the training split for validation. Default: "
-        + ("a tenth, 5000 at most." if required else "the run's."),
+        "Sets how many rows of the training split to use for validation. Default: "
+        + ("a tenth, at most 5000." if required else "the run's."),
     )
 
 
 def define_model_choice() -> None:
-    """--run_dir, or --model, --model_args and --weights."""
-    define_path("run_dir", None, "Folder of a training.")
-    flags.DEFINE_string("model", None, "Instead of --run_dir: a model of the zoo ...")
-    flags.DEFINE_string("model_args", "", "... with these arguments of its builder ...")
-    define_path("weights", None, "... and these weights: a tag, or a file.")
+    """Defines --run_dir, --model, --model_args and --weights."""
+    define_path(
+        "run_dir",
+        None,
+        "The folder of a training. With --model, only the folder to write results to.",
+    )
+    flags.DEFINE_string(
+        "model", None, "Takes this model of the zoo instead of the model of --run_dir."
+    )
+    flags.DEFINE_string(
+        "model_args",
+        "",
+        "Sets arguments of the builder of --model, e.g. depth=20,input_shape=32x32x3.",
+    )
+    define_path(
+        "weights", None, "Sets the weights of --model: a tag of the zoo, or a file."
+    )
 
 
 def define_thresholds() -> None:
-    """--thresholds, --criterion and --temperatures."""
+    """Defines --thresholds, --criterion and --temperatures."""
     flags.DEFINE_list(
         "thresholds",
         None,
-        "One for each exit but the last, in exit order, e.g. 0.1,0.4; 0: none leaves, "
-        "inf: all leave. Default: the calibrated ones.",
+        "Sets one threshold for each exit but the final one, in exit order, for example "
+        "0.1,0.4. With 0 no image takes the exit, with inf every image does. Default: "
+        "the calibrated ones.",
     )
     flags.DEFINE_string(
         "criterion",
         None,
-        "Score that --thresholds are for. Default: the run's, else entropy.",
+        "Sets the score that --thresholds refer to: entropy (in nats), max_prob or "
+        "margin. Default: the run's, or entropy.",
     )
     flags.DEFINE_list(
         "temperatures",
         None,
-        "What each exit's logits are divided by, in exit order. Default: the run's, "
-        "else 1 each.",
+        "Sets the temperature that the logits of each exit are divided by, in exit "
+        "order. Default: the run's, or 1 for every exit.",
     )
 
 
 class Choice(NamedTuple):
-    """The model that the flags choose.
+    """The model that the flags select.
 
     Attributes:
         model: a Keras model.
         run: the folder of the training it comes from, or None.
         output: the folder to write results to, or None.
-        thresholds: its calibrated thresholds, a file that need not exist, or
-            None.
-        packaged: the registry's entry where --weights is a tag, else None.
+        thresholds: the file of its calibrated thresholds, which may be missing, or None.
+        packaged: the registry's entry if --weights is a tag, or None.
     """
 
     model: Any
@@ -223,10 +236,10 @@ class Choice(NamedTuple):
 def chosen_model() -> Choice:
     """The model of --run_dir, or of --model and --weights.
 
-    With --model, --run_dir is just where to write.
+    With --model, --run_dir is only the folder to write to.
 
     Raises:
-        BranchyError: no choice, or it cannot be loaded.
+        BranchyError: the flags select no model, or it cannot be loaded.
     """
     with startup.hushed():
         from branchy_tf import training, zoo
@@ -250,14 +263,14 @@ def chosen_model() -> Choice:
 
 
 def chosen_dataset(run: Any, model: Any = None) -> Any:
-    """The data set that the flags name, the run's where they name none.
+    """The data set that the flags select, or the run's.
 
     Args:
         run: the folder of a training, or None.
-        model: what it must fit, if anything.
+        model: the model that the data must fit, or None.
 
     Raises:
-        BranchyError: neither names one, it cannot be loaded, or does not fit.
+        BranchyError: no data set is given, it cannot be loaded or does not fit.
     """
     with startup.hushed():
         from branchy_tf import data
@@ -272,11 +285,11 @@ def chosen_dataset(run: Any, model: Any = None) -> Any:
     if name is None:
         raise BranchyError("--dataset is missing: the data to use, e.g. mnist.")
     for flag in ("validation_size", "seed"):
-        # absl checks what is typed, and nobody what stands in the run's file.
+        # absl checks only the flags of this command line, not those of the run's file.
         if flag in recorded and not recorded[flag].isdecimal():
             raise BranchyError(
                 f"{run.flags} has --{flag}={one_line(recorded[flag])}; expected a whole "
-                "number of at least 0. Correct it, or train anew."
+                "number of at least 0. Correct it, or train again."
             )
     size = value("validation_size")
     dataset = data.load(
@@ -291,13 +304,13 @@ def chosen_dataset(run: Any, model: Any = None) -> Any:
 
 
 def chosen_policy(choice: Choice) -> ExitPolicy:
-    """The flags' thresholds, else the calibrated ones, and how exits are scored.
+    """The policy of the flags, or the calibrated one.
 
     Args:
-        choice: the model that they must fit.
+        choice: the model that the policy must fit.
 
     Raises:
-        BranchyError: there are none, or they do not fit the model.
+        BranchyError: there are no thresholds, or they do not fit the model.
     """
     from branchy_tf import exits, graphs, thresholds
 
@@ -320,7 +333,8 @@ def chosen_policy(choice: Choice) -> ExitPolicy:
     elif path is None:
         raise BranchyError(
             f"There are no calibrated thresholds for {FLAGS.model}. Pass --thresholds="
-            f"{','.join(['0.1'] * (len(names) - 1))}, one for each exit but the last."
+            f"{','.join(['0.1'] * (len(names) - 1))}, one for each exit but the final "
+            "one."
         )
     else:
         fingerprint = graphs.fingerprint(choice.model)
@@ -337,7 +351,7 @@ def parse_arguments(text: str) -> dict[str, Any]:
     """Builder arguments from "depth=20,input_shape=32x32x3".
 
     Raises:
-        BranchyError: not of the form name=value,name=value.
+        BranchyError: the text has another form than name=value,name=value.
     """
     arguments: dict[str, Any] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -364,10 +378,10 @@ def _value(text: str) -> Any:
 
 
 def parse_numbers(flag: str, texts: list[str] | None) -> list[float] | None:
-    """Floats from a list flag ("inf" is one); None stays None.
+    """Floats from a list flag, which may include "inf"; None stays None.
 
     Raises:
-        BranchyError: an entry is no number.
+        BranchyError: an entry is not a number.
     """
     if texts is None:
         return None
@@ -375,7 +389,7 @@ def parse_numbers(flag: str, texts: list[str] | None) -> list[float] | None:
         return [float(text) for text in texts]
     except ValueError as error:
         raise BranchyError(
-            f"--{flag}={','.join(texts)}: expected numbers parted by commas ({error})."
+            f"--{flag}={','.join(texts)}: expected comma-separated numbers ({error})."
         ) from None
 
 
@@ -383,12 +397,12 @@ def whole_numbers(flag: str) -> list[int]:
     """Whole numbers of at least 1 from a list flag.
 
     Raises:
-        BranchyError: none are given, or an entry is something else.
+        BranchyError: the list is empty, or an entry is invalid.
     """
     numbers = parse_numbers(flag, FLAGS[flag].value) or []
     if not numbers or any(n < 1 or not n.is_integer() for n in numbers):
         raise BranchyError(
-            f"--{flag} must be whole numbers of at least 1, parted by commas. Received "
+            f"--{flag} must be comma-separated whole numbers of at least 1. Received "
             f"{','.join(FLAGS[flag].value)}."
         )
     return [int(n) for n in numbers]

@@ -1,4 +1,4 @@
-"""Starts commands quietly and under the name that the user typed."""
+"""Starts commands without start-up noise and under the name that the user typed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import IO, Any
 
-# Silences TensorFlow's notes on CPU and drivers; errors are still exceptions.
+# Silences TensorFlow's messages on CPU and drivers; errors are still exceptions.
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "GRPC_VERBOSITY": "NONE"}
 QUIET = {name: value for name, value in QUIET.items() if name not in os.environ}
 
-# The form of commands in help texts, and the form that the user typed.
+# The prefix of commands in help texts, and the prefix that the user typed.
 _WRITTEN = "python -m branchy_tf."
 _typed = _WRITTEN
 
@@ -34,10 +34,10 @@ class _Hush:
 
     def begin(self) -> None:
         os.environ.update(QUIET)
-        # A user who sets a log level wants to see everything.
+        # A user who sets a log level wants to see the output.
         if self._held is not None or "TF_CPP_MIN_LOG_LEVEL" not in QUIET:
             return
-        with contextlib.suppress(OSError):  # no place for the file, or no stderr
+        with contextlib.suppress(OSError):  # no room for the file, or no stderr
             held = tempfile.TemporaryFile()  # noqa: SIM115
             try:
                 self._stderr = os.dup(2)
@@ -67,14 +67,14 @@ _hush = _Hush()
 
 
 def begin() -> None:
-    """Holds stderr back until `ready`, or until the process ends, which shows it."""
+    """Holds stderr back until `ready`; without it, the end of the process shows it."""
     atexit.register(_hush.end, show=True)
     sys.excepthook = _import_failed
     _hush.begin()
 
 
 def ready() -> None:
-    """Drops what the imports wrote, as they succeeded."""
+    """Discards what the successful imports wrote."""
     sys.excepthook = sys.__excepthook__
     _hush.end(show=False)
 
@@ -97,7 +97,7 @@ def _import_failed(
 
 @contextlib.contextmanager
 def hushed() -> Iterator[None]:
-    """Silences a later import of TensorFlow; an exception shows what it wrote."""
+    """Silences an import of TensorFlow; after an exception, shows what it wrote."""
     _hush.begin()
     try:
         yield

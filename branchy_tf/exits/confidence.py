@@ -1,13 +1,13 @@
-"""Scores: how unsure a prediction is. Lower is surer.
+"""Scores: how uncertain a prediction is. Lower means more confident.
 
-A criterion is one function from log-probabilities [..., classes] to scores
-[...], written with `keras.ops`, so the same code scores a batch in training,
-in calibration and inside the exported graph. To add one, write the function
-and name it in `CRITERIA` and in `policy.CRITERION_NAMES`.
+A criterion is a function from log-probabilities [..., classes] to scores [...]. It is
+written with `keras.ops`, so that the same code scores a batch in training, in
+calibration and inside the exported graph. To add a criterion, write the function and
+add its name to `CRITERIA` and `policy.CRITERION_NAMES`.
 
-A class with a logit of -inf is masked out: its probability is 0 and the row is
-scored over the other classes. A row with a NaN or +inf logit, or with -inf alone,
-is no prediction: it scores NaN, which is below no threshold.
+A class with a logit of -inf is masked out: its probability is 0, and the score covers
+the other classes. A row with a NaN or +inf logit, or with -inf logits only, has the
+score NaN, which is below no threshold.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ _LOWEST = -1e30
 
 
 def entropy(log_probabilities: Any) -> Any:
-    """Entropy of the prediction in nats: 0 when sure, ln(classes) when lost.
+    """Entropy of the prediction in nats, from 0 (certain) to ln(classes) (uniform).
 
     References:
         e = -sum_c p_c ln p_c; BranchyNet (Teerapittayanon et al., 2016),
         section III, with the minus sign that its text leaves out.
     """
-    # 0 ln 0 = 0, where ln 0 must be finite. NaN stays NaN through its probability.
+    # 0 ln 0 = 0 needs a finite ln 0. NaN stays NaN through its probability.
     finite = ops.maximum(log_probabilities, _LOWEST)
     return -ops.sum(ops.exp(log_probabilities) * finite, axis=-1)
 
 
 def max_prob(log_probabilities: Any) -> Any:
-    """1 - the largest probability: 0 when sure, 1 - 1/classes when lost."""
+    """1 - the largest probability, from 0 (certain) to 1 - 1/classes (uniform)."""
     return 1.0 - ops.exp(ops.max(log_probabilities, axis=-1))
 
 
 def margin(log_probabilities: Any) -> Any:
-    """1 - (largest - second largest probability): 0 when sure, 1 at a tie.
+    """1 - (largest - second largest probability), from 0 (certain) to 1 (a tie).
 
     With a single class, the second largest is 0.
     """
@@ -65,8 +65,8 @@ def exit_answer(logits: Any, policy: ExitPolicy, exit_index: int) -> tuple:
 
     Args:
         logits: [..., classes] of that exit, any float dtype; computed in float32.
-        policy: its criterion and temperatures are used.
-        exit_index: 0-based.
+        policy: sets the criterion and the temperatures.
+        exit_index: the exit, 0-based.
 
     Returns:
         As `probabilities_and_scores`.
@@ -74,7 +74,7 @@ def exit_answer(logits: Any, policy: ExitPolicy, exit_index: int) -> tuple:
     logits = ops.cast(logits, "float32")
     temperature = policy.temperature(exit_index)
     if temperature != 1.0:
-        # Shifted first: a large logit over a small temperature would overflow.
+        # Without the shift, a large logit over a small temperature would overflow.
         logits = (logits - ops.max(logits, axis=-1, keepdims=True)) / temperature
     return probabilities_and_scores(logits, policy.criterion)
 
@@ -87,8 +87,8 @@ def probabilities_and_scores(logits: Any, criterion: str = "entropy") -> tuple:
         criterion: a name from `CRITERIA`.
 
     Returns:
-        `(probabilities, scores)`, float32 [..., classes] and [...]. A row that is
-        no prediction (a NaN or +inf logit, or -inf alone) has NaN in both.
+        `(probabilities, scores)`, float32 [..., classes] and [...]. Both are NaN for a
+        row with a NaN or +inf logit, or with -inf logits only.
     """
     log_probabilities = ops.log_softmax(ops.cast(logits, "float32"), axis=-1)
     scores = CRITERIA[check_criterion(criterion)](log_probabilities)

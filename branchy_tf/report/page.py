@@ -1,8 +1,8 @@
-"""The HTML page that a run's commands write their findings to.
+"""The HTML page that a run's commands write their results to.
 
 Each command that measures something writes one section. A section is stored as JSON
-beside its pictures, and the page is rendered anew from all of them whenever one is
-written, so the order in which the commands run does not matter.
+beside its pictures, and writing one renders the page again from all sections, so the
+order of the commands does not matter.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import jinja2
 
 from branchy_tf import files
 
-# In the order of the page.
+# In page order.
 SECTIONS = ("validation", "test")
 
 
@@ -24,9 +24,9 @@ class Report:
     """The page of a run.
 
     Args:
-        page: the .html to write.
-        folder: where the pictures and the sections are kept.
-        title: of the page.
+        page: the .html file to write.
+        folder: the folder of the pictures and sections.
+        title: the title of the page.
     """
 
     def __init__(self, page: files.Path, folder: files.Path, title: str) -> None:
@@ -35,7 +35,7 @@ class Report:
         self._title = title
 
     def write(self, name: str, section: Section) -> None:
-        """Writes a section, one of `SECTIONS`, and the page with all there are.
+        """Writes a section, one of `SECTIONS`, and the page with all sections.
 
         Drops the sections after it, because they describe other thresholds.
         """
@@ -69,9 +69,9 @@ class Section:
     """A part of the page: paragraphs, tables and pictures, in the order added.
 
     Args:
-        heading: of the section.
-        folder: where its pictures go.
-        prefix: of their file names.
+        heading: the heading of the section.
+        folder: the folder to write its pictures to.
+        prefix: the prefix of their file names.
 
     Example:
 
@@ -89,11 +89,11 @@ class Section:
         self._parts: list[dict[str, Any]] = []
 
     def paragraph(self, text: str, note: bool = False) -> None:
-        """Adds a paragraph; a note stands out."""
+        """Adds a paragraph; `note` highlights it."""
         self._parts.append({"kind": "paragraph", "text": text, "note": note})
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Adds a table of texts."""
+        """Adds a table of strings."""
         self._parts.append({"kind": "table", "head": head, "rows": rows})
 
     def picture(
@@ -105,5 +105,5 @@ class Section:
         self._parts.append({"kind": "picture", "file": file, "caption": caption})
 
     def content(self) -> dict[str, Any]:
-        """The section as JSON holds it."""
+        """The section as it is stored in JSON."""
         return {"heading": self._heading, "parts": self._parts}

@@ -1,4 +1,4 @@
-"""The sections of the page: a calibration and an evaluation."""
+"""The sections of the report: a calibration and an evaluation."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def validation_section(
     """How the thresholds were chosen.
 
     Args:
-        folder: where its pictures go.
-        calibrated: what was found.
+        folder: the folder to write its pictures to.
+        calibrated: the result of the calibration.
         calibration: the content of thresholds.json.
         logits: float32 [n, N, classes], of every exit.
-        split: the rows.
-        macs: [N] cumulative multiply-adds.
-        baseline: `(multiply-adds, accuracy)` of the trained baseline.
+        split: the validation split.
+        macs: [N], cumulative multiply-adds.
+        baseline: `(multiply-adds, accuracy)` of the trained baseline, or None.
     """
     section = Section("Choosing thresholds: validation split", folder, "validation")
     chosen, known = calibrated.chosen, calibration.validation
@@ -93,16 +93,17 @@ def test_section(
     split: Split,
     frontier: Sequence[dict[str, Any]],
 ) -> Section:
-    """What the thresholds do on rows that nothing was chosen on.
+    """The figures of the policy on the test split, which chose nothing.
 
     Args:
-        folder: where its pictures go.
-        policy: who leaves where.
-        evaluation: what was measured.
-        split: the rows.
-        frontier: of the thresholds.json; its thresholds are counted on these rows.
+        folder: the folder to write its pictures to.
+        policy: decides which rows exit where.
+        evaluation: the result of the evaluation.
+        split: the test split.
+        frontier: the frontier in thresholds.json, which is counted again on the test
+            split; may be empty.
     """
-    section = Section("What they do: test split", folder, "test")
+    section = Section("Results: test split", folder, "test")
     result, every = evaluation.result, evaluation.answers
     low, high = result["accuracy_interval"]
     drop = points_from_final_exit(
@@ -119,7 +120,7 @@ def test_section(
     macs = result["exit_macs"]
     curve = [point["thresholds"] for point in frontier]
     if curve:
-        # The file keeps a part of the frontier; the chosen thresholds lie on the curve.
+        # The file holds a part of the frontier, maybe without the chosen thresholds.
         curve.append(result["thresholds"])
     points = sorted(
         (thresholds.evaluate(every.scores, every.correct, macs, one) for one in curve),
@@ -144,7 +145,7 @@ def test_section(
 
 
 def guarantee_in_words(promised: thresholds.Guarantee) -> str:
-    """What is guaranteed, and on how many rows that rests, in two sentences."""
+    """The guarantee and the rows it is based on, in two sentences."""
     rows = (
         f"{promised.num_tuning:,} images proposed the thresholds, and "
         f"{promised.num_test:,} others tested them at a risk of {promised.risk:.2%}"
@@ -171,8 +172,8 @@ def _frontier(
 ) -> None:
     section.picture(
         "frontier",
-        "What thresholds can reach: accuracy against expected multiply-adds per image. A "
-        "square is one exit answering all images.",
+        "Accuracy against expected multiply-adds per image of the best thresholds. A "
+        "square is one exit alone on all images.",
         functools.partial(
             plots.frontier,
             points=points,
@@ -195,13 +196,13 @@ def _leaving(section: Section, every: Answers, policy: ExitPolicy) -> None:
     }
     section.picture(
         "leaving",
-        "Share of the images whose score is below a threshold, and the accuracy on them. "
-        "The vertical line is the chosen threshold.",
+        "The share of the images whose score is below a threshold, and the accuracy on "
+        "them. The vertical line is the chosen threshold.",
         functools.partial(plots.leaving, **drawn),
     )
     section.picture(
         "scores",
-        "Scores of correct and wrong answers; the lower, the surer the exit.",
+        "Scores of correct and wrong answers. A lower score means a more confident exit.",
         functools.partial(plots.histograms, **drawn),
     )
 
@@ -226,7 +227,7 @@ def _rows(
     right = given == split.labels
     section.picture(
         "classes",
-        "Where each class exits, and the accuracy on it.",
+        "The exits that each class takes, and the accuracy on it.",
         functools.partial(plots.classes, exits=exits, right=right, labels=split.labels),
     )
     if not can_show(split.images):

@@ -7,19 +7,19 @@ from typing import Any
 
 from branchy_tf.calibration import Calibrated
 
-# A table as `tabulate` and `Section.table` take it: its head and its rows.
+# The head and the rows of a table, for `tabulate` and `Section.table`.
 Table = tuple[list[str], list[list[str]]]
 
 
 def calibration_table(
     names: Sequence[str], macs: Sequence[int], calibrated: Calibrated
 ) -> Table:
-    """What each exit does on the validation split.
+    """The figures of each exit on the validation split.
 
     Args:
-        names: of the N exits.
-        macs: [N] cumulative multiply-adds.
-        calibrated: what `calibrate` found.
+        names: the names of the N exits.
+        macs: [N], cumulative multiply-adds.
+        calibrated: the result of `calibrate`.
     """
     chosen = calibrated.chosen
     head = [
@@ -46,10 +46,10 @@ def calibration_table(
 
 
 def evaluation_table(evaluation: dict[str, Any]) -> Table:
-    """What each exit does on the test split.
+    """The figures of each exit on the test split.
 
     Args:
-        evaluation: content of an evaluation.json.
+        evaluation: the content of an evaluation.json.
     """
     head = [
         "exit",
@@ -75,11 +75,11 @@ def evaluation_table(evaluation: dict[str, Any]) -> Table:
 
 
 def criteria_table(compared: Sequence[dict[str, Any]]) -> Table:
-    """What each criterion reaches at equal cost, and what it would choose."""
+    """The accuracy of each criterion at equal cost, and the point it would choose."""
     measure = compared[0]["measure"]
     costs = [point["cost"] for point in compared[0]["at_equal_cost"]]
     head = ["criterion", *(f"{measure} at {cost:,.4g}" for cost in costs)]
-    head += [f"its choice: {measure}", "cost"]
+    head += [f"chosen: {measure}", "cost"]
     rows = [
         [row["criterion"]]
         + [f"{point['accuracy']:.2%}" for point in row["at_equal_cost"]]

@@ -1,4 +1,4 @@
-"""From a multi-exit Keras model to a version that TF Serving loads."""
+"""Exports multi-exit Keras models as SavedModels for TF Serving."""
 
 from branchy_tf.saved_model.early_exit import EarlyExitModule
 from branchy_tf.saved_model.writing import export

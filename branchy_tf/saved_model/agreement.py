@@ -1,4 +1,4 @@
-"""How often an export in a shorter format answers like the model in float32."""
+"""Compares the answers of a bfloat16 export with those of the float32 model."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Agreement:
     """Two models on the same images, at the default thresholds.
 
     Attributes:
-        num_examples: how many images there were.
-        labels: the share that gets the same label. No more than the rest can lose
-            in accuracy.
-        exits: the share that leaves at the same exit.
+        num_examples: the number of images.
+        labels: the share with the same label, a fraction of 1. The accuracy can drop by
+            at most the rest.
+        exits: the share that takes the same exit, a fraction of 1.
     """
 
     num_examples: int
@@ -34,21 +34,21 @@ class Agreement:
     def __str__(self) -> str:
         return (
             f"{1 - self.labels:.2%} of {self.num_examples:,} images get another label "
-            f"and {1 - self.exits:.2%} leave at another exit"
+            f"and {1 - self.exits:.2%} take another exit"
         )
 
 
 def compare(one: EarlyExitModule, other: EarlyExitModule, images: Any) -> Agreement:
-    """Routes the images through both.
+    """Routes the images through two modules with the same inputs.
 
     Args:
-        one: a module.
-        other: another, with the same inputs.
-        images: [n, ...] of the model's input shape and dtype; for several inputs a
-            dict by name.
+        one: the first module.
+        other: the second module.
+        images: [n, ...] of the model's input shape and dtype; a dict by name for
+            several inputs.
 
     Raises:
-        BranchyError: there are none, or they do not fit.
+        BranchyError: the images are missing or do not fit the model.
     """
     if images is None:
         raise BranchyError(
@@ -69,14 +69,14 @@ def compare(one: EarlyExitModule, other: EarlyExitModule, images: Any) -> Agreem
 
 
 def batches(module: EarlyExitModule, images: Any) -> Iterator[dict[str, np.ndarray]]:
-    """The images as the signatures take them, some at a time.
+    """Yields the images in batches, as the signatures expect them.
 
     Args:
-        module: what is to be asked.
+        module: the module that takes the batches.
         images: as for `compare`.
 
     Raises:
-        BranchyError: there are none, or they do not fit.
+        BranchyError: the images are missing or do not fit the model.
     """
     expected = {
         spec.name: checks.TensorSpec(tuple(spec.shape), np.dtype(dtype))
@@ -96,12 +96,13 @@ def batches(module: EarlyExitModule, images: Any) -> Iterator[dict[str, np.ndarr
 
 
 def check(agreement: Agreement, max_disagreement: float) -> None:
-    """Refuses a model that answers too many images in another way.
+    """Raises `BranchyError` if too many images get another label or exit.
 
-    Raises:
-        BranchyError: more than this share got another label, or left elsewhere.
+    Args:
+        agreement: the result of `compare`.
+        max_disagreement: the largest share allowed, a fraction of 1.
     """
-    # Said so that NaN refuses.
+    # Written so that NaN is refused.
     if not min(agreement.labels, agreement.exits) >= 1 - max_disagreement:
         raise BranchyError(
             f"In bfloat16, {agreement}; expected at most {max_disagreement:.2%}. Export "

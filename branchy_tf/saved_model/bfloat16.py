@@ -1,9 +1,9 @@
-"""The same network in bfloat16: half the bytes, and faster where a CPU knows it.
+"""Converts a network to bfloat16: half the bytes, and faster on CPUs that support it.
 
-bfloat16 has float32's range and 8 bits for the digits. oneDNN multiplies it on CPUs
-with AVX512_BF16 or AMX and adds up in float32; elsewhere it is emulated, and slow.
-Scores near a threshold and labels near a tie can turn out differently, so a network is
-compared with itself in float32 before it is exported: see `agreement`.
+bfloat16 has the range of float32 and 8 bits of precision. On CPUs with AVX512_BF16 or
+AMX, oneDNN multiplies it natively and accumulates in float32; elsewhere it is emulated
+and slow. Scores near a threshold and labels near a tie can change, so a network is
+compared with its float32 original before it is exported: see `agreement`.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ def check_precision(precision: str) -> None:
 
 
 def in_bfloat16(model: keras.Model) -> keras.Model:
-    """A copy that stores its weights and computes in bfloat16.
+    """A copy of the model with weights and computations in bfloat16.
 
-    In float32 stay: what comes before the first weights (scaled pixels have more than
-    8 bits), the layers that make the logits, and Sequential or subclassed models
-    inside. Batch norm is folded first, from the exact weights. Inputs and outputs keep
+    The operations before the first weights (scaled pixels have more than 8 bits), the
+    layers that compute the logits, and nested Sequential or subclassed models stay in
+    float32. Batch norm is folded first, from the exact weights. Inputs and outputs keep
     their dtypes.
 
     Args:
         model: outputs `{"exit_1": logits, ..., "exit_N": logits}`; it is not changed.
 
     Raises:
-        BranchyError: a layer cannot be made again from its configuration.
+        BranchyError: a layer cannot be recreated from its configuration.
     """
     folded = folding.fold_batch_norm(model)
     return _shortened(folded, _logits_layers(folded), {})
 
 
 def _logits_layers(model: keras.Model) -> set[int]:
-    """The ids of the layers that make logits, back to one with weights each."""
+    """The ids of the layers from each exit back to the first one with weights."""
     found = set()
     for tensor in exits.exit_tensors(model).values():
         node = graphs.producer(tensor)
@@ -57,18 +57,18 @@ def _logits_layers(model: keras.Model) -> set[int]:
 
 
 def _shortened(
-    model: keras.Model, kept: set[int], made: dict[int, Any], inputs: Any = None
+    model: keras.Model, unchanged: set[int], made: dict[int, Any], inputs: Any = None
 ) -> keras.Model:
     instead = {
         id(node): _when_needed(node.operation, made)
         for node in graphs.nodes_in_order(model)
-        if isinstance(node.operation, keras.Layer) and id(node.operation) not in kept
+        if isinstance(node.operation, keras.Layer) and id(node.operation) not in unchanged
     }
     return graphs.rebuild(model, instead, inputs)
 
 
 def _when_needed(layer: keras.Layer, made: dict[int, Any]) -> Callable[..., Any]:
-    """Calls a copy of `layer` where it has weights or is given bfloat16."""
+    """Calls a copy of `layer` if it has weights or receives bfloat16."""
 
     def call(*args, **kwargs):
         given = keras.tree.flatten((args, kwargs))
@@ -98,8 +98,8 @@ def _copied(layer: keras.Layer, made: dict[int, Any]) -> keras.Layer:
         return type(layer).from_config(layer.get_config() | {"dtype": BFLOAT16})
     except (NotImplementedError, TypeError, ValueError) as error:
         raise BranchyError(
-            f"Layer {layer.name} cannot be made again in bfloat16: {first_line(error)} "
-            "Give it a get_config that its constructor takes, or export in float32."
+            f"Layer {layer.name} cannot be recreated in bfloat16: {first_line(error)} "
+            "Give it a get_config that matches its constructor, or export in float32."
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Runs a version that was just written, before anyone can see it."""
+"""Checks a version that was just written, before servers can see it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from branchy_tf.saved_model import agreement, warmup
 from branchy_tf.saved_model.early_exit import EarlyExitModule, cast_input
 from branchy_tf.saved_model.session import SessionModel
 
-# Freezing folds and fuses; the order of the sums changes, and logits with it by
-# this much relative to the largest. In bfloat16, what is fused is not rounded between.
+# Folding and fusing change the order of sums, and thereby the logits, by at most this
+# much relative to the largest one. In bfloat16, fused operations also skip roundings.
 TOLERANCE = 1e-4
 TOLERANCE_BFLOAT16 = 2e-2
 _ROWS = 8
@@ -32,20 +32,19 @@ def check_version(
     tolerance: float = TOLERANCE,
     images: Any = None,
 ) -> None:
-    """Compares a written version, in a Session, with the Keras model.
+    """Loads a written version into a Session and compares it with the Keras model.
 
     Args:
-        path: folder of the version.
-        model: what was exported.
-        module: what it was exported as.
-        policy: its thresholds must have been kept as defaults.
-        tolerance: how far logits may be off, relative to the largest.
-        images: real ones, on which the rows must leave where the policy's rule says;
-            None to do without.
+        path: the folder of the version.
+        model: the exported model.
+        module: the module that was written.
+        policy: the policy; the version must have its thresholds as defaults.
+        tolerance: the largest difference of logits, relative to the largest logit.
+        images: real images, whose rows must take the exits that their scores imply;
+            None skips this check.
 
     Raises:
-        BranchyError: it does not load or does not answer like the model. The
-            message says what differs.
+        BranchyError: the version does not load, or its answers differ from the model's.
     """
     try:
         session = SessionModel(path)
@@ -73,9 +72,9 @@ def _check_answers(
     relative: float,
 ) -> None:
     defaults = policy.limits
-    kept = session.signatures["early_exit"].defaults
-    if "thresholds" not in kept or not np.array_equal(
-        tf.make_ndarray(kept["thresholds"]), defaults
+    found = session.signatures["early_exit"].defaults
+    if "thresholds" not in found or not np.array_equal(
+        tf.make_ndarray(found["thresholds"]), defaults
     ):
         raise BranchyError("The exported model lost its default thresholds.")
 
@@ -89,9 +88,9 @@ def _check_answers(
 
     num_exits = len(module.exit_names)
     forced = [forcing(k, num_exits) for k in range(num_exits)]
-    # Thresholds in the middle of the scores part the batch.
-    parting = np.median(scores, axis=0)[:-1]
-    for limits in [*forced, parting, defaults[0]]:
+    # Thresholds at the medians of the scores split the batch.
+    splitting = np.median(scores, axis=0)[:-1]
+    for limits in [*forced, splitting, defaults[0]]:
         limits = np.float32(limits)[None]
         answer = session.run("early_exit", inputs | {"thresholds": limits})
         _check_routing(answer, expected, scores, limits, tolerance)
@@ -115,7 +114,7 @@ def _check_decisions(
     relative: float,
     images: Any,
 ) -> None:
-    """That real rows leave where the rule on every exit's scores lets them leave."""
+    """Checks that real rows take the exits that every exit's scores imply."""
     logits, answers = [], []
     for batch in agreement.batches(module, images):
         logits.append(module.logits(**batch)["logits"].numpy())
@@ -136,13 +135,13 @@ def _check_decisions(
 def _answers(
     logits: np.ndarray, policy: ExitPolicy
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Probabilities [B, N, C], scores [B, N], and the largest size of a finite logit."""
+    """Probabilities [B, N, C], scores [B, N], and the largest finite |logit|."""
     each = [exit_answer(logits[:, k], policy, k) for k in range(policy.num_exits)]
     probabilities, scores = (
         np.stack([np.asarray(part[i]) for part in each], axis=1) for i in range(2)
     )
     scaled = logits / np.array(policy.temperatures, np.float32)[:, None]
-    # A class that is masked out has -inf.
+    # Masked classes have -inf.
     largest = np.abs(scaled[np.isfinite(scaled)]).max(initial=0)
     return probabilities, scores, float(largest)
 
@@ -150,7 +149,7 @@ def _answers(
 def _keras_logits(
     model: keras.Model, inputs: dict[str, np.ndarray], module: EarlyExitModule
 ) -> np.ndarray:
-    """Logits [B, N, C] of the Keras model itself."""
+    """The logits [B, N, C] of the Keras model itself."""
     tensors = [
         cast_input(tf.constant(inputs[name]), dtype)
         for name, dtype in zip(module.input_names, module.model_dtypes, strict=True)
@@ -170,14 +169,14 @@ def _check_routing(
     limits: np.ndarray,
     tolerance: float,
 ) -> None:
-    # A score on the very threshold may fall to either side.
-    near = np.abs(scores[:, :-1] - limits) <= tolerance
-    rows = np.flatnonzero(~near.any(axis=1))
+    # Rounding decides rows whose score is at a threshold.
+    uncertain = np.abs(scores[:, :-1] - limits) <= tolerance
+    rows = np.flatnonzero(~uncertain.any(axis=1))
     where = exit_indices(scores, limits)[rows]
     if not np.array_equal(answer["exit"][rows], where):
         raise BranchyError(
-            f"The exported model leaves at exits {answer['exit'][rows].tolist()} where "
-            f"the Keras model does at {where.tolist()} (thresholds {limits.tolist()})."
+            f"The exported model takes exits {answer['exit'][rows].tolist()}, the Keras "
+            f"model {where.tolist()} (thresholds {limits.tolist()})."
         )
     _same(
         "probabilities of early_exit",

@@ -22,23 +22,23 @@ _UNNAMED = re.compile(r"(keras_tensor|input_layer)(_\d+)?")
 
 
 class LogitsModule(tf.Module):
-    """Every exit's logits of a multi-exit model; nothing is decided.
+    """Every exit's logits of a multi-exit model, without routing.
 
     Args:
         model: outputs `{"exit_1": logits, ..., "exit_N": logits}`.
-        frozen: weights as constants instead of variables.
-        input_dtype: dtype of the inputs; default: the model's own. They are cast to
-            the model's in the graph.
-        max_rows: the most rows of a request, checked before anything is computed;
-            default: any number.
+        frozen: whether weights are constants instead of variables.
+        input_dtype: the dtype of the inputs, which are cast to the model's in the
+            graph; default: the model's own.
+        max_rows: the largest number of rows in a request, checked before anything is
+            computed; default: no limit.
 
     Attributes:
         logits: a `tf.function` from the model's inputs to every exit's logits
             [B, N, C]; it is not served.
-        specs: of the model's inputs in the signatures, in order.
-        input_names: their names.
-        model_dtypes: the dtypes that they are cast to.
-        max_rows: the most rows of a request, or None.
+        specs: the specs of the inputs in the signatures, in order.
+        input_names: the names of the inputs.
+        model_dtypes: the dtypes that the inputs are cast to.
+        max_rows: the largest number of rows in a request, or None.
 
     Raises:
         BranchyError: an argument does not fit the model.
@@ -63,17 +63,17 @@ class LogitsModule(tf.Module):
         self.max_rows = _check_max_rows(max_rows)
         _check_weights(model)
         self._stages = freezing.stage_functions(model, frozen)
-        # Tracked, so that a SavedModel fills them when it is loaded.
+        # Tracked, so that loading a SavedModel fills them.
         self._tables = freezing.tables(model)
-        # The plain variables: a Session does not restore those that are only
-        # reached through Keras layers.
+        # The plain variables: a Session does not restore variables that are reachable
+        # only through Keras layers.
         self._weights = [] if frozen else [v.value for v in model.variables]
         self.logits = self._all_logits()
 
     def _check(self, tensors: Sequence[Any], thresholds: Any = None) -> list:
-        """The inputs, once their shapes are checked; nothing may touch them before."""
-        # A server checks neither: a wrong rank would abort it, a wrong height or
-        # width be answered by a network that is convolutional all through.
+        """The inputs after all checks; operations must use these, not the originals."""
+        # A server does not check shapes: a wrong rank would abort it, and a fully
+        # convolutional network would answer a wrong height or width.
         checked = [
             tf.ensure_shape(tensor, spec.shape)
             for tensor, spec in zip(tensors, self.specs, strict=True)
@@ -104,7 +104,7 @@ class LogitsModule(tf.Module):
                     rows,
                 )
             )
-        # By data alone, nothing would wait for an assertion.
+        # Without control dependencies, nothing would wait for an assertion.
         with tf.control_dependencies(assertions):
             return [tf.identity(tensor) for tensor in checked]
 
@@ -133,21 +133,20 @@ class EarlyExitModule(LogitsModule):
 
     Args:
         model: outputs `{"exit_1": logits, ..., "exit_N": logits}`.
-        policy: of a request without thresholds; a request that brings its own gets
-            them with this criterion and these temperatures. Plain numbers are
+        policy: the policy of requests without thresholds. Thresholds in a request are
+            used with the policy's criterion and temperatures. Plain numbers are
             thresholds for entropy.
-        frozen: weights as constants instead of variables.
-        input_dtype: dtype of the served inputs; default: the model's own. They
-            are cast to the model's in the graph.
-        max_rows: the most rows of a request, checked before anything is computed;
-            default: any number.
+        frozen: whether weights are constants instead of variables.
+        input_dtype: the dtype of the served inputs, which are cast to the model's in
+            the graph; default: the model's own.
+        max_rows: the largest number of rows in a request, checked before anything is
+            computed; default: no limit.
 
     Attributes:
-        functions: `{signature name: tf.function}`, as `tf.saved_model.save` takes them.
+        functions: `{signature name: tf.function}`, for `tf.saved_model.save`.
         policy: the `ExitPolicy`.
 
-    A row with NaN or infinity in its inputs never exits early; its answer is what the
-    final exit makes of it.
+    A row with NaN or infinity in its inputs never exits early; the final exit answers it.
 
     Raises:
         BranchyError: an argument does not fit the model.
@@ -171,7 +170,7 @@ class EarlyExitModule(LogitsModule):
         }
 
     def save(self, path: pathlib.Path) -> None:
-        """Writes a SavedModel with the signatures, and nothing else."""
+        """Writes a SavedModel with the signatures only."""
         save(self, path, self.functions)
 
     def _route(self, tensors: Sequence[Any], thresholds: Any) -> dict[str, Any]:
@@ -180,7 +179,7 @@ class EarlyExitModule(LogitsModule):
         probabilities, exit_index, score = routing.early_exit(
             self._stages,
             self._cast(checked),
-            _only_finite_leave(checked, thresholds),
+            _disable_for_nonfinite(checked, thresholds),
             self.policy,
             self.classes,
         )
@@ -218,22 +217,22 @@ class EarlyExitModule(LogitsModule):
 
 def save(module: tf.Module, path: pathlib.Path, signatures: dict[str, Any]) -> None:
     """Writes a SavedModel for inference."""
-    # A layer with a gradient of its own (swish, straight-through estimators, int8)
-    # captures tensors of its stage there, which cannot be saved; a server needs none.
+    # A custom gradient (swish, straight-through estimators, int8) captures tensors of
+    # its stage, which cannot be saved. A server needs no gradients.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     tf.saved_model.save(module, str(path), signatures=signatures, options=options)
 
 
 def _assert(condition: Any, message: str, *values: Any) -> Any:
-    # The plain op: tf.debugging's would add a branch to each request.
+    # The raw op, because tf.debugging's would add a branch to each request.
     return tf.raw_ops.Assert(condition=condition, data=[tf.constant(message), *values])
 
 
-def _only_finite_leave(inputs: list, thresholds: Any) -> Any:
+def _disable_for_nonfinite(inputs: list, thresholds: Any) -> Any:
     """The thresholds, NaN for rows with NaN or infinity in their inputs.
 
-    The scores cannot tell: fused kernels make 0 of relu(NaN), and a cast to integers
-    some number of NaN.
+    The scores do not show it: fused kernels turn relu(NaN) into 0, and a cast to
+    integers turns NaN into a number.
     """
     for tensor in inputs:
         if tensor.dtype.is_floating:
@@ -254,7 +253,7 @@ def _check_max_rows(max_rows: int | None) -> int | None:
 
 
 def _check_weights(model: keras.Model) -> None:
-    # Fused kernels can make 0 of NaN, and rows would leave as if all were well.
+    # Fused kernels can turn NaN into 0, and rows would exit early with wrong answers.
     for variable in model.variables:
         values = keras.ops.convert_to_numpy(variable)
         if "float" in variable.dtype and np.isnan(values).any():
@@ -265,9 +264,9 @@ def _check_weights(model: keras.Model) -> None:
 
 
 def cast_input(tensor: Any, dtype: str) -> Any:
-    """A served input as the model takes it; floats are rounded to whole pixels."""
+    """Casts a served input to the model's dtype; rounds floats to whole pixels."""
     if tensor.dtype.is_floating and tf.as_dtype(dtype).is_integer:
-        # A plain cast would cut 254.9 to 254, and wrap 256 around to 0.
+        # A plain cast would truncate 254.9 to 254 and wrap 256 around to 0.
         return tf.saturate_cast(tf.round(tensor), dtype)
     return tf.cast(tensor, dtype)
 
@@ -276,8 +275,8 @@ def _signature(
     function: Callable, specs: Sequence[tf.TensorSpec], defaults: dict | None = None
 ):
     """A tf.function whose arguments are named like the specs."""
-    # The names of the model's inputs are known only now; TensorFlow reads them
-    # from the Python signature.
+    # TensorFlow reads the names of the inputs from the Python signature, and they are
+    # known only at run time.
     function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             inspect.Parameter(
@@ -302,8 +301,8 @@ def _input_specs(model: keras.Model, input_dtype: str | None) -> list[tf.TensorS
         if tensor.dtype == "string":
             raise BranchyError(
                 f"The input {tensor.name!r} of {model.name!r} takes strings; expected "
-                "numbers. Look strings up before the model: move the layer that reads "
-                "them out, and let the model take its integers."
+                "numbers. Move the layer that looks the strings up out of the model, and "
+                "pass the model its integers."
             )
     try:
         dtypes = [
@@ -311,7 +310,7 @@ def _input_specs(model: keras.Model, input_dtype: str | None) -> list[tf.TensorS
             for tensor in tensors
         ]
         numeric = all(d.is_floating or d.is_integer or d.is_bool for d in dtypes)
-    except Exception:  # of no common type, where it is no dtype
+    except Exception:  # invalid dtypes raise various types
         numeric = False
     if not numeric:
         raise BranchyError(
@@ -334,18 +333,18 @@ def _input_specs(model: keras.Model, input_dtype: str | None) -> list[tf.TensorS
 
 
 def _names(model: keras.Model) -> list[str]:
-    """The inputs' names, the same in each process."""
+    """The names of the inputs, the same in each process."""
     names = [tensor.name for tensor in model.inputs]
     keys = sorted(model.input) if isinstance(model.input, dict) else []
     for i, name in enumerate(names):
-        # Keras numbers what has no name by all that the process has made before.
+        # Keras numbers unnamed inputs with a counter per process.
         if _UNNAMED.fullmatch(name):
             names[i] = keys[i] if len(keys) == len(names) else f"input_{i + 1}"
     return [_identifier(name) for name in names]
 
 
 def _identifier(name: str) -> str:
-    """A name that a Python argument, and so a signature's input, can have."""
+    """The name as a valid Python argument, as a signature's input requires."""
     plain = "".join(c if c.isalnum() or c == "_" else "_" for c in name)
     usable = plain.isidentifier() and not keyword.iskeyword(plain)
     return plain if usable else f"input_{plain}"

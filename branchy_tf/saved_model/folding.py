@@ -1,9 +1,9 @@
-"""Batch norm as part of the layer before it, while weights can still be changed.
+"""Folds batch norm into the layer before it.
 
-TensorFlow folds a batch norm's factor into a constant filter by itself. Its offset
-stays an addition, which in a residual block is merged with that of the shortcut:
-convolution, sum, sum and ReLU go over memory four times. As the convolution's own
-bias it belongs to one fused kernel (oneDNN's, with the sum and the ReLU).
+TensorFlow itself folds the factor of a batch norm into a constant filter, but keeps the
+offset as an addition. In a residual block, this is merged with the addition of the
+shortcut, and convolution, sum, sum and ReLU take four passes over memory. As the bias
+of the convolution, the offset is part of one fused kernel (oneDNN's, with sum and ReLU).
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from keras import layers
 
 from branchy_tf import graphs
 
-# The channels that they make are the last axis of their kernel ...
+# Layers whose output channels are the last axis of the kernel ...
 _LAST_AXIS = (layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.Dense)
-# ... or its last two.
+# ... or its last two axes.
 _LAST_TWO = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 
 
 def fold_batch_norm(model: keras.Model) -> keras.Model:
-    """The same model with each batch norm in the layer before it, for inference.
+    """Folds each batch norm into the layer before it, for inference.
 
-    Folded is what normalises the channels of a convolution or dense layer that has no
-    activation and that nothing else reads. Everything else stays, batch norms that are
-    called several times among it.
+    A batch norm is folded if it normalises the channels of a convolution or dense layer
+    without activation whose output nothing else reads. All others stay, such as batch
+    norms that are called several times.
 
     Args:
         model: a functional model; it is not changed.
 
     Returns:
         A model with the same inputs and outputs, equal up to rounding. A folded layer
-        is named like the batch norm; all other layers are shared with `model`, which
-        is given back as it is where there is nothing to fold.
+        has the name of the batch norm; all other layers are shared with `model`. If
+        there is nothing to fold, the result is `model` itself.
     """
     nodes = graphs.nodes_in_order(model)
     calls = collections.Counter(id(node.operation) for node in nodes)
@@ -50,7 +50,7 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
         if type(norm) is not layers.BatchNormalization or calls[id(norm)] > 1:
             continue
         tensor = node.input_tensors[0]
-        # Told to, it normalises by the batch in inference as well.
+        # With training=True, it uses the batch's statistics in inference too.
         if id(tensor) in inputs or node.arguments.kwargs.get("training"):
             continue
         before = graphs.producer(tensor)
@@ -68,13 +68,13 @@ def _can_take(layer: Any, norm: layers.BatchNormalization, made: Any) -> bool:
         and layer.activation is keras.activations.linear
         and getattr(layer, "data_format", "channels_last") == "channels_last"
         and norm.axis in (-1, len(made.shape) - 1)
-        # In a short format, a folded kernel would be rounded once more.
+        # In a shorter format, folding would round the kernel once more.
         and {layer.dtype_policy.name, norm.dtype_policy.name} == {"float32"}
     )
 
 
 def _folded(layer: Any, norm: layers.BatchNormalization, features: Any) -> Any:
-    """`layer` with the weights that do what it and `norm` do."""
+    """A copy of `layer` whose weights include `norm`."""
     factor = 1 / np.sqrt(_values(norm.moving_variance, 1) + norm.epsilon)
     factor *= _values(norm.gamma if norm.scale else None, 1)
     bias = _values(layer.bias, 0) - _values(norm.moving_mean, 0)
@@ -86,7 +86,7 @@ def _folded(layer: Any, norm: layers.BatchNormalization, features: Any) -> Any:
         kernel *= factor
 
     config = layer.get_config() | {"use_bias": True, "name": norm.name}
-    # `kernel` has LoRA's part in it already.
+    # `kernel` already includes the LoRA update.
     config |= {"lora_rank": None, "lora_alpha": None} if "lora_rank" in config else {}
     fresh = type(layer).from_config(config)
     fresh.build(features.shape)

@@ -1,4 +1,4 @@
-"""Stages as TensorFlow functions, their weights constants or variables."""
+"""Stages as TensorFlow functions, with weights as constants or variables."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from branchy_tf import checks, stages
 from branchy_tf.errors import BranchyError
 from branchy_tf.saved_model import folding
 
-# From tensors to (logits, carried tensors).
+# Maps tensors to (logits, carried tensors).
 StageFunction = Callable[[list], tuple[Any, list]]
 
 FREEZE = ("auto", "true", "false")
-# Three signatures may each hold a copy of the constants, and a GraphDef ends
-# at 2 GB.
+# Each of three signatures may hold a copy of the constants, and a GraphDef is limited
+# to 2 GB.
 _MOST_FROZEN_BYTES = 500_000_000
 _LARGEST_GRAPH = 1_900_000_000
-# Keras opens a scope named like the layer.
+# Keras opens a TensorFlow scope with the name of each layer.
 _SCOPE = re.compile(r"[A-Za-z0-9_.>-]*")
 
 
 def should_freeze(model: keras.Model, freeze: str) -> bool:
-    """Reads `--freeze`: auto freezes what stays well below GraphDef's limit.
+    """Whether to freeze; auto freezes models well below the limit of a GraphDef.
 
     Raises:
-        BranchyError: not one of auto, true and false, or too large to freeze.
+        BranchyError: `freeze` is not one of auto, true and false, or the model is too
+            large to freeze.
     """
     checks.one_of("freeze", freeze, FREEZE)
     weights = sum(
@@ -41,8 +42,8 @@ def should_freeze(model: keras.Model, freeze: str) -> bool:
     )
     if freeze == "true" and weights > _LARGEST_GRAPH:
         raise BranchyError(
-            f"{model.name} has {weights:,} bytes of weights, and a graph holds at most "
-            f"{_LARGEST_GRAPH:,} as constants. Pass --freeze=false."
+            f"{model.name} has {weights:,} bytes of weights, but a graph can hold at "
+            f"most {_LARGEST_GRAPH:,} as constants. Pass --freeze=false."
         )
     if freeze == "auto":
         return 3 * weights <= _MOST_FROZEN_BYTES
@@ -52,11 +53,11 @@ def should_freeze(model: keras.Model, freeze: str) -> bool:
 def stage_functions(model: keras.Model, frozen: bool) -> list[StageFunction]:
     """The stages of `model` as functions to call inside a graph.
 
-    A frozen stage is a function of its own that holds its weights. Called inside
-    a branch of `tf.cond`, it becomes part of that branch with its filters as
-    constants, which lets TensorFlow fuse conv, bias, sum and relu.
-    (Constants captured from outside a branch get none of this.) The SavedModel
-    stores each such function once, however many signatures call it.
+    A frozen stage is a separate function that holds its weights. Called inside a branch
+    of `tf.cond`, it becomes part of that branch with its filters as constants, so that
+    TensorFlow can fuse conv, bias, sum and relu. Constants captured from outside a
+    branch do not allow this. The SavedModel stores each function once, however many
+    signatures call it.
 
     Raises:
         BranchyError: a tensor between stages does not have the batch first, a layer
@@ -75,20 +76,20 @@ def stage_functions(model: keras.Model, frozen: bool) -> list[StageFunction]:
             if not len(tensor.shape) or tensor.shape[0] is not None:
                 raise BranchyError(
                     f"A tensor of shape {tuple(tensor.shape)} crosses into the stage of "
-                    f"{part.name}; expected (None, ...), the batch first and of any "
-                    "size, so that rows can leave on their own."
+                    f"{part.name}; expected (None, ...), with the batch first and of any "
+                    "size, so that each row can exit on its own."
                 )
     return [freeze(part) if frozen else part for part in parts]
 
 
 def freeze(stage: stages.Stage) -> StageFunction:
-    """The stage as a function that holds its weights as constants, batch norm folded."""
+    """The stage as a function with constant weights and folded batch norm."""
     stage = stages.Stage(stage.name, folding.fold_batch_norm(stage.model))
     specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in stage.model.inputs]
     traced = tf.function(lambda *tensors: stage(list(tensors)))
     concrete = traced.get_concrete_function(*specs)
     constant = convert_variables_to_constants_v2(concrete)
-    # Lookup tables are no constants; their handles stay inputs, after the stage's own.
+    # Lookup tables are not constants: their handles remain inputs, after the stage's.
     captured = {inside.name: outside for outside, inside in concrete.graph.captures}
     handles = [captured[tensor.name] for tensor in constant.inputs[len(specs) :]]
 
@@ -100,7 +101,7 @@ def freeze(stage: stages.Stage) -> StageFunction:
 
 
 def tables(model: keras.Model) -> list[Any]:
-    """The lookup tables in `model`'s layers; a SavedModel must track them."""
+    """The lookup tables in the layers of `model`, which a SavedModel must track."""
     return [
         value
         for layer in _all_layers(model)
@@ -110,7 +111,7 @@ def tables(model: keras.Model) -> list[Any]:
 
 
 def _all_layers(model: keras.Model) -> list[keras.layers.Layer]:
-    # Those that layers hold inside them too; Keras has no public way to them.
+    # Includes nested layers, for which Keras has no public API.
     return list(model._flatten_layers(include_self=False))
 
 

@@ -1,4 +1,4 @@
-"""Plain models as SavedModels, to compare early exit with."""
+"""Exports models without early exit, to compare with."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ SIGNATURE = "serving_default"
 
 
 def write_keras_export(model: keras.Model, path: pathlib.Path) -> None:
-    """What a user of plain Keras has: `model.export`."""
+    """Writes what plain Keras exports, with `model.export`."""
     model.export(str(path), verbose=False)
 
 
 def write_frozen(model: keras.Model, path: pathlib.Path) -> None:
-    """The whole model, or one stage, frozen as the stages of an export are.
+    """Writes a model or a stage, frozen like the stages of an export.
 
-    Signature serving_default; inputs x_0, x_1, ...; outputs y_0, y_1, ...
+    The signature is serving_default, with inputs x_0, x_1, ... and outputs y_0, y_1, ...
     """
     function = freezing.freeze(stages.Stage("whole", model))
     specs = [

@@ -1,10 +1,9 @@
-"""The early exit itself: which rows go how far, as a TensorFlow graph.
+"""Early exit as a TensorFlow graph: routes each row through the stages that it needs.
 
-Each stage lies inside the branch that is taken only if a row still needs it,
-so rows that have left cost nothing. What a gate costs when nothing is decided
-by it: softmax, score, one comparison, `reduce_all` and a branch. Rows are
-gathered only where some leave and some stay; a batch of one row, or one in
-which all rows agree, is passed on as it is.
+Each stage is inside a branch that runs only if a row still needs it, so rows that have
+exited cost nothing. Every early exit adds softmax, score, one comparison, `reduce_all`
+and a branch. Rows are gathered only if some exit and some continue; a batch of one row,
+or a batch whose rows all agree, is passed on unchanged.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import tensorflow as tf
 
 from branchy_tf.exits import exit_name
 from branchy_tf.exits.confidence import exit_answer
-from branchy_tf.policy import ExitPolicy, leaves
+from branchy_tf.policy import ExitPolicy, exits_early
 from branchy_tf.saved_model.freezing import StageFunction
 
 
@@ -26,22 +25,21 @@ def early_exit(
     policy: ExitPolicy,
     classes: int,
 ) -> tuple[Any, Any, Any]:
-    """Routes each row to the first exit that is sure enough of it.
+    """Routes each row to the first exit that is confident enough.
 
     Args:
-        stages: N of them, from `freezing.stage_functions`.
+        stages: the N stages, from `freezing.stage_functions`.
         tensors: the model's inputs, each [B, ...].
-        thresholds: float32 [B or 1, N-1], in place of the policy's.
-        policy: what the rows are scored by: its criterion and temperatures.
-        classes: number of classes.
+        thresholds: float32 [B or 1, N-1], used instead of the policy's.
+        policy: sets the criterion and temperatures of the scores.
+        classes: the number of classes.
 
     Returns:
         `(probabilities [B, classes], exit [B], score [B])`: float32, int32,
         float32. For B = 0 all are empty.
 
     References:
-        BranchyNet (2016), Figure 2, for a batch with thresholds of its own for
-        each row.
+        BranchyNet (2016), Figure 2, extended to batches with thresholds per row.
     """
     rows = tf.shape(tensors[0])[0]
     thresholds = tf.broadcast_to(thresholds, [rows, len(stages) - 1])
@@ -73,24 +71,24 @@ def _from_stage(
     here = (probabilities, exits, scores)
     if k == len(stages) - 1:
         return here
-    gone = leaves(scores, thresholds[:, k])
+    exiting = exits_early(scores, thresholds[:, k])
 
     def go_on():
-        some_leave = tf.reduce_any(gone)
+        some_exit = tf.reduce_any(exiting)
 
-        def staying():
-            # Not tf.logical_not: the optimiser makes `not (score < t)` into
+        def remaining():
+            # Not tf.logical_not: the optimiser turns `not (score < t)` into
             # `score >= t`, which is wrong for NaN.
-            rows = tf.where(tf.equal(tf.cast(gone, tf.int32), 0))
+            rows = tf.where(tf.equal(tf.cast(exiting, tf.int32), 0))
             index = rows[:, 0]
             return rows, [tf.gather(t, index) for t in (*carried, thresholds)]
 
-        def everyone():
+        def all_rows():
             return tf.zeros([0, 1], tf.int64), [*carried, thresholds]
 
-        rows, (*onward, their_thresholds) = tf.cond(some_leave, staying, everyone)
-        # From the root, not inside this one: each name would hold all those above it,
-        # and the graph grow with the square of the exits.
+        rows, (*onward, their_thresholds) = tf.cond(some_exit, remaining, all_rows)
+        # The scope starts at the root. Nested scopes would make every name contain all
+        # those above it, and the graph grow with the square of the exits.
         with tf.name_scope(f"{exit_name(k + 2)}/"):
             further = _from_stage(k + 1, stages, onward, their_thresholds, policy)
 
@@ -100,9 +98,9 @@ def _from_stage(
                 for before, after in zip(here, further, strict=True)
             )
 
-        return tf.cond(some_leave, merged, lambda: further)
+        return tf.cond(some_exit, merged, lambda: further)
 
-    return tf.cond(tf.reduce_all(gone), lambda: here, go_on)
+    return tf.cond(tf.reduce_all(exiting), lambda: here, go_on)
 
 
 def all_exits(

@@ -1,7 +1,7 @@
 """A SavedModel in a `tf.compat.v1.Session`, the engine that TF Serving runs.
 
-`tf.saved_model.load` is not enough to know that a server can load a model: it
-restores variables that a Session does not, and checks what a Session does not.
+`tf.saved_model.load` does not show whether a server can load a model: it restores
+variables and makes checks that a Session does not.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ class SessionModel:
     """A loaded version; `run` may be called from several threads.
 
     Args:
-        path: folder of the version, with saved_model.pb.
-        intra_op_threads: threads inside one operation; 0: one for each core. The first
-            session of a process decides for all later ones.
-        inter_op_threads: operations at a time; 0: one for each core; -1: one, in the
-            thread that calls. Our graphs are chains: with a pool each call only waits
-            for another thread to wake up. See zoo/studies/routing.md.
+        path: the folder of the version, with saved_model.pb.
+        intra_op_threads: the threads inside one operation; 0 means one per core. The
+            first session of a process sets the number for all later ones.
+        inter_op_threads: the number of concurrent operations; 0 means one per core, -1
+            runs them in the calling thread. Our graphs are chains, so a pool would only
+            add the time to wake up another thread. See zoo/studies/routing.md.
 
     Attributes:
-        signatures: `{name: SignatureDef}`, those that are served.
-        defaults: `{signature: {input: array}}`, of inputs that may be left out.
-        graph: what the session runs.
+        signatures: `{name: SignatureDef}` of the served signatures.
+        defaults: `{signature: {input: array}}` of the optional inputs.
+        graph: the graph that the session runs.
     """
 
     def __init__(
@@ -44,15 +44,14 @@ class SessionModel:
         config = tf.compat.v1.ConfigProto(
             intra_op_parallelism_threads=intra_op_threads,
             inter_op_parallelism_threads=inter_op_threads,
-            # Of all sessions, a pool is the first one's without it. And with it, one in
-            # the thread that calls would get a pool, of the default size.
+            # Without it, all sessions share the first one's pool. With it, even -1
+            # would create a pool of the default size.
             use_per_session_threads=inter_op_threads > 0,
         )
         self._session = tf.compat.v1.Session(graph=self.graph, config=config)
         try:
             with self.graph.as_default():
-                # What tf.compat.v1.saved_model.load calls, less its advice to use
-                # tf.saved_model.load instead.
+                # Like tf.compat.v1.saved_model.load, without its deprecation warning.
                 loader = loader_impl.SavedModelLoader(str(path))
                 loaded = loader.load(self._session, [tf.saved_model.SERVING])
         except BaseException:
@@ -73,19 +72,19 @@ class SessionModel:
     def run(
         self, signature: str, inputs: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
-        """Runs one signature as the server does: nothing is checked on the way.
+        """Runs one signature as a server does, without checks.
 
         Args:
-            signature: its name.
-            inputs: an array for each input; one with a default may be left out.
+            signature: the name of the signature.
+            inputs: an array for each input; inputs with a default are optional.
 
         Returns:
-            `{output: array}`, of all outputs: for each choice of them the engine would
-            keep a graph of its own, weights and all.
+            `{output: array}` of all outputs. The engine would keep a separate graph,
+            with its own weights, for every other choice of outputs.
 
         Raises:
-            tf.errors.OpError: what the engine answers, e.g. InvalidArgumentError.
-            KeyError: no such signature or input.
+            tf.errors.OpError: the engine fails, e.g. with InvalidArgumentError.
+            KeyError: the signature or an input is unknown.
         """
         definition = self.signatures[signature]
         fetched = sorted(definition.outputs)
@@ -99,9 +98,9 @@ class SessionModel:
         return dict(zip(fetched, values, strict=True))
 
     def call(self, feeds: tuple[str, ...], fetches: tuple[str, ...]):
-        """A function from arrays to arrays, made once for these tensors' names."""
-        # session.run() checks shapes in Python and finds its way by names each
-        # time; a callable made once hands the arrays to the engine as they are.
+        """A cached function from arrays to arrays, by names of tensors."""
+        # session.run() checks shapes in Python and looks names up on every call. A
+        # callable passes the arrays directly to the engine.
         with self._lock:
             key = (feeds, fetches)
             if key not in self._calls:
@@ -110,10 +109,10 @@ class SessionModel:
             return self._calls[key]
 
     def operations(self, signature: str, inputs: Mapping[str, np.ndarray]) -> list[str]:
-        """The operations that a call runs, by their names in the optimised graph.
+        """The names of the operations that a call runs, in the optimised graph.
 
-        What lies in a branch that is not taken is not among them. The engine makes a
-        second graph for such calls, weights and all.
+        Operations in branches that are not taken are not listed. The engine keeps a
+        second graph, with its own weights, for these calls.
         """
         definition = self.signatures[signature]
         feeds = {
@@ -134,6 +133,6 @@ class SessionModel:
         ]
 
     def close(self) -> None:
-        """Frees the model. No run may be under way or follow."""
+        """Frees the model. No run may be in progress or follow."""
         self._calls.clear()
         self._session.close()

@@ -1,8 +1,8 @@
-"""Requests that a server answers to itself before it calls a version ready.
+"""Warm-up requests, which a server runs before it declares a version ready.
 
-The first request of its kind builds an executor (60 to 90 ms), the first batch
-of a new size lays out memory for it. TF Serving replays this file at load, so
-that no client pays for either.
+The first request of each kind builds an executor (60 to 90 ms), and the first batch of
+a new size allocates memory. TF Serving replays this file when it loads a version, so
+that no client has to wait for either.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from branchy_tf.policy import forcing
 from branchy_tf.saved_model.early_exit import EarlyExitModule
 
 FILE_NAME = "tf_serving_warmup_requests"
-# Batches that reach each exit, whole; what a batch of mixed rows leaves for
-# later stages is of about these sizes too.
+# Sizes of batches that reach each exit as a whole. What remains of mixed batches in
+# later stages has similar sizes.
 BATCH_SIZES = (1, 2, 8, 32)
 
 
@@ -36,8 +36,8 @@ def requests(module: EarlyExitModule) -> list[tuple[str, dict[str, np.ndarray]]]
             break
         inputs = example_inputs(module, rows)
         for k in range(num_exits):
-            # [B, N-1], since with batching on every input needs the batch as first
-            # dimension.
+            # [B, N-1], because batching needs the batch as the first dimension of every
+            # input.
             limits = np.tile(forcing(k, num_exits), (rows, 1))
             found.append(("early_exit", inputs | {"thresholds": limits}))
         found.append(("serving_default", inputs))
@@ -46,7 +46,7 @@ def requests(module: EarlyExitModule) -> list[tuple[str, dict[str, np.ndarray]]]
 
 
 def example_inputs(module: EarlyExitModule, rows: int) -> dict[str, np.ndarray]:
-    """A batch of noise that fits the signatures, the same each time."""
+    """A reproducible batch of noise that fits the signatures."""
     random = np.random.default_rng(0)
     return {
         spec.name: _example(spec, dtype, rows, random)
@@ -70,7 +70,7 @@ def write(module: EarlyExitModule, version: pathlib.Path, model_name: str) -> No
 
 
 def read(version: pathlib.Path) -> list[predict_pb2.PredictRequest]:
-    """The requests in a version's warm-up file; none if it has no file."""
+    """The requests in a version's warm-up file; an empty list without the file."""
     path = version / "assets.extra" / FILE_NAME
     if not path.exists():
         return []
@@ -81,11 +81,11 @@ def read(version: pathlib.Path) -> list[predict_pb2.PredictRequest]:
 
 
 def replay(model: Any, version: pathlib.Path) -> None:
-    """Answers a version's warm-up requests, as a server does before it is ready.
+    """Runs a version's warm-up requests, as a server does before it is ready.
 
     Args:
-        model: the loaded version: a `SessionModel`, or what runs like one.
-        version: its folder.
+        model: the loaded version, a `SessionModel` or an object with the same `run`.
+        version: the folder of the version.
     """
     for request in read(version):
         arrays = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}

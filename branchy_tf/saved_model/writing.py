@@ -1,4 +1,4 @@
-"""Writes a version: beside, checked, then under the next number."""
+"""Writes a version to a temporary folder, checks it and renames it to the next number."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from branchy_tf.saved_model.checking import (
 from branchy_tf.saved_model.early_exit import EarlyExitModule
 from branchy_tf.zoo.policies import policy_for
 
-# Above what EarlyExitClient sends at once and TF Serving merges by default, 1000.
+# Above 1000, the most rows that EarlyExitClient sends and TF Serving merges by default.
 MAX_ROWS = 1024
-# No number, so no server takes it for a version.
+# Not a number, so that no server takes it for a version.
 _BESIDE = ".writing-"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
@@ -57,44 +57,43 @@ def export(
 ) -> pathlib.Path:
     """Exports a multi-exit model as the next version of `model_name`.
 
-    The version is written under another name, loaded into a Session, compared
-    with the Keras model and only then renamed; a server that polls the folder
-    never meets half of one.
+    The version is written under another name, loaded into a Session, compared with the
+    Keras model and only then renamed. A server that polls the folder never sees a
+    partial version.
 
     Args:
         model: outputs `{"exit_1": logits, ..., "exit_N": logits}`.
-        export_dir: folder of all models.
-        model_name: what clients ask for.
-        policy: what requests get that bring no thresholds; an `ExitPolicy`, the path of
-            a thresholds.json, what brings a policy, or plain thresholds for entropy.
-        thresholds: plain thresholds by their own name, in place of `policy`.
-        freeze: `true`: weights are constants, 1.4 to 1.8 times faster on a CPU;
-            `false`: they stay variables; `auto`: constants while three times
-            their bytes are at most 500 MB.
-        input_dtype: dtype of the served inputs; default: the model's own, which
-            is uint8 for the zoo's.
+        export_dir: the folder of all models.
+        model_name: the name under which clients request the model.
+        policy: the policy of requests without thresholds: an `ExitPolicy`, the path of
+            a thresholds.json, an object with a policy, or plain thresholds for entropy.
+        thresholds: plain thresholds, instead of `policy`.
+        freeze: `true` stores weights as constants, 1.4 to 1.8 times faster on a CPU;
+            `false` as variables; `auto` as constants if three times their bytes are at
+            most 500 MB.
+        input_dtype: the dtype of the served inputs; default: the model's own, uint8 for
+            the zoo's.
         precision: `float32`, or `bfloat16`: half the bytes, and faster on CPUs that
-            know it; logits and all that follows stay float32.
-        images: real ones, validation images for example: [n, ...] of the model's input
-            shape and dtype; for several inputs a dict by name. On these the exported
-            graph must let each row leave where the policy's rule on every exit's scores
-            says. bfloat16 is compared with float32 on them and needs them; float32 is
-            checked on noise alone without.
-        max_disagreement: the largest share of them that may get another label in
-            bfloat16, and that may leave at another exit.
-        max_rows: the most rows of a request; more are refused with INVALID_ARGUMENT
-            before anything is computed. None: any number. A server that merges
-            requests counts the merged batch, so at least its `max_batch_size`. The
-            graph cannot stop what the server does before: it decodes the request's
-            tensors, and a message of a few bytes can declare a tensor of gigabytes.
+            support it. Logits and what follows stay in float32.
+        images: real images, such as the validation split: [n, ...] of the model's input
+            shape and dtype; a dict by name for several inputs. The exported graph must
+            route each row as every exit's scores imply. Required for bfloat16, which is
+            compared with float32 on them; without them, float32 is checked on noise.
+        max_disagreement: the largest share of the images that may get another label in
+            bfloat16, and that may take another exit. A fraction of 1.
+        max_rows: the largest number of rows in a request; larger requests fail with
+            INVALID_ARGUMENT before anything is computed. None sets no limit. If a
+            server merges requests, the limit applies to the merged batch, so it must be
+            at least `max_batch_size`. It does not protect the server from decoding a
+            request: a message of a few bytes can declare a tensor of gigabytes.
 
     Returns:
-        The folder of the version: `<export_dir>/<model_name>/<version>`, where
-        version is the highest there is plus 1, or 1.
+        The folder of the version, `<export_dir>/<model_name>/<version>`. The version is
+        one more than the highest existing one, or 1.
 
     Raises:
-        BranchyError: arguments that do not fit, a folder that cannot be written,
-            or a check that failed. Nothing is left behind then.
+        BranchyError: an argument does not fit, the folder cannot be written, or a check
+            failed. Nothing is left behind.
 
     Example:
 
@@ -103,9 +102,7 @@ def export(
     ```
     """
     folder = files.folder(export_dir)
-    max_disagreement = checks.real_number(
-        "max_disagreement", max_disagreement, at_least=0, at_most=1
-    )
+    max_disagreement = checks.fraction("max_disagreement", max_disagreement)
     if not isinstance(model_name, str) or not _NAME.match(model_name):
         raise BranchyError(
             f"`model_name` must be letters, digits, '.', '_' and '-', and begin with a "
@@ -133,14 +130,14 @@ def export(
     if images is not None:
         next(agreement.batches(module, images))
     for function in module.functions.values():
-        # What cannot be traced is found before a file is touched.
+        # Tracing errors surface before a file is touched.
         function.get_concrete_function()
     beside = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
         beside = pathlib.Path(tempfile.mkdtemp(prefix=_BESIDE, dir=folder))
-        # mkdtemp keeps others out; a server often runs as another user.
+        # mkdtemp gives access to its user only; a server often runs as another user.
         os.chmod(beside, 0o755)
         logging.info("Writing the signatures ...")
         module.save(beside)
@@ -150,7 +147,7 @@ def export(
             _description(model, module, frozen, agreed),
         )
         warmup.write(module, beside, model_name)
-        logging.info("Comparing it with the Keras model, in a Session ...")
+        logging.info("Comparing the version with the Keras model, in a Session ...")
         tolerance = TOLERANCE if agreed is None else TOLERANCE_BFLOAT16
         check_version(beside, model, module, policy, tolerance, images)
         return _rename_to_next(beside, folder)
@@ -158,7 +155,7 @@ def export(
         reason = getattr(error, "strerror", None) or first_line(error)
         raise BranchyError(
             f"{folder} cannot be written: {reason}. Nothing was exported; pass an "
-            "--export_dir that is writable and has room."
+            "--export_dir that is writable and has enough space."
         ) from None
     finally:
         if beside is not None:
@@ -166,7 +163,7 @@ def export(
 
 
 def _remove_leftovers(folder: pathlib.Path) -> None:
-    """Removes what killed exports left; none takes as long as a day."""
+    """Removes leftovers of killed exports, which are more than a day old."""
     for leftover in folder.glob(f"{_BESIDE}*"):
         if time.time() - leftover.stat().st_mtime > 24 * 3600:
             shutil.rmtree(leftover, ignore_errors=True)
@@ -179,7 +176,7 @@ def _rename_to_next(beside: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
             os.rename(beside, target)
             return target
         except OSError as error:
-            # Another export has taken the number meanwhile.
+            # Another export has taken the number in the meantime.
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
 
@@ -191,7 +188,7 @@ def _macs(model: keras.Model) -> dict:
             "full_macs": costs.full_macs(model),
         }
     except BranchyError as error:
-        # A model for images of any size can be served all the same.
+        # A model for images of any size can still be served.
         logging.warning("%s", error)
         return {"macs": None, "full_macs": None}
 
@@ -216,7 +213,7 @@ def _description(
         "max_rows": module.max_rows,
         "frozen": frozen,
         "precision": "float32" if agreed is None else BFLOAT16,
-        # With float32, where it is not that itself.
+        # The agreement of bfloat16 with float32.
         "agreement": None if agreed is None else dataclasses.asdict(agreed),
         "versions": {
             "branchy_tf": branchy_tf.__version__,

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from branchy_tf.results import Predictions
-from branchy_tf.thresholds import leaves
+from branchy_tf.thresholds import exits_early
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +63,8 @@ class ExpectedAnswers:
         """Bool [B, N], the exits possible for each row within the tolerance."""
         scores = self.scores[rows, :-1]
         # No score is below 0, whatever the tolerance.
-        may_leave = leaves(scores, thresholds + self.tolerance) & (thresholds > 0)
-        may_stay = ~leaves(scores, thresholds - self.tolerance)
+        may_leave = exits_early(scores, thresholds + self.tolerance) & (thresholds > 0)
+        may_stay = ~exits_early(scores, thresholds - self.tolerance)
         always = np.ones((len(rows), 1), bool)
         reached = np.logical_and.accumulate(np.hstack([always, may_stay]), axis=1)
         return reached & np.hstack([may_leave, always])

@@ -1,9 +1,8 @@
-"""Thresholds: the search for the best ones, what they do, thresholds.json.
+"""Thresholds: searching for the best, counting what they do, and thresholds.json.
 
-The rule that they follow stands in `branchy_tf.policy`, and is to be had here too.
-
-Importing it needs numpy alone, so that the serving client can check thresholds
-too; guarantees and temperatures need scipy where they are computed.
+The rule that compares scores with thresholds is part of `branchy_tf.policy` and is
+exported here too. Importing this package needs only NumPy, so that the serving client
+can check thresholds; guarantees and temperatures import SciPy when they are computed.
 """
 
 from branchy_tf.policy import (
@@ -11,9 +10,9 @@ from branchy_tf.policy import (
     check_temperatures,
     exit_indices,
     exits_by_vector,
+    exits_early,
     forcing,
-    leaves,
-    near,
+    within_tolerance,
 )
 from branchy_tf.thresholds.budgets import check_budget, choose, find_knee, quantiles
 from branchy_tf.thresholds.calibrated import Calibration, fit_temperature
@@ -51,13 +50,13 @@ __all__ = [
     "evaluate",
     "exit_indices",
     "exits_by_vector",
+    "exits_early",
     "find_knee",
     "fit_temperature",
     "forcing",
     "frontier",
     "halves",
-    "leaves",
-    "near",
     "quantiles",
     "rows_needed",
+    "within_tolerance",
 ]

@@ -9,7 +9,7 @@ import numpy as np
 
 from branchy_tf import checks
 from branchy_tf.errors import BranchyError
-from branchy_tf.policy import check_scores, leaves
+from branchy_tf.policy import check_scores, exits_early
 from branchy_tf.thresholds.counting import (
     Point,
     check_arrays,
@@ -36,27 +36,29 @@ def choose(
     """The best point of the frontier within one budget.
 
     Args:
-        scores: [n, N] float32.
-        correct: [n, N] bool.
-        costs: [N] cumulative.
-        max_accuracy_drop: the cheapest point whose accuracy is at most this much
-            below the final exit's on the same rows. The default budget: 0.
-        min_accuracy: the cheapest point at least this accurate.
-        max_cost: the most accurate point at most this expensive.
-        exit_rates: N-1 shares of all rows that are to leave at each early exit.
-        knee: the point after which accuracy costs most more.
-        guarantee: a probability with which the accuracy drop is to stay within
-            `max_accuracy_drop` on rows never seen, or "expectation". See
-            `control_risk`; losses are counted alone.
-        points: the frontier, where it is known already.
-        seed: of the split that a guarantee makes.
+        scores: float32 [n, N].
+        correct: bool [n, N].
+        costs: [N], cumulative.
+        max_accuracy_drop: chooses the cheapest point whose accuracy is at most this
+            much below the final exit's on the same rows, a fraction of 1. The default
+            budget is a drop of 0.
+        min_accuracy: chooses the cheapest point with at least this accuracy, a
+            fraction of 1.
+        max_cost: chooses the most accurate point with at most this cost.
+        exit_rates: N-1 fractions of all rows, the share to take each early exit.
+        knee: whether to choose the knee of the frontier; see `find_knee`.
+        guarantee: the probability with which the loss of accuracy is to stay within
+            `max_accuracy_drop` on unseen rows, or "expectation". See `control_risk`;
+            gains do not make up for losses.
+        points: the frontier, if already known.
+        seed: the seed of the split that a guarantee makes.
 
     Returns:
         A `Point`, counted on all rows.
 
     Raises:
-        BranchyError: more than one budget, or one that cannot be reached; the
-            message says the best that can.
+        BranchyError: there is more than one budget, or none of the points is within
+            it; the message says the best that is possible.
 
     Example:
 
@@ -82,12 +84,14 @@ def choose(
         and all(isinstance(point, Point) for point in points)
     ):
         raise BranchyError(
-            "`points` must be those of a frontier, or None. Received "
+            "`points` must be the points of a frontier, or None. Received "
             f"{checks.shown(points)}."
         )
     if guarantee is not None and max_accuracy_drop is not None:
-        kept = count_losses_only(correct)
-        promised = control_risk(scores, kept, costs, max_accuracy_drop, guarantee, seed)
+        retained = count_losses_only(correct)
+        promised = control_risk(
+            scores, retained, costs, max_accuracy_drop, guarantee, seed
+        )
         return evaluate(scores, correct, costs, promised.thresholds)
     if exit_rates is not None:
         return evaluate(scores, correct, costs, quantiles(scores, exit_rates))
@@ -111,22 +115,19 @@ def check_budget(
     guarantee: float | str | None = None,
     num_exits: int | None = None,
 ) -> None:
-    """Raises `BranchyError` for more than one budget, or one out of range."""
+    """Raises `BranchyError` for several budgets or a budget out of range."""
     knee = checks.switch("knee", knee)
     budgets = [max_accuracy_drop, min_accuracy, max_cost, exit_rates, knee or None]
     given = sum(budget is not None for budget in budgets)
     if given > 1:
         raise BranchyError(
-            "Give one of max_accuracy_drop, min_accuracy, the cost limit, exit_rates "
+            "Pass one of max_accuracy_drop, min_accuracy, the cost limit, exit_rates "
             f"and knee, not {given} of them."
         )
-    for name, value in (
-        ("max_accuracy_drop", max_accuracy_drop),
-        ("min_accuracy", min_accuracy),
-    ):
-        if value is not None:
-            what = "fraction of 1,"
-            checks.real_number(name, value, at_least=0, at_most=1, what=what)
+    if max_accuracy_drop is not None:
+        checks.fraction("max_accuracy_drop", max_accuracy_drop, difference=True)
+    if min_accuracy is not None:
+        checks.fraction("min_accuracy", min_accuracy)
     if max_cost is not None:
         checks.real_number("max_cost", max_cost, above=0, infinite=True)
     if exit_rates is not None:
@@ -143,38 +144,40 @@ def _check_rates(rates: Sequence[float], num_exits: int | None) -> None:
         or values.sum() > 1 + 1e-9
         or (num_exits is not None and len(values) != num_exits - 1)
     ):
-        number = "" if num_exits is None else f"{num_exits - 1}, "
+        number = "" if num_exits is None else f" ({num_exits - 1} here)"
+        largest = values.max(initial=0)
         raise BranchyError(
-            f"`exit_rates` must be {number}one share for each exit but the last, from 0 "
-            f"to 1 and 1 at most together. Received {checks.shown(rates)}."
+            f"`exit_rates` must be fractions of 1, one for each early exit{number}, with "
+            f"a sum of at most 1. Received {checks.shown(rates)}."
+            f"{checks.percentage_hint(largest)}"
         )
 
 
 def cheapest(points: Sequence[Point], min_accuracy: float) -> Point:
-    """The cheapest point of a frontier that is at least so accurate."""
+    """The cheapest point of a frontier with at least this accuracy."""
     for point in points:
-        # Far less than one row in any data set, far more than float error.
+        # The tolerance is far below one row of any data set and far above float error.
         if point.accuracy >= min_accuracy - 1e-12:
             return point
     raise BranchyError(
-        f"No thresholds reach accuracy {min_accuracy:.4f}; the best there are reach "
+        f"No thresholds reach accuracy {min_accuracy:.4f}; the best reach "
         f"{points[-1].accuracy:.4f}, at cost {points[-1].cost:,.4g}."
     )
 
 
 def most_accurate(points: Sequence[Point], max_cost: float) -> Point:
-    """The most accurate point of a frontier that costs at most so much."""
+    """The most accurate point of a frontier with at most this cost."""
     within = [point for point in points if point.cost <= max_cost]
     if not within:
         raise BranchyError(
-            f"No thresholds cost at most {max_cost:,.6g}; the cheapest there are cost "
+            f"No thresholds cost at most {max_cost:,.6g}; the cheapest cost "
             f"{points[0].cost:,.6g}, with accuracy {points[0].accuracy:.4f}."
         )
     return within[-1]
 
 
 def find_knee(points: Sequence[Point]) -> Point:
-    """The point of a frontier farthest above the line between its ends.
+    """The point of a frontier that is farthest above the line between its ends.
 
     References:
         Satopaa, Albrecht, Irwin, Raghavan, Finding a "Kneedle" in a Haystack
@@ -189,14 +192,14 @@ def find_knee(points: Sequence[Point]) -> Point:
 
 
 def quantiles(scores: Any, exit_rates: Sequence[float]) -> list[float]:
-    """Thresholds with which given shares of the rows leave at each exit.
+    """Thresholds with which given shares of the rows take each exit.
 
-    Each is a quantile of the scores of the rows that have not left before.
+    Each is a quantile of the scores of the rows that reach the exit.
 
     Args:
-        scores: [n, N] float32.
-        exit_rates: N-1 shares of all rows. With rows of equal score, or rows that
-            never leave, the next larger share there is, or all.
+        scores: float32 [n, N].
+        exit_rates: N-1 fractions of all rows. Rows of equal score exit together, so a
+            share may come out larger; it is smaller if too few rows remain.
 
     Returns:
         N-1 numbers.
@@ -207,15 +210,15 @@ def quantiles(scores: Any, exit_rates: Sequence[float]) -> list[float]:
     """
     scores = check_scores(scores)
     _check_rates(exit_rates, scores.shape[1])
-    going = np.ones(len(scores), bool)
+    remaining = np.ones(len(scores), bool)
     found = []
     for k, rate in enumerate(exit_rates):
-        here = np.sort(scores[going & np.isfinite(scores[:, k]), k])
+        here = np.sort(scores[remaining & np.isfinite(scores[:, k]), k])
         count = min(round(rate * len(scores)), len(here))
         limit = np.float32(0)
         if count:
             values = np.unique(here)
             limit = between(values)[np.searchsorted(values, here[count - 1])]
-        going &= ~leaves(scores[:, k], limit)
+        remaining &= ~exits_early(scores[:, k], limit)
         found.append(float(limit))
     return found

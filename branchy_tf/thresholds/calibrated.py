@@ -1,4 +1,4 @@
-"""What a calibration keeps: thresholds.json; and the temperatures it fits."""
+"""The content of thresholds.json, and the fit of temperatures."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from branchy_tf import checks, files
 from branchy_tf.errors import BranchyError
 from branchy_tf.policy import ExitPolicy, check
 
-# An exit without an error on the calibration rows would be called infinitely sure.
-_RANGE = (0.05, 20.0)
-# What a thresholds.json must have.
+# Without a lower limit, an exit without errors would get the temperature 0.
+_TEMPERATURES = (0.05, 20.0)
 _REQUIRED = ("criterion", "exits", "thresholds", "validation", "frontier")
 
 
@@ -25,13 +24,13 @@ class Calibration:
     """The content of a thresholds.json.
 
     Attributes:
-        policy: criterion, thresholds, temperatures, and for which weights.
-        exits: names of all N exits.
-        validation: what the policy does on the validation split.
-        frontier: `[{"thresholds", "accuracy", "macs"}, ...]`, rising cost; for the
-            policy's criterion and temperatures.
-        budget: what was asked for, by the names of calibrate's flags.
-        guarantee: what is promised of the policy, or None.
+        policy: the criterion, thresholds, temperatures and weights fingerprint.
+        exits: the names of all N exits.
+        validation: the policy's figures on the validation split.
+        frontier: `[{"thresholds", "accuracy", "macs"}, ...]` in order of increasing
+            cost, for the policy's criterion and temperatures.
+        budget: the requested budget, by the names of calibrate's flags.
+        guarantee: the guarantee of the policy, or None.
     """
 
     policy: ExitPolicy
@@ -43,21 +42,21 @@ class Calibration:
 
     @property
     def criterion(self) -> str:
-        """The policy's."""
+        """The policy's criterion."""
         return self.policy.criterion
 
     @property
     def thresholds(self) -> Sequence[float]:
-        """The policy's, N-1 numbers. Pass the policy on, not these alone."""
+        """The policy's N-1 thresholds. Pass on the policy rather than these alone."""
         return self.policy.thresholds
 
     @property
     def temperatures(self) -> Sequence[float] | None:
-        """The policy's, N numbers."""
+        """The policy's N temperatures."""
         return self.policy.temperatures
 
     def write(self, path: files.Path) -> None:
-        """Writes the file; infinity becomes the string "inf"."""
+        """Writes the file, infinity as the string "inf"."""
         policy = self.policy.to_json()
         files.write_json(
             path,
@@ -81,12 +80,12 @@ class Calibration:
         """Reads the file for a model with these exits.
 
         Args:
-            path: of the file.
-            exits: names of all N exits of the model.
-            weights: fingerprint of its weights; "" accepts any.
+            path: a thresholds.json.
+            exits: the names of all N exits of the model.
+            weights: the fingerprint of its weights; "" accepts any.
 
         Raises:
-            BranchyError: no file, an incomplete one, or one of another model.
+            BranchyError: the file is missing, incomplete or for another model.
         """
         path = files.path(path)
         if not path.is_file():
@@ -122,7 +121,7 @@ class Calibration:
 
 
 def _numbers(value: Any) -> bool:
-    # True and False are ints in Python, and no number in a file.
+    # In Python, True and False are ints.
     return isinstance(value, list) and all(
         isinstance(x, (int, float)) and not isinstance(x, bool) for x in value
     )
@@ -137,7 +136,7 @@ def _points(value: Any) -> bool:
     )
 
 
-# `{field: (what it must be, whether a value is)}`.
+# `{field: (the expected kind in words, the check for it)}`.
 _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "criterion": ("a string", lambda value: isinstance(value, str)),
     "exits": (
@@ -169,32 +168,31 @@ def _check_kinds(path: pathlib.Path, value: dict[str, Any]) -> None:
 
 
 def fit_temperature(logits: Any, labels: Any) -> float:
-    """The temperature T with which softmax(logits / T) is likeliest to be right.
+    """The temperature T that maximises the likelihood of softmax(logits / T).
 
     Args:
         logits: [n, classes], any float dtype.
-        labels: [n] class indices.
+        labels: [n], class indices.
 
     Returns:
-        A number from 0.05 to 20; above 1 for an exit that was too sure. Rows to
-        which the exit gives no finite logit of their label do not count; 1 if there
-        are no others.
+        A number from 0.05 to 20; above 1 for an overconfident exit. Rows whose label
+        has no finite logit do not count; without any other rows the result is 1.
 
     Raises:
-        BranchyError: no rows, or shapes that do not fit together.
+        BranchyError: there are no rows, or the shapes do not match.
 
     References:
         Guo, Pleiss, Sun, Weinberger, On Calibration of Modern Neural Networks
         (ICML 2017, arXiv 1706.04599), section 4.2.
     """
-    # Not at the top: a serving client imports this package and has numpy alone.
+    # Not at the top: a serving client imports this package without SciPy.
     from scipy import optimize
 
     logits = checks.real_array("logits", logits).astype(np.float64, copy=False)
     labels = checks.real_array("labels", labels)
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or not logits.size:
         raise BranchyError(
-            "Expected logits [n, classes] and labels [n], one row at least. Received "
+            "Expected logits [n, classes] and labels [n] with at least one row. Received "
             f"{logits.shape} and {labels.shape}."
         )
     if labels.dtype.kind == "f" or not 0 <= labels.min() <= labels.max() < len(logits[0]):
@@ -205,20 +203,20 @@ def fit_temperature(logits: Any, labels: Any) -> float:
 
     largest = logits.max(axis=1)
     own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-    # Masked out (-inf), a label is impossible at every temperature.
+    # A label that is masked out (-inf) is impossible at every temperature.
     possible = np.isfinite(own) & np.isfinite(largest)
     if not possible.any():
         return 1.0
-    # Once, where scipy's logsumexp would at each temperature; it takes ten times as
-    # long, and more memory, with thousands of classes.
+    # The shift is done once. SciPy's logsumexp would repeat it at each temperature,
+    # which takes ten times as long, and more memory, with thousands of classes.
     shifted = logits[possible] - largest[possible, None]
     own = own[possible] - largest[possible]
 
-    def surprise(log_temperature: float) -> float:
+    def cross_entropy(log_temperature: float) -> float:
         temperature = math.exp(log_temperature)
         scaled = shifted / temperature
         np.exp(scaled, out=scaled)
         return float((np.log(scaled.sum(axis=1)) - own / temperature).mean())
 
-    bounds = tuple(math.log(limit) for limit in _RANGE)
-    return math.exp(optimize.minimize_scalar(surprise, bounds=bounds).x)
+    bounds = tuple(math.log(limit) for limit in _TEMPERATURES)
+    return math.exp(optimize.minimize_scalar(cross_entropy, bounds=bounds).x)

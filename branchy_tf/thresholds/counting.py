@@ -1,9 +1,9 @@
-"""What thresholds do on stored scores: the count, its intervals, and kinds of loss.
+"""Counts what thresholds do on stored scores, with intervals and kinds of loss.
 
-A risk is the mean of a loss that is 1 or 0. `count_losses_only` and `agreement` give
-it as [n, N] bool, true where leaving at that exit loses nothing; the last column is
-true all over, since the full network's own answer is what is compared with. Given to
-the search in place of correctness, a drop in accuracy is then the risk.
+A risk is the mean of a loss that is 1 or 0. `count_losses_only` and `agreement` return
+it as [n, N] bool, true where that exit loses nothing; the last column is always true,
+because the reference is the full network's own answer. Passed to the search in place
+of correctness, they turn a drop in accuracy into the risk.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ import numpy as np
 
 from branchy_tf import checks
 from branchy_tf.errors import BranchyError
-from branchy_tf.policy import check, exit_indices, flushed, leaves
+from branchy_tf.policy import check, exit_indices, exits_early, flushed
 
-# Rows times vectors that are looked at together: some megabytes.
+# Rows times vectors counted in one block, which takes a few megabytes.
 _BLOCK = 2_000_000
-# Of a bootstrap.
-_DRAWS = 10_000
+_BOOTSTRAP_DRAWS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +29,9 @@ class Point:
 
     Attributes:
         thresholds: N-1 numbers.
-        accuracy: share of the rows answered rightly.
-        cost: expected cost of a row, in the unit of the costs given.
-        exit_rates: N shares, of the rows that leave at each exit.
+        accuracy: the share of correct answers.
+        cost: the expected cost per row, in the unit of the costs given.
+        exit_rates: N fractions, the share of the rows that takes each exit.
     """
 
     thresholds: tuple[float, ...]
@@ -45,13 +44,10 @@ def evaluate(scores: Any, correct: Any, costs: Any, thresholds: Any) -> Point:
     """Counts what `thresholds` do on stored scores.
 
     Args:
-        scores: [n, N] float32, the score of each row at each exit.
-        correct: [n, N] bool, whether that exit alone answers the row rightly.
-        costs: [N], cumulative cost of leaving at each exit.
+        scores: float32 [n, N], the score of each row at each exit.
+        correct: bool [n, N], whether each exit alone is correct on the row.
+        costs: [N], the cumulative cost of each exit.
         thresholds: N-1 numbers.
-
-    Returns:
-        A `Point`.
     """
     scores, correct, costs = check_arrays(scores, correct, costs)
     check(thresholds, scores.shape[1], rows=1)
@@ -61,19 +57,20 @@ def evaluate(scores: Any, correct: Any, costs: Any, thresholds: Any) -> Point:
 def evaluate_all(
     scores: np.ndarray, correct: np.ndarray, costs: np.ndarray, vectors: Sequence
 ) -> list[Point]:
-    """The same for many vectors at once, of arrays that have been checked."""
+    """Evaluates many vectors at once, on arrays that have been checked."""
     points: list[Point] = []
     step = max(_BLOCK // len(scores), 1)
     for start in range(0, len(vectors), step):
         limits = flushed(vectors[start : start + step])
-        going = np.ones((len(limits), len(scores)), bool)
+        remaining = np.ones((len(limits), len(scores)), bool)
         counts, right = [], np.zeros(len(limits), np.int64)
         for k in range(len(costs)):
-            last = k == len(costs) - 1
-            here = going if last else going & leaves(scores[:, k], limits[:, k, None])
+            here = remaining
+            if k < len(costs) - 1:
+                here = remaining & exits_early(scores[:, k], limits[:, k, None])
             counts.append(np.count_nonzero(here, axis=1))
             right += np.count_nonzero(here & correct[:, k], axis=1)
-            going = going & ~here
+            remaining = remaining & ~here
         table = np.stack(counts, axis=1)
         points += [
             Point(
@@ -90,10 +87,10 @@ def evaluate_all(
 
 
 def undominated(accuracy: Any, cost: Any) -> np.ndarray:
-    """Indices of the points that none beats in both, by rising cost."""
+    """Indices of the Pareto-optimal points, in order of increasing cost."""
     accuracy = np.asarray(accuracy)
-    # By cost, and the most accurate first among equals; stable, so that of equal
-    # vectors the first stays.
+    # By cost, then by falling accuracy. The sort is stable, so that the first of equal
+    # vectors stays.
     order = np.lexsort((-accuracy, cost))
     best_before = np.maximum.accumulate(np.concatenate([[-1], accuracy[order][:-1]]))
     return order[accuracy[order] > best_before]
@@ -103,8 +100,8 @@ def check_arrays(scores: Any, correct: Any, costs: Any) -> tuple:
     """`(scores float32 [n, N], correct bool [n, N], costs float64 [N])`.
 
     Raises:
-        BranchyError: shapes that do not fit together, no rows, or costs that are
-            not positive.
+        BranchyError: the shapes do not match, there are no rows, or a cost is not
+            positive.
     """
     scores = flushed(checks.real_array("scores", scores))
     correct = _as_array(correct)
@@ -128,18 +125,18 @@ def check_arrays(scores: Any, correct: Any, costs: Any) -> tuple:
 
 
 def count_losses_only(correct: Any) -> np.ndarray:
-    """Correctness in which no row that an exit wins makes up for one it loses.
+    """Correctness in which gains do not make up for losses.
 
-    A row counts as right at an exit unless the final exit alone is right. With
-    these, an accuracy drop is the share of rows that leaving early answers
-    wrongly although the full network knew them: never less than the drop in
-    accuracy, and far less a matter of luck on few rows.
+    A row counts as correct at an exit unless only the final exit is correct. An
+    accuracy drop is then the share of rows that are wrong with early exit although the
+    full network is correct. It is never less than the drop in accuracy, and varies far
+    less on few rows.
 
     Args:
-        correct: [n, N] bool.
+        correct: bool [n, N].
 
     Returns:
-        [n, N] bool.
+        bool [n, N].
 
     References:
         The clipped loss of Fast yet Safe (Jazbec et al., NeurIPS 2024,
@@ -150,13 +147,13 @@ def count_losses_only(correct: Any) -> np.ndarray:
 
 
 def agreement(labels: Any) -> np.ndarray:
-    """Where an exit answers as the final one does; it needs no true labels.
+    """Whether each exit agrees with the final one; needs no true labels.
 
     Args:
         labels: int [n, N], the answer of each exit.
 
     Returns:
-        [n, N] bool.
+        bool [n, N].
     """
     labels = np.asarray(labels)
     return labels == labels[:, -1:]
@@ -170,24 +167,25 @@ def bootstrap(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, list[float]]:
-    """Percentile bootstrap intervals of what thresholds do.
+    """Percentile bootstrap intervals for accuracy, accuracy drop and cost.
 
-    Rows that leave at the same exit and fare alike are alike to all three
-    figures. Drawing n rows with replacement is therefore drawing how many there
-    are of each kind, from a multinomial distribution.
+    Only the exit and the correctness of a row matter to these figures. Drawing n rows
+    with replacement is therefore one multinomial draw of the number of rows of each
+    kind.
 
     Args:
-        scores: [n, N] float32.
-        correct: [n, N] bool.
-        costs: [N] cumulative.
+        scores: float32 [n, N].
+        correct: bool [n, N].
+        costs: [N], cumulative.
         thresholds: N-1 numbers.
-        confidence: of the intervals.
-        seed: of the draws.
+        confidence: the coverage of the intervals, a fraction of 1.
+        seed: the seed of the draws.
 
     Returns:
         `{"accuracy": [low, high], "accuracy_drop": ..., "cost": ...}`; the drop is
-        below the final exit on the same rows. They hold for thresholds chosen on
-        other rows; for those chosen on these, accuracy is a little flattered.
+        relative to the final exit on the same rows. The intervals hold for thresholds
+        chosen on other rows; on the rows that chose them, accuracy is slightly
+        optimistic.
 
     References:
         Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
@@ -201,7 +199,8 @@ def bootstrap(
     kinds = np.stack([exits, right, final])
     values, counts = np.unique(kinds, axis=1, return_counts=True)
     random = np.random.default_rng(seed)
-    drawn = random.multinomial(len(rows), counts / len(rows), _DRAWS) / len(rows)
+    shares = counts / len(rows)
+    drawn = random.multinomial(len(rows), shares, _BOOTSTRAP_DRAWS) / len(rows)
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     figures = {
         "accuracy": drawn @ values[1],
@@ -214,5 +213,5 @@ def bootstrap(
 def _as_array(value: Any) -> np.ndarray:
     try:
         return np.asarray(value)
-    except ValueError:  # of rows that differ in length
+    except ValueError:  # the rows differ in length
         return np.array(None)

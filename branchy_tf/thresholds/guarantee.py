@@ -1,11 +1,10 @@
-"""Thresholds with a promise for rows never seen.
+"""Thresholds with a guarantee for unseen rows.
 
-The rows are split. One half makes a path of threshold vectors, its frontier,
-from the safest to the cheapest; the other half tests how far along the path one
-may go. The two have no row in common, so it does not matter how the path was
-found. The promise holds for rows drawn like the calibration rows, which training
-must not have seen, and for the scores as they are: fit temperatures and compare
-criteria on the first half too.
+The rows are split. One half proposes a path of threshold vectors from the safest to
+the cheapest; the other half tests how far along the path it is safe to go. The halves
+share no row, so it does not matter how the path was found. The guarantee holds for
+rows from the distribution of the calibration rows, which training must not have used,
+and for fixed scores: fit temperatures and compare criteria on the first half too.
 """
 
 from __future__ import annotations
@@ -19,29 +18,29 @@ import numpy as np
 
 from branchy_tf import checks
 from branchy_tf.errors import BranchyError
-from branchy_tf.policy import exit_indices, flushed, leaves
+from branchy_tf.policy import exit_indices, exits_early, flushed
 from branchy_tf.thresholds.counting import check_arrays
 from branchy_tf.thresholds.search import between, frontier
 
 EXPECTATION = "expectation"
-# Steps from T=0 to the frontier, as shares of the rows that leave there.
+# Steps from T=0 to the frontier, as shares of the rows that exit early there.
 _SHARES = np.linspace(0, 1, 30, endpoint=False)
-# Steps along the frontier; more would only take longer.
+# More steps along the frontier would only take longer.
 _MOST_STEPS = 200
 
 
 @dataclasses.dataclass(frozen=True)
 class Guarantee:
-    """Thresholds, and what is promised of them.
+    """Thresholds and their guarantee.
 
     Attributes:
-        thresholds: N-1 numbers; all 0 if nothing else passed.
-        level: the promised probability, or "expectation".
-        max_risk: what the risk stays below.
-        num_tuning: rows that made the path.
-        num_test: rows that tested it.
-        risk: share of losses on the test rows.
-        p_value: of the thresholds taken; None for "expectation".
+        thresholds: N-1 numbers; all 0 if no others passed the test.
+        level: the guaranteed probability, or "expectation".
+        max_risk: the upper limit of the risk, a fraction of 1.
+        num_tuning: the number of rows that proposed the path.
+        num_test: the number of rows that tested it.
+        risk: the share of losses on the test rows.
+        p_value: the p-value of the chosen thresholds; None for "expectation".
     """
 
     thresholds: tuple[float, ...]
@@ -54,16 +53,16 @@ class Guarantee:
 
 
 def halves(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """`(tuning, test)`: row indices, at random; the test half has the odd row."""
+    """Splits row indices at random into `(tuning, test)`; an odd row goes to test."""
     order = np.random.default_rng(seed).permutation(rows)
     return np.sort(order[: rows // 2]), np.sort(order[rows // 2 :])
 
 
 def rows_needed(level: float | str, max_risk: float) -> int:
-    """The fewest test rows with which anything but T=0 can pass.
+    """The smallest number of test rows with which anything but T=0 can pass.
 
-    ceil(ln delta / ln(1 - max_risk)) with delta = 1 - level: fewer rows could all
-    be free of loss by luck alone. For "expectation" ceil(1 / max_risk) - 1.
+    ceil(ln delta / ln(1 - max_risk)) with delta = 1 - level: fewer rows could all be
+    free of losses by chance. For "expectation", ceil(1 / max_risk) - 1.
     """
     if level == EXPECTATION:
         return math.ceil(1 / max_risk - 1e-9) - 1
@@ -71,12 +70,12 @@ def rows_needed(level: float | str, max_risk: float) -> int:
 
 
 def check_guarantee(level: Any, max_risk: Any, rows: int | None = None) -> None:
-    """Raises `BranchyError` for a promise that cannot be made on so many rows.
+    """Raises `BranchyError` for a guarantee that cannot be given.
 
     Args:
         level: a probability, or "expectation".
-        max_risk: what the risk is to stay below.
-        rows: of calibration, both halves, where known.
+        max_risk: the upper limit of the risk, a fraction of 1.
+        rows: the number of calibration rows, both halves, if known.
     """
     if not (isinstance(level, str) and level == EXPECTATION):
         try:
@@ -85,14 +84,16 @@ def check_guarantee(level: Any, max_risk: Any, rows: int | None = None) -> None:
             raise BranchyError(
                 "A guarantee is a probability from 0.5 to below 1, for example 0.95, or "
                 f"{EXPECTATION!r}. Received {checks.shown(level)}."
+                f"{checks.percentage_hint(level)}"
             ) from None
     try:
         checks.real_number("max_accuracy_drop", max_risk, above=0, below=1)
     except BranchyError:
         raise BranchyError(
-            "A guarantee needs `max_accuracy_drop`, the risk to stay below, between 0 "
-            "and 1, for example 0.01; nobody can promise 0. Received "
+            "A guarantee needs `max_accuracy_drop`, the upper limit of the risk, between "
+            "0 and 1, for example 0.01; a risk of 0 cannot be guaranteed. Received "
             f"{checks.shown(max_risk)}."
+            f"{checks.percentage_hint(max_risk, difference=True)}"
         ) from None
     if rows is None:
         return
@@ -101,44 +102,41 @@ def check_guarantee(level: Any, max_risk: Any, rows: int | None = None) -> None:
         raise BranchyError(
             f"A guarantee of {level} for a risk of {max_risk} needs {needed:,} test "
             f"rows, half of the calibration rows: {2 * needed:,} in all. There are "
-            f"{rows:,}. Calibrate on more rows, or ask for less."
+            f"{rows:,}. Calibrate on more rows, or allow more risk."
         )
 
 
 def control_risk(
     scores: Any,
-    kept: Any,
+    retained: Any,
     costs: Any,
     max_risk: float,
     level: float | str = 0.95,
     seed: int = 0,
 ) -> Guarantee:
-    """The cheapest thresholds for which the risk can be promised.
+    """The cheapest thresholds whose risk can be guaranteed.
 
-    With a probability: learn then test. The path is walked from its safest
-    vector outward while the p-value of "the risk is above max_risk" is at most
-    1 - level; the last to pass is taken. T=0 has no risk and needs no test.
-    P(risk <= max_risk) >= level, over the draw of the test rows.
+    With a probability, this is learn then test. The vectors of the path are tested
+    from the safest on, as long as the p-value of "the risk is above max_risk" is at
+    most 1 - level; the last vector to pass is chosen. T=0 has no risk and needs no
+    test. Over the draw of the test rows, P(risk <= max_risk) >= level.
 
-    With "expectation": conformal risk control. The last vector of the path with
-    (n risk + 1) / (n + 1) <= max_risk is taken, where a row's loss at a vector is
-    the largest up to there, so that it cannot fall along the path. E[risk] <=
-    max_risk, over the draw of the test rows.
+    With "expectation", this is conformal risk control. The last vector of the path
+    with (n risk + 1) / (n + 1) <= max_risk is chosen. The loss of a row at a vector is
+    the largest up to there, so that it cannot fall along the path. Over the draw of
+    the test rows, E[risk] <= max_risk.
 
     Args:
-        scores: [n, N] float32.
-        kept: [n, N] bool, where leaving loses nothing; from `counting`.
-        costs: [N] cumulative.
-        max_risk: between 0 and 1.
-        level: the probability, from 0.5 to below 1, or "expectation".
-        seed: of the split.
-
-    Returns:
-        A `Guarantee`.
+        scores: float32 [n, N].
+        retained: bool [n, N], where an exit loses nothing; from `counting`.
+        costs: [N], cumulative.
+        max_risk: the upper limit of the risk, between 0 and 1.
+        level: the probability, at least 0.5 and below 1, or "expectation".
+        seed: the seed of the split.
 
     Raises:
-        BranchyError: too few rows (the message says how many are needed), or
-            arguments out of range.
+        BranchyError: there are too few rows (the message says how many are needed), or
+            an argument is out of range.
 
     References:
         Angelopoulos, Bates, Candes, Jordan, Lei, Learn then Test (2021, arXiv
@@ -147,17 +145,17 @@ def control_risk(
         made monotone. Schuster et al., CALM (2022, arXiv 2207.07061) and Jazbec et
         al., Fast yet Safe (2024, arXiv 2405.20915): for early exits.
     """
-    scores, kept, costs = check_arrays(scores, kept, costs)
-    if not kept[:, -1].all():
+    scores, retained, costs = check_arrays(scores, retained, costs)
+    if not retained[:, -1].all():
         raise BranchyError(
-            "`kept` must be true in its last column: the full network's own answer is "
-            "no loss. Pass count_losses_only(correct) or agreement(labels)."
+            "`retained` must be true in its last column, because the full network's own "
+            "answer is no loss. Pass count_losses_only(correct) or agreement(labels)."
         )
     check_guarantee(level, max_risk, len(scores))
     tuning, test = halves(len(scores), seed)
-    path = safest_first(scores[tuning], kept[tuning], costs)
+    path = safest_first(scores[tuning], retained[tuning], costs)
     passes = _in_expectation if level == EXPECTATION else _in_probability
-    taken, risk, chance = passes(path, scores[test], kept[test], max_risk, level)
+    taken, risk, chance = passes(path, scores[test], retained[test], max_risk, level)
     return Guarantee(
         tuple(float(t) for t in taken),
         level,
@@ -170,16 +168,16 @@ def control_risk(
 
 
 def p_value(losses: int, rows: int, max_risk: float) -> float:
-    """Of "the risk is above max_risk": how likely so few losses are then at most.
+    """The p-value of the hypothesis "the risk is above max_risk".
 
     Args:
-        losses: how many rows were lost.
-        rows: of how many.
-        max_risk: between 0 and 1.
+        losses: the number of lost rows.
+        rows: the number of rows.
+        max_risk: the upper limit of the risk, between 0 and 1.
 
     Returns:
-        P(Binomial(rows, max_risk) <= losses). A loss is 1 or 0, so this is exact; the
-        Hoeffding-Bentkus bound, for losses anywhere between, is never smaller.
+        P(Binomial(rows, max_risk) <= losses), which is exact because a loss is 1 or 0.
+        The Hoeffding-Bentkus bound for losses in between is never smaller.
 
     Example:
 
@@ -191,30 +189,30 @@ def p_value(losses: int, rows: int, max_risk: float) -> float:
         Bates et al., Distribution-Free, Risk-Controlling Prediction Sets (2021, arXiv
         2101.02703), section 3.1, whose bounds are bounds of this tail.
     """
-    # Not at the top: a serving client imports this package and has numpy alone.
+    # Not at the top: a serving client imports this package without SciPy.
     from scipy import stats
 
     return float(stats.binom.cdf(losses, rows, max_risk))
 
 
-def safest_first(scores: np.ndarray, kept: np.ndarray, costs: np.ndarray) -> list:
-    """Threshold vectors worth testing on other rows, from T=0 to the cheapest.
+def safest_first(scores: np.ndarray, retained: np.ndarray, costs: np.ndarray) -> list:
+    """The path of threshold vectors to test, from the safest to the cheapest.
 
-    From T=0 to the frontier's most accurate vector, and along it.
+    It leads from T=0 to the most accurate vector of the frontier and along the frontier.
 
     Args:
         scores: float32 [n, N].
-        kept: bool [n, N], where leaving loses nothing.
-        costs: float64 [N] cumulative.
+        retained: bool [n, N], where an exit loses nothing.
+        costs: float64 [N], cumulative.
     """
     scores = flushed(scores)
-    front = [point.thresholds for point in frontier(scores, kept, costs)][::-1]
+    front = [point.thresholds for point in frontier(scores, retained, costs)][::-1]
     below = []
     for limit, column in zip(front[0], scores.T, strict=False):
-        values = np.unique(column[leaves(column, limit)])
+        values = np.unique(column[exits_early(column, limit)])
         below.append(between(values) if len(values) else np.zeros(1, np.float32))
-    # The first vector of the frontier loses nothing on these rows, and may be
-    # far too bold on others.
+    # The first vector of the frontier loses nothing on these rows, but may lose far too
+    # much on others.
     safer = [[float(cuts[int(share * len(cuts))]) for cuts in below] for share in _SHARES]
     steps = np.linspace(0, len(front) - 1, _MOST_STEPS).round().astype(int)
     return [[0.0] * len(below), *safer, *(front[i] for i in np.unique(steps))]
@@ -224,10 +222,10 @@ _Passed = tuple[Sequence[float], float, float | None]
 
 
 def _in_probability(
-    path: list, scores: np.ndarray, kept: np.ndarray, max_risk: float, level: Any
+    path: list, scores: np.ndarray, retained: np.ndarray, max_risk: float, level: Any
 ) -> _Passed:
     taken: _Passed = (path[0], 0.0, 0.0)
-    for vector, lost in zip(path, _lost_along(path, scores, kept), strict=True):
+    for vector, lost in zip(path, _lost_along(path, scores, retained), strict=True):
         losses = int(lost.sum())
         chance = p_value(losses, len(lost), max_risk) if any(vector) else 0.0
         if chance > 1 - level:
@@ -237,11 +235,11 @@ def _in_probability(
 
 
 def _in_expectation(
-    path: list, scores: np.ndarray, kept: np.ndarray, max_risk: float, level: Any
+    path: list, scores: np.ndarray, retained: np.ndarray, max_risk: float, level: Any
 ) -> _Passed:
     taken: _Passed = (path[0], 0.0, None)
     ever = np.zeros(len(scores), bool)
-    for vector, lost in zip(path, _lost_along(path, scores, kept), strict=True):
+    for vector, lost in zip(path, _lost_along(path, scores, retained), strict=True):
         ever |= lost
         if any(vector) and (ever.sum() + 1) / (len(ever) + 1) > max_risk:
             break
@@ -249,8 +247,10 @@ def _in_expectation(
     return taken
 
 
-def _lost_along(path: list, scores: np.ndarray, kept: np.ndarray) -> Iterator[np.ndarray]:
-    """For each vector in turn, which rows it loses: bool [n]."""
+def _lost_along(
+    path: list, scores: np.ndarray, retained: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Yields the rows that each vector loses: bool [n]."""
     rows = np.arange(len(scores))
     for vector in path:
-        yield ~kept[rows, exit_indices(scores, vector)]
+        yield ~retained[rows, exit_indices(scores, vector)]

@@ -1,8 +1,8 @@
 """The best thresholds on calibration data: accuracy against expected cost.
 
-`frontier` compares the vectors of a whole grid by summed-area tables, of the few
-thresholds that are worth trying at each exit (`threshold_cuts`), and refines what is
-too large for a grid one exit at a time.
+`frontier` compares all vectors of a grid with summed-area tables. The grid consists of
+the few thresholds that are worth trying at each exit (`threshold_cuts`). Where it would
+be too large, the search refines a coarser grid one exit at a time.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from branchy_tf.policy import SMALLEST, flushed, leaves
+from branchy_tf.policy import SMALLEST, exits_early, flushed
 from branchy_tf.thresholds.counting import Point, check_arrays, evaluate_all, undominated
 
-# Vectors that a grid may have; a second or so for 10 million of them.
+# The largest grid; 10 million vectors take about a second.
 _MAX_VECTORS = 12_000_000
-# The fewest thresholds of an exit that make a grid worth its name.
+# The smallest useful number of thresholds per exit.
 _LEAST_CUTS = 12
-# With more early exits than this, so many thresholds each would take too long.
+# With more early exits, even a grid of the smallest useful size would take too long.
 _MAX_GRID_EXITS = 7
-# Cells of the grid that are looked at together; some tens of megabytes.
+# Cells of the grid in one block, which takes tens of megabytes.
 _BLOCK = 1_000_000
 # Prices of a full network's cost in accuracy; at 0 only accuracy counts.
 _PRICES = np.concatenate([[0.0], np.geomspace(1e-4, 1e3, 50)])
@@ -31,25 +31,25 @@ _MOST_SWEEPS = 20
 
 
 def frontier(scores: Any, correct: Any, costs: Any) -> list[Point]:
-    """The thresholds that no others beat in both accuracy and cost.
+    """The Pareto frontier of thresholds in accuracy and cost.
 
-    Exact, over all thresholds there are, for two and three exits, and for more
-    as long as the vectors worth comparing number at most 12 million (see
-    `threshold_cuts`: most need no comparing). Beyond, the best on a grid of
-    12 quantiles or more an exit, refined over all scores, one exit at a time.
-    With more than eight exits refinement alone: good, but not proven the best.
+    The result is exact over all possible thresholds for two and three exits, and for
+    more exits if at most 12 million vectors are worth comparing (see `threshold_cuts`).
+    Beyond that, it is the best of a grid of at least 12 quantiles per exit, refined over
+    all scores one exit at a time. With more than eight exits it comes from refinement
+    alone: good, but not proven optimal.
 
     Args:
-        scores: [n, N] float32.
-        correct: [n, N] bool.
-        costs: [N] cumulative. If they do not increase, a warning says so.
+        scores: float32 [n, N].
+        correct: bool [n, N].
+        costs: [N], cumulative. If they do not increase, a warning says so.
 
     Returns:
-        Points of rising cost and rising accuracy. The first is the cheapest
-        there is, the last the most accurate. Rows of equal score leave together.
+        Points in order of increasing cost and accuracy, from the cheapest to the most
+        accurate. Rows of equal score exit together.
 
     Raises:
-        BranchyError: shapes that do not fit together, or no rows.
+        BranchyError: the shapes do not match, or there are no rows.
 
     Example:
 
@@ -61,13 +61,14 @@ def frontier(scores: Any, correct: Any, costs: Any) -> list[Point]:
     scores, correct, costs = check_arrays(scores, correct, costs)
     if (np.diff(costs) <= 0).any():
         warnings.warn(
-            f"The costs {costs.tolist()} do not increase from exit to exit: leaving "
-            "early need not save anything.",
+            f"The costs {costs.tolist()} do not increase from exit to exit: early exit "
+            "may not save anything.",
             stacklevel=2,
         )
     early = scores.shape[1] - 1
     cuts = [
-        threshold_cuts(scores[:, k], stoppers(correct, costs, k)) for k in range(early)
+        threshold_cuts(scores[:, k], harmed_by_exiting(correct, costs, k))
+        for k in range(early)
     ]
     if early <= 2 or math.prod(map(len, cuts)) <= _MAX_VECTORS:
         return _points(scores, correct, costs, best_of_grid(scores, correct, costs, cuts))
@@ -82,53 +83,53 @@ def frontier(scores: Any, correct: Any, costs: Any) -> list[Point]:
 
 
 def _points(scores: Any, correct: Any, costs: Any, vectors: list) -> list[Point]:
-    """The undominated of some threshold vectors, by a count on the rows."""
+    """The Pareto-optimal points of some threshold vectors, counted on the rows."""
     points = evaluate_all(scores, correct, costs, vectors)
     best = undominated([p.accuracy for p in points], [p.cost for p in points])
     return [points[i] for i in best]
 
 
-def threshold_cuts(scores: np.ndarray, stoppers: np.ndarray) -> np.ndarray:
-    """Thresholds among which the best one is, rising.
+def threshold_cuts(scores: np.ndarray, harmed: np.ndarray) -> np.ndarray:
+    """The candidate thresholds of one exit, in increasing order.
 
-    A threshold need never stand just below rows that may as well leave: raised
-    past them, it saves their cost and loses none of them. So it stands below a
-    row that leaving harms, a stopper, or above all rows. This alone leaves tens
-    or hundreds of candidates where there are thousands of scores.
+    A threshold just below rows that may safely exit is never optimal: raised past them,
+    it saves their cost and loses nothing. So the candidates lie just below a row that
+    exiting may harm, or above all rows. Thousands of scores give tens or hundreds of
+    candidates.
 
-    They lie between neighbouring scores, where float32 has room, and on the
-    upper one otherwise: the comparison is strict, so that parts them as well.
-    The last lies just above the largest score and not at infinity: a row more
-    unsure than any seen here goes on.
+    A candidate lies between neighbouring scores, or on the upper one if float32 has
+    no number in between, which separates them too because the comparison is strict.
+    The last lies just above the largest score instead of at infinity, so that a row
+    less confident than any of these does not exit.
 
     Args:
-        scores: float32 [n], at least 0; rows with NaN or infinity never leave.
-        stoppers: bool [n], rows that leaving may harm.
+        scores: float32 [n], at least 0; rows with NaN or infinity never exit.
+        harmed: bool [n], rows that exiting may harm.
 
     Returns:
-        float32, rising, at least one; 0 where nothing may leave.
+        float32, at least one number; [0] if no score is finite.
     """
     scores = flushed(scores)
     known = np.isfinite(scores)
     values = np.unique(scores[known])
     if not len(values):
         return np.zeros(1, np.float32)
-    # Rows of equal score leave together: one stopper stops them all.
-    below = np.searchsorted(values, np.unique(scores[known & stoppers]))
+    # Rows of equal score exit together, so one harmed row holds back all of them.
+    below = np.searchsorted(values, np.unique(scores[known & harmed]))
     cuts = np.append(np.float32(0), between(values))
     return cuts[np.append(below, len(values))]
 
 
 def thin(cuts: np.ndarray, scores: np.ndarray, most: int) -> np.ndarray:
-    """At most `most` of the cuts: those next above evenly spread quantiles.
+    """At most `most` of the cuts: the next above each of evenly spaced quantiles.
 
-    Going on from a quantile to the next cut above only lets rows leave that may
-    as well, so the best on these is no worse than the best on the quantiles.
+    Moving from a quantile to the next cut above it only adds rows that may safely exit,
+    so the best of these cuts is at least as good as the best of the quantiles.
 
     Args:
-        cuts: float32, rising, from `threshold_cuts`.
+        cuts: float32, increasing, from `threshold_cuts`.
         scores: float32 [n].
-        most: at least 3: the lowest cut and those of the least and largest score.
+        most: the largest number of cuts, at least 3.
     """
     if len(cuts) <= most:
         return cuts
@@ -139,31 +140,31 @@ def thin(cuts: np.ndarray, scores: np.ndarray, most: int) -> np.ndarray:
 
 
 def between(values: np.ndarray) -> np.ndarray:
-    """For each of rising values, a threshold that lets it leave, not the next.
+    """Thresholds that separate each value from the next larger one.
 
     Args:
-        values: float32, at least 0, none of them denormal (see `policy.flushed`).
+        values: float32, increasing, at least 0, none of them denormal.
 
     Returns:
-        float32, of the same length; no threshold is denormal either.
+        float32 of the same length, none of them denormal.
     """
     above = np.nextafter(values[-1], np.float32(np.inf))
     upper = np.append(values[1:], np.maximum(above, np.float32(SMALLEST)))
     middle = ((values.astype(np.float64) + upper) / 2).astype(np.float32)
-    # Below the smallest normal number there is no room, as between neighbours.
+    # No number fits between neighbours, nor below the smallest normal number.
     return np.where((middle > values) & (middle >= SMALLEST), middle, upper)
 
 
-def stoppers(correct: np.ndarray, costs: np.ndarray, k: int) -> np.ndarray:
-    """Rows that leaving at exit k may harm: bool [n].
+def harmed_by_exiting(correct: np.ndarray, costs: np.ndarray, k: int) -> np.ndarray:
+    """Rows that exiting at exit k may harm: bool [n].
 
-    Those that exit k answers wrongly and a later one rightly; all rows, where a
-    later exit is cheaper.
+    These are the rows on which exit k is wrong and a later exit correct, or all rows if
+    a later exit is cheaper.
 
     Args:
         correct: bool [n, N].
-        costs: [N] cumulative.
-        k: 0-based.
+        costs: [N], cumulative.
+        k: the exit, 0-based.
     """
     if (costs[k + 1 :] < costs[k]).any():
         return np.ones(len(correct), bool)
@@ -173,24 +174,24 @@ def stoppers(correct: np.ndarray, costs: np.ndarray, k: int) -> np.ndarray:
 def best_of_grid(
     scores: np.ndarray, correct: np.ndarray, costs: np.ndarray, cuts: Sequence[np.ndarray]
 ) -> list[list[np.float32]]:
-    """For each number of rows answered rightly, the cheapest vector of the grid.
+    """The cheapest vector of the grid for each number of correct rows.
 
-    Memory stays at a block of the grid, however large the grid is: the first
-    exit's thresholds are taken some at a time, with all those of the others.
+    The grid is processed in blocks of the first exit's thresholds, so that memory does
+    not grow with its size.
 
     Args:
         scores: float32 [n, N].
         correct: bool [n, N].
-        costs: float64 [N] cumulative.
-        cuts: N-1 arrays of rising thresholds.
+        costs: float64 [N], cumulative.
+        cuts: N-1 arrays of increasing thresholds.
 
     Returns:
-        Vectors of N-1 thresholds. The undominated ones of the grid are among them.
+        Vectors of N-1 thresholds, which include the Pareto-optimal ones of the grid.
     """
     if not cuts:
         return [[]]
     rows = len(scores)
-    # A row leaves exit k at cut i exactly if i >= first[k]. NaN sorts above all.
+    # A row takes exit k at cut i exactly if i >= first[k]. NaN sorts above all.
     first = [np.searchsorted(cut, scores[:, k], "right") for k, cut in enumerate(cuts)]
     sizes = [len(cut) for cut in cuts]
     rest = math.prod(sizes[1:])
@@ -207,13 +208,13 @@ def best_of_grid(
         new = np.flatnonzero(cost < best_cost[right])
         right, cost = right[new], cost[new]
         np.minimum.at(best_cost, right, cost)
-        # Of cells that tie, the last to be written stays: the lowest thresholds.
+        # Of tied cells the last one written stays, which has the lowest thresholds.
         wins = np.flatnonzero(cost == best_cost[right])[::-1]
         best_cell[right[wins]] = start * rest + new[wins]
-    # Cheaper than all that answer more rows rightly, but for rounding.
+    # Retained: cheaper than all with more correct rows, up to rounding.
     others = np.append(np.minimum.accumulate(best_cost[::-1])[::-1][1:], np.inf)
-    kept = best_cell[(best_cell >= 0) & (best_cost <= others * (1 + 1e-12))]
-    found = np.unravel_index(kept, sizes)
+    retained = best_cell[(best_cell >= 0) & (best_cost <= others * (1 + 1e-12))]
+    found = np.unravel_index(retained, sizes)
     columns = [cut[index] for cut, index in zip(cuts, found, strict=True)]
     return [list(vector) for vector in zip(*columns, strict=True)]
 
@@ -221,16 +222,15 @@ def best_of_grid(
 def _totals(
     cells: Sequence[np.ndarray], sizes: Sequence[int], weights: np.ndarray
 ) -> np.ndarray:
-    """Sum of the weights that the rows pick up where they leave, for every vector.
+    """The sum of the weights at the exits that the rows take, for every vector.
 
-    From the last exit back: what goes past an exit is summed from beyond its
-    cut, what leaves there up to its cut, and the two go together to the exit
-    before.
+    Works from the final exit backwards: rows that pass an exit are summed beyond its
+    cut, rows that take it up to its cut, and both sums go to the exit before.
 
     Args:
-        cells: for each early exit, int [n], the first cut at which a row leaves there.
-        sizes: number of cuts of each early exit.
-        weights: float64 [n, N], what a row picks up at each exit.
+        cells: int [n] for each early exit, the first cut at which a row exits there.
+        sizes: the number of cuts of each early exit.
+        weights: float64 [n, N], the weight of each row at each exit.
 
     Returns:
         float64 [product of sizes], flat.
@@ -259,19 +259,19 @@ def _histogram(
 def refine(
     scores: np.ndarray, correct: np.ndarray, costs: np.ndarray, starts: Sequence[Point]
 ) -> list[np.ndarray]:
-    """Threshold vectors that no change of a single one betters, at some price.
+    """Threshold vectors that no change of a single threshold improves, by price.
 
-    For a series of prices, accuracy - price * cost is raised from the start that
-    is worth most by choosing the best threshold of one exit, all others as they
-    are, until no exit changes. Each choice is exact, over all scores: the rows
-    that reach the exit are sorted, and their gains from leaving are summed up.
-    The time grows with rows * exits.
+    For each of a series of prices, coordinate ascent maximises accuracy - price * cost
+    from the best of the starts: it chooses the best threshold of one exit with all
+    others fixed, until nothing changes. Each choice is exact over all scores: the rows
+    that reach the exit are sorted, and their gains from exiting are summed up. The time
+    is proportional to rows * exits.
 
     Args:
         scores: float32 [n, N].
         correct: bool [n, N].
-        costs: float64 [N] cumulative.
-        starts: where to start from, at least one.
+        costs: float64 [N], cumulative.
+        starts: the points to start from, at least one.
 
     Returns:
         Vectors of N-1 thresholds, from the most accurate to the cheapest.
@@ -280,33 +280,34 @@ def refine(
     for price in _PRICES:
         value = correct - price * costs / costs[-1]
         start = max(starts, key=lambda p: p.accuracy - price * p.cost / costs[-1])
-        found.append(_descend(scores, value, np.array(start.thresholds, np.float32)))
+        found.append(_ascend(scores, value, np.array(start.thresholds, np.float32)))
     return found
 
 
-def _descend(scores: np.ndarray, value: np.ndarray, vector: np.ndarray) -> np.ndarray:
+def _ascend(scores: np.ndarray, value: np.ndarray, vector: np.ndarray) -> np.ndarray:
     for _ in range(_MOST_SWEEPS):
         before = vector.copy()
-        # From the last exit back: what comes before the one looked at has not moved.
-        gone = np.logical_or.accumulate(leaves(scores[:, :-1], vector), axis=1)
-        # What each row is worth if it goes past the exit now looked at.
+        # From the last exit backwards, so that the thresholds before exit k are those
+        # that `exited` was computed with.
+        exited = np.logical_or.accumulate(exits_early(scores[:, :-1], vector), axis=1)
+        # The value of each row if it passes exit k.
         onward = value[:, -1]
         for k in reversed(range(len(vector))):
-            reach = ~gone[:, k - 1] if k else np.ones(len(scores), bool)
+            reach = ~exited[:, k - 1] if k else np.ones(len(scores), bool)
             vector[k] = _best(scores[reach, k], (value[:, k] - onward)[reach])
-            onward = np.where(leaves(scores[:, k], vector[k]), value[:, k], onward)
+            onward = np.where(exits_early(scores[:, k], vector[k]), value[:, k], onward)
         if np.array_equal(vector, before):
             break
     return vector
 
 
 def _best(scores: np.ndarray, gains: np.ndarray) -> np.float32:
-    """The threshold below which the gains sum up to most; the lowest of equals."""
+    """The threshold with the largest sum of gains below it; the lowest of equals."""
     known = np.isfinite(scores)
     values, group = np.unique(scores[known], return_inverse=True)
     if not len(values):
         return np.float32(0)
-    # Rows of equal score leave together.
+    # Rows of equal score exit together.
     total = np.cumsum(np.bincount(group, gains[known]))
     best = int(total.argmax())
     return between(values)[best] if total[best] > 1e-12 else np.float32(0)

@@ -1,4 +1,4 @@
-"""The policy that a model is used with, checked against what is known of it."""
+"""Finds the policy of a model and checks that they belong together."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ def policy_for(
     temperatures: Sequence[float] | None = None,
     thresholds: Sequence[float] | None = None,
 ) -> ExitPolicy:
-    """The policy that a user means for a model.
+    """Converts a user's arguments to the policy of a model.
 
     Args:
         model: a multi-exit model.
-        given: a policy, what brings one, the path of a thresholds.json, or plain
-            thresholds.
-        thresholds: plain thresholds by their own name, in place of `given`.
-        criterion: of plain thresholds; default: entropy.
-        temperatures: of plain thresholds; default: 1 each, with a warning where the
-            model has weights of the zoo that were calibrated with others.
+        given: a policy, an object with a policy, the path of a thresholds.json, or
+            plain thresholds.
+        criterion: the criterion of plain thresholds; default: entropy.
+        temperatures: the temperatures of plain thresholds; default: 1 for every exit,
+            with a warning if the model has zoo weights calibrated with others.
+        thresholds: plain thresholds, instead of `given`.
 
     Raises:
-        BranchyError: it does not fit the model, or was calibrated for other weights.
+        BranchyError: the policy does not fit the model, or was calibrated for other
+            weights.
     """
     names = exits.exit_names(model)
     if (given is None) == (thresholds is None):
@@ -47,7 +48,7 @@ def policy_for(
     assert given is not None
     if _is_plain(given):
         plain: dict[str, Any] = {"thresholds": given, "temperatures": temperatures}
-        # Of the wrong number, they would be blamed on the temperatures.
+        # Checked first, so that the error is not about the number of temperatures.
         ExitPolicy(thresholds=given).check_exits(len(names))  # type: ignore[arg-type]
         policy = ExitPolicy(
             criterion="entropy" if criterion is None else criterion, **plain
@@ -57,8 +58,8 @@ def policy_for(
         return policy
     if criterion is not None or temperatures is not None:
         raise BranchyError(
-            "A policy has its own criterion and temperatures. Leave them out, or pass "
-            "plain thresholds with them."
+            "A policy has its own criterion and temperatures. Omit them, or pass plain "
+            "thresholds with them."
         )
     weights = graphs.fingerprint(model)
     if isinstance(given, (str, os.PathLike)):
@@ -67,7 +68,7 @@ def policy_for(
 
 
 def calibration_of(model: keras.Model) -> tuple[packaged.Packaged, ExitPolicy] | None:
-    """The packaged weights that a model has, and their policy; None for others."""
+    """The entry and policy of a model's packaged weights; None for other weights."""
     number = len(exits.exit_names(model))
     fingerprint = ""
     for entry in packaged.everything():
@@ -92,11 +93,11 @@ def _warn_of_temperatures(model: keras.Model, policy: ExitPolicy) -> None:
     if known is None or known[1].temperatures == policy.temperatures:
         return
     entry = known[0]
-    # To whoever calls the predictor, or whatever else asks for a policy.
+    # Points to the caller of the predictor or of another user of `policy_for`.
     warnings.warn(
         f"These are the zoo's weights {entry.tag!r} of {entry.model}, which were "
-        "calibrated with temperatures; plain thresholds are used with none, and rows "
-        "leave elsewhere than calibrated. Pass "
-        f"zoo.calibration({entry.model!r}, {entry.tag!r}) in place of its thresholds.",
+        "calibrated with temperatures. Plain thresholds are used without temperatures, "
+        "so rows take other exits than calibrated. Pass "
+        f"zoo.calibration({entry.model!r}, {entry.tag!r}) instead of its thresholds.",
         stacklevel=4,
     )

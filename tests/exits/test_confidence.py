@@ -150,7 +150,7 @@ def test_what_is_no_prediction_scores_nan_and_never_leaves(criterion, temperatur
         probabilities, scores = ask(logits)
         assert np.isnan(scores[0])
         assert np.isnan(np.asarray(probabilities[0])).any()
-        assert not thresholds.leaves(np.asarray(scores), np.float32(np.inf))[0]
+        assert not thresholds.exits_early(np.asarray(scores), np.float32(np.inf))[0]
         assert np.isfinite(scores[1])
 
 
@@ -191,14 +191,20 @@ def test_masked_classes_in_short_formats(dtype, criterion):
 def test_masked_classes_leave_through_an_exported_version(criterion, tmp_path):
     keras.utils.set_random_seed(4)
     values = keras.Input((5,), name="values")
-    # A row's kind is looked up, and added to its logits: inputs must be finite.
+    # Inputs and weights must not be NaN, so each row looks up what is added to its
+    # logits: NaN is the sum of two infinities.
     kind = keras.Input((1,), dtype="uint8", name="kind")
     added = np.zeros((256, 4), "float32")
     added[0, 2:] = added[1, 1:] = added[2] = -INF
     added[3, 0] = added[4, 1] = INF
-    extra = keras.layers.Flatten()(keras.layers.Embedding(256, 4, weights=[added])(kind))
+    subtracted = np.zeros((256, 4), "float32")
+    subtracted[4, 1] = -INF
+    extras = [
+        keras.layers.Flatten()(keras.layers.Embedding(256, 4, weights=[table])(kind))
+        for table in (added, subtracted)
+    ]
     sums = {
-        name: keras.layers.Add(name=name)([keras.layers.Dense(4)(values), extra])
+        name: keras.layers.Add(name=name)([keras.layers.Dense(4)(values), *extras])
         for name in ("exit_1", "exit_2")
     }
     model = keras.Model([values, kind], sums)

@@ -15,7 +15,7 @@ from branchy_tf.errors import BranchyError
 from branchy_tf.results import Predictions
 from branchy_tf.serving import wire
 from branchy_tf.serving.answers import ExpectedAnswers
-from branchy_tf.thresholds import leaves
+from branchy_tf.thresholds import exits_early
 
 # Statuses that a caller can act on; INTERNAL too if the bytes do not parse.
 _CLEAR = {
@@ -85,7 +85,7 @@ def _wrong_outputs(request: Any, response: Any, pair: lab.Pair) -> str | None:
         # Outputs that were not requested count as correct.
         exits = found.get("exit")
         if exits is None:
-            exits = np.where(leaves(scores[:, 0], limits[:, 0]), 0, 1)
+            exits = np.where(exits_early(scores[:, 0], limits[:, 0]), 0, 1)
         every = {
             "probabilities": probabilities[rows, exits],
             "exit": exits,

@@ -251,7 +251,9 @@ def test_rows_that_leave_elsewhere_on_real_images_are_refused(
 
     # Noise does not show it.
     monkeypatch.setattr(checking, "_check_answers", lambda *_: None)
-    monkeypatch.setattr(routing, "leaves", lambda scores, limits: scores < 0.99 * limits)
+    monkeypatch.setattr(
+        routing, "exits_early", lambda scores, limits: scores < 0.99 * limits
+    )
     with pytest.raises(BranchyError, match="The exported graph sends") as caught:
         saved_model.export(lenet, tmp_path, "m", policy, images=digits)
     assert "expected 50.0%, 50.0%" in str(caught.value)
@@ -266,11 +268,11 @@ def test_an_export_without_data_says_what_is_not_checked(run_dir, tmp_path):
     flags += ["--thresholds=0.1", f"--export_dir={tmp_path}"]
     done = commands.run("export", *flags)
     assert done.status == 0, done.stderr
-    assert "Not checked: that exit rates and answers are the calibrated" in done.stderr
+    assert "The export was not compared with the calibration" in done.stderr
     assert "--dataset is missing" in done.stderr
     done = commands.run("export", *flags, "--dataset=mnist_5k")
     assert done.status == 0, done.stderr
-    assert "Not checked" not in done.stderr
+    assert "was not compared" not in done.stderr
 
 
 def test_a_lost_default_is_noticed(lenet, tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ def test_the_command_notices_another_model(served, tmp_path):
         served, "--model=branchy_lenet", "--weights=mnist", "--dataset=mnist_5k",
         f"--run_dir={tmp_path}",
     )  # fmt: skip
-    assert "answers are not those of the model" in done.error
+    assert "answers differ from those of the model" in done.error
     rows = files.read_json(tmp_path / "load.json")["results"]
     assert all(row["wrong"] for row in rows)
 
@@ -53,7 +53,7 @@ def test_the_command_runs_without_a_reference_model(served, tmp_path):
     [
         (["--rates=0"], "more than 0"),
         (["--rates=inf"], "more than 0"),
-        (["--rates=many"], "numbers parted by commas"),
+        (["--rates=many"], "comma-separated numbers"),
         (["--callers=0"], "whole numbers"),
         (["--model_name="], "--model_name is missing"),
         (["--model_name=vgg"], "does not serve model 'vgg'"),

@@ -79,7 +79,7 @@ def test_another_models_file_is_refused(tmp_path):
         ({"frontier": [{"accuracy": 1, "macs": 2}]}, "expected a list of objects with"),
         ({"frontier": [["x" * 999]]}, r"x\.\.\.; expected a list of objects with"),
         ({"criterion": "mood"}, "Unknown criterion 'mood'"),
-        ({"thresholds": [0.1, 1.4e-45]}, "TensorFlow takes it as 0"),
+        ({"thresholds": [0.1, 1.4e-45]}, "TensorFlow treats it as 0"),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path, change, message):

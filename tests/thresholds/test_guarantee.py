@@ -38,21 +38,21 @@ def test_the_fewest_rows_are_those_with_which_no_loss_passes(level, max_risk, ne
     if level != "expectation":
         assert guarantee.p_value(0, needed, max_risk) <= 1 - level
         assert guarantee.p_value(0, needed - 1, max_risk) > 1 - level
-    scores, kept = sample(2 * needed - 2)
+    scores, retained = sample(2 * needed - 2)
     with pytest.raises(BranchyError, match=f"needs {needed} test rows"):
-        thresholds.control_risk(scores, kept, COSTS, max_risk, level)
+        thresholds.control_risk(scores, retained, COSTS, max_risk, level)
 
 
 @pytest.mark.parametrize("exits", [2, 3])
 @pytest.mark.parametrize("level", [0.9, "expectation"])
 def test_what_is_taken_passed_its_test(exits, level):
-    scores, kept = sample(2000, exits)
-    found = thresholds.control_risk(scores, kept, range(1, exits + 1), 0.05, level)
+    scores, retained = sample(2000, exits)
+    found = thresholds.control_risk(scores, retained, range(1, exits + 1), 0.05, level)
     assert any(found.thresholds)
     assert found.num_tuning + found.num_test == 2000
     _, test = thresholds.halves(2000)
     point = thresholds.evaluate(
-        scores[test], kept[test], range(1, exits + 1), found.thresholds
+        scores[test], retained[test], range(1, exits + 1), found.thresholds
     )
     assert found.risk == pytest.approx(1 - point.accuracy)
     if level == "expectation":
@@ -71,18 +71,18 @@ def test_the_halves_are_all_rows_once():
 
 
 def test_the_path_goes_from_safe_to_bold():
-    scores, kept = sample(500, 3)
-    path = guarantee.safest_first(scores, kept, np.array([1, 2, 4.0]))
+    scores, retained = sample(500, 3)
+    path = guarantee.safest_first(scores, retained, np.array([1, 2, 4.0]))
     assert not any(path[0])
-    costs = [thresholds.evaluate(scores, kept, [1, 2, 4], v).cost for v in path]
+    costs = [thresholds.evaluate(scores, retained, [1, 2, 4], v).cost for v in path]
     # Down to rounding and rows of equal score.
     assert (np.diff(costs) <= 1e-9).all()
 
 
 def test_if_nothing_passes_no_row_leaves():
-    scores, kept = sample(800)
-    kept[:, 0] = False
-    found = thresholds.control_risk(scores, kept, COSTS, 0.01, 0.95)
+    scores, retained = sample(800)
+    retained[:, 0] = False
+    found = thresholds.control_risk(scores, retained, COSTS, 0.01, 0.95)
     assert found.thresholds == (0.0,)
     assert found.risk == 0
 
@@ -90,17 +90,19 @@ def test_if_nothing_passes_no_row_leaves():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"level": 1}, "below 1"),
+        ({"level": 1}, "below 1.*Received 1.$"),
+        ({"level": 95}, "95 % is 0.95"),
+        ({"max_risk": 1}, "1 percentage point is 0.01"),
         ({"level": 0.3}, "from 0.5"),
         ({"level": "sure"}, "for example 0.95"),
-        ({"max_risk": 0}, "nobody can promise 0"),
+        ({"max_risk": 0}, "cannot be guaranteed"),
         ({"max_risk": float("nan")}, "between 0 and 1"),
-        ({"kept": np.zeros((1000, 2), bool)}, "last column"),
+        ({"retained": np.zeros((1000, 2), bool)}, "last column"),
     ],
 )
 def test_refuses(change, message):
-    scores, kept = sample(1000)
-    arguments = {"scores": scores, "kept": kept, "costs": COSTS, "max_risk": 0.05}
+    scores, retained = sample(1000)
+    arguments = {"scores": scores, "retained": retained, "costs": COSTS, "max_risk": 0.05}
     with pytest.raises(BranchyError, match=message):
         thresholds.control_risk(**(arguments | change))
 
@@ -110,8 +112,8 @@ def test_choose_gives_what_is_guaranteed():
     point = thresholds.choose(
         scores, right, COSTS, max_accuracy_drop=0.05, guarantee=0.9, seed=2
     )
-    kept = thresholds.count_losses_only(right)
-    found = thresholds.control_risk(scores, kept, COSTS, 0.05, 0.9, seed=2)
+    retained = thresholds.count_losses_only(right)
+    found = thresholds.control_risk(scores, retained, COSTS, 0.05, 0.9, seed=2)
     assert point.thresholds == found.thresholds
     assert (
         point.accuracy

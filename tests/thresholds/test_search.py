@@ -12,7 +12,7 @@ from branchy_tf import scoring, thresholds
 from branchy_tf.errors import BranchyError
 from branchy_tf.policy import SMALLEST
 from branchy_tf.thresholds import search
-from branchy_tf.thresholds.search import refine, stoppers, threshold_cuts
+from branchy_tf.thresholds.search import harmed_by_exiting, refine, threshold_cuts
 
 
 def brute_force(scores, right, costs):
@@ -103,18 +103,23 @@ def test_a_budget_that_is_met_exactly_is_met():
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        ({"max_cost": 0.5}, "the cheapest there are cost 1"),
-        ({"min_accuracy": 1.0}, "the best there are reach"),
-        ({"max_accuracy_drop": -0.1}, "from 0 to 1"),
+        ({"max_cost": 0.5}, "the cheapest cost 1"),
+        ({"min_accuracy": 1.0}, "the best reach"),
+        ({"max_accuracy_drop": -0.1}, "of at least 0 and below 1"),
+        ({"max_accuracy_drop": 1}, "1 percentage point is 0.01"),
+        ({"max_accuracy_drop": 2.5}, "2.5 percentage points are 0.025"),
+        ({"min_accuracy": 95}, "95 % is 0.95"),
         ({"min_accuracy": float("nan")}, "from 0 to 1"),
         ({"max_cost": -1}, "above 0"),
         ({"max_cost": 2, "min_accuracy": 0.5}, "one of"),
         ({"knee": True, "min_accuracy": 0.5}, "one of"),
-        ({"exit_rates": [0.5, 0.5]}, "must be 1, one share"),
-        ({"exit_rates": [1.5]}, "from 0 to 1"),
+        ({"exit_rates": [0.5, 0.5]}, "one for each early exit .1 here"),
+        ({"exit_rates": [60, 30]}, "60 % is 0.6"),
+        ({"exit_rates": [1.5]}, "fractions of 1"),
+        ({"exit_rates": [-0.5]}, "fractions of 1"),
         ({"guarantee": 0.95}, "needs `max_accuracy_drop`"),
-        ({"guarantee": 0.95, "max_accuracy_drop": 0}, "nobody can promise 0"),
-        ({"guarantee": 95, "max_accuracy_drop": 0.01}, "for example 0.95"),
+        ({"guarantee": 0.95, "max_accuracy_drop": 0}, "cannot be guaranteed"),
+        ({"guarantee": 95, "max_accuracy_drop": 0.01}, "95 % is 0.95"),
         ({"guarantee": 0.95, "max_accuracy_drop": 0.01}, "needs 299 test rows"),
     ],
 )
@@ -265,7 +270,7 @@ def test_blocks_of_the_grid_make_no_difference(monkeypatch):
 def test_a_threshold_stands_only_below_rows_that_leaving_harms():
     scores = np.float32([0.1, 0.2, 0.3, 0.3, 0.4])
     right = np.array([[1, 1], [0, 1], [1, 1], [0, 1], [0, 0]], bool)
-    cuts = threshold_cuts(scores, stoppers(right, np.array([1, 2.0]), 0))
+    cuts = threshold_cuts(scores, harmed_by_exiting(right, np.array([1, 2.0]), 0))
     assert cuts == pytest.approx([0.15, 0.25, 0.4], abs=1e-6)
 
 

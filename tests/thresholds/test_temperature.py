@@ -57,7 +57,7 @@ def test_rows_without_a_finite_logit_of_their_label_do_not_count():
 
 
 def test_refuses_rows_that_do_not_fit():
-    with pytest.raises(BranchyError, match="one row at least"):
+    with pytest.raises(BranchyError, match="at least one row"):
         thresholds.fit_temperature(np.zeros((0, 3)), np.zeros(0, int))
     with pytest.raises(BranchyError, match="labels"):
         thresholds.fit_temperature(np.zeros((4, 3)), np.zeros(3, int))

@@ -77,12 +77,12 @@ def main() -> None:
     pool = scoring.answers(
         np.concatenate([validation, test]),
         np.concatenate([dataset.validation.labels, dataset.test.labels]),
-        ExitPolicy.to_the_end(len(names)).replace(criterion=FLAGS.criterion),
+        ExitPolicy.final_exit_only(len(names)).replace(criterion=FLAGS.criterion),
     )
     with tqdm(total=FLAGS.resamplings, unit=" calibrations", desc="resampling") as bar:
         resampled = violations(
             pool.scores,
-            calibration.kept(pool, FLAGS.risk),
+            calibration.retained(pool, FLAGS.risk),
             macs,
             FLAGS.max_accuracy_drop,
             FLAGS.guarantee,

@@ -33,7 +33,7 @@ def violations(
 
     Args:
         scores: [n, N] float32.
-        retained: [n, N] bool, where exiting loses nothing; from `calibration.kept`.
+        retained: [n, N] bool, where exiting loses nothing; from `calibration.retained`.
         costs: [N] cumulative.
         max_risk: maximum risk.
         level: probability that the risk stays within `max_risk`.

@@ -158,7 +158,7 @@ class _Exports(contextlib.ExitStack):
         for name, part in parts.items():
             plain.write_frozen(part, folder / name)
         for count in {1, 2, self._count}:
-            policy = ExitPolicy.to_the_end(count).replace(criterion=criterion)
+            policy = ExitPolicy.final_exit_only(count).replace(criterion=criterion)
             module = EarlyExitModule(_cut(model, count), policy)
             module.save(folder / f"exits_{count}")
         self._sessions = {

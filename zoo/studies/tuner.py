@@ -75,7 +75,7 @@ def main() -> None:
     macs = np.array(costs.cumulative_macs(choice.model))
     # Checks the flags before the minutes that scoring takes.
     _strategy(macs)
-    policy = ExitPolicy.to_the_end(len(exits.exit_names(choice.model)))
+    policy = ExitPolicy.final_exit_only(len(exits.exit_names(choice.model)))
     policy = policy.replace(criterion=FLAGS.criterion)
     predictor = EarlyExitPredictor(choice.model, policy)
     validation = _outputs(predictor, dataset.validation.images, "validation")
