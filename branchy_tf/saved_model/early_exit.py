@@ -140,11 +140,9 @@ class EarlyExitModule(LogitsModule):
         policy: the policy of requests without thresholds. Thresholds in a request are
             used with the policy's criterion and temperatures. Plain numbers are
             thresholds for entropy.
-        frozen: whether weights are constants instead of variables.
-        input_dtype: the dtype of the served inputs, which are cast to the model's in
-            the graph; default: the model's own.
-        max_rows: the largest number of rows in a request, checked before anything is
-            computed; default: no limit.
+        frozen: as for `LogitsModule`.
+        input_dtype: as for `LogitsModule`.
+        max_rows: as for `LogitsModule`.
 
     Attributes:
         functions: `{signature name: tf.function}`, for `tf.saved_model.save`.
