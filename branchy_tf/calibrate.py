@@ -224,7 +224,7 @@ def main() -> None:
     if found.compared:
         head, rows = report.criteria_table(found.compared)
         print(tabulate(rows, head, stralign="right", disable_numparse=True))
-        print(f"Chosen: {found.criterion}.\n")
+        print(f"Chosen: {found.policy.criterion}.\n")
     head, rows = report.calibration_table(names, macs, found)
     print(tabulate(rows, head, stralign="right", disable_numparse=True))
     _print_summary(names, found, written)

@@ -82,6 +82,6 @@ def test_every_contender_is_timed_and_compared(run_dir):
         ("--peers=tvm", "Known: onnxruntime, pytorch"),
     ],
 )
-def test_bad_flags_are_refused(run_dir, flag, message):
+def test_rejects_invalid_flags(run_dir, flag, message):
     done = commands.run("benchmark", f"--run_dir={run_dir}", flag)
     assert message in done.error

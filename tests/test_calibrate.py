@@ -49,7 +49,7 @@ def copy(run_dir, tmp_path):
     return folder
 
 
-def test_promises_with_the_best_criterion(copy):
+def test_guarantees_with_the_best_criterion(copy):
     flags = ["--criterion=all", "--max_accuracy_drop=0.03", "--guarantee=0.9"]
     done = commands.run("calibrate", f"--run_dir={copy}", *flags)
     assert done.status == 0, done.stderr
@@ -65,7 +65,7 @@ def test_promises_with_the_best_criterion(copy):
     assert "max_prob" in page
 
 
-def test_keeps_to_milliseconds(copy):
+def test_respects_a_latency_budget(copy):
     flags = ["--max_latency_ms=99", "--latency_batch_size=8", "--nofit_temperatures"]
     done = commands.run("calibrate", f"--run_dir={copy}", *flags)
     assert done.status == 0, done.stderr
@@ -97,7 +97,7 @@ def test_keeps_to_milliseconds(copy):
         (["--criterion=mood"], "mood"),
     ],
 )
-def test_refuses(run_dir, flags, expected):
+def test_rejects_invalid_arguments(run_dir, flags, expected):
     before = (run_dir / "thresholds.json").read_text()
     assert expected in commands.run("calibrate", f"--run_dir={run_dir}", *flags).error
     assert (run_dir / "thresholds.json").read_text() == before
@@ -113,7 +113,7 @@ def test_refuses(run_dir, flags, expected):
         (["--guarantee=95", "--max_accuracy_drop=0.01"], "95 % is 0.95"),
     ],
 )
-def test_refuses_percentages_before_it_looks_at_the_run(tmp_path, flags, expected):
+def test_rejects_percentages_before_reading_the_run(tmp_path, flags, expected):
     done = commands.run("calibrate", f"--run_dir={tmp_path / 'missing'}", *flags)
     assert expected in done.error
 
@@ -130,8 +130,8 @@ def npz(path, labels):
     return path
 
 
-def test_refuses_rows_of_one_class_and_damaged_weights(copy, tmp_path):
-    # The one row of another class is not among those cut for validation.
+def test_rejects_rows_of_one_class_and_damaged_weights(copy, tmp_path):
+    # The only row of another class is not in the validation split.
     labels = np.where(np.arange(60) == 0, 1, 0)
     other = npz(tmp_path / "one.npz", labels)
     flags = [f"--run_dir={copy}", f"--dataset={other}", "--validation_size=10"]
@@ -145,8 +145,8 @@ def test_refuses_rows_of_one_class_and_damaged_weights(copy, tmp_path):
     assert not (copy / "thresholds.json").exists()
 
 
-def test_a_graph_that_does_not_keep_what_is_promised_is_refused(copy):
-    # As a graph does to which the chosen thresholds are zeros.
+def test_rejects_a_graph_that_misroutes_rows(copy):
+    # Simulates a graph that treats the chosen thresholds as 0.
     script = (
         "import runpy, sys; from branchy_tf.saved_model import routing;"
         "routing.exits_early = lambda scores, limits: scores < 0 * limits;"

@@ -35,12 +35,12 @@ def rows():
         {"knee": True},
     ],
 )
-def test_all_criteria_are_compared_at_equal_cost_and_the_best_taken(rows, budget):
+def test_compares_all_criteria_at_equal_cost_and_takes_the_best(rows, budget):
     found = calibrate(*rows, MACS, Request(budget, criterion="all"))
     assert [row["criterion"] for row in found.compared] == list(confidence.CRITERIA)
     costs = [[p["cost"] for p in row["at_equal_cost"]] for row in found.compared]
     assert costs[0] == costs[1] == costs[2]
-    own = {row["criterion"]: row for row in found.compared}[found.criterion]
+    own = {row["criterion"]: row for row in found.compared}[found.policy.criterion]
     if "max_cost" in budget or "exit_rates" in budget:
         assert own["accuracy"] == max(row["accuracy"] for row in found.compared)
     elif "knee" not in budget:
@@ -48,7 +48,7 @@ def test_all_criteria_are_compared_at_equal_cost_and_the_best_taken(rows, budget
     assert found.chosen.accuracy == own["accuracy"]
 
 
-def test_expected_figures_are_a_count_on_the_scores(rows):
+def test_figures_match_a_count_on_the_scores(rows):
     found = calibrate(*rows, MACS, Request({"max_accuracy_drop": 0.02}))
     taken = thresholds.exit_indices(found.answers.scores, found.chosen.thresholds)
     right = found.answers.correct[np.arange(len(taken)), taken]
@@ -58,7 +58,7 @@ def test_expected_figures_are_a_count_on_the_scores(rows):
 
 
 @pytest.mark.parametrize("risk", calibration.RISKS)
-def test_each_risk_is_kept_below(rows, risk):
+def test_each_risk_stays_within_its_bound(rows, risk):
     found = calibrate(*rows, MACS, Request({"max_accuracy_drop": 0.03}, risk=risk))
     retained = calibration.retained(found.answers, risk)
     limits = found.chosen.thresholds
@@ -66,7 +66,7 @@ def test_each_risk_is_kept_below(rows, risk):
     assert retained[:, -1].mean() - point.accuracy <= 0.03 + 1e-9
 
 
-def test_a_guarantee_learns_temperatures_from_its_own_half(rows):
+def test_guarantee_fits_temperatures_on_the_tuning_half(rows):
     logits, labels = rows
     budget = {"max_accuracy_drop": 0.05, "guarantee": 0.9}
     found = calibrate(logits, labels, MACS, Request(budget, risk="lost", seed=4))
@@ -74,21 +74,21 @@ def test_a_guarantee_learns_temperatures_from_its_own_half(rows):
     other = labels.copy()
     other[test] = (other[test] + 1) % 5
     again = calibrate(logits, other, MACS, Request(budget, risk="lost", seed=4))
-    assert found.temperatures == again.temperatures
+    assert found.policy.temperatures == again.policy.temperatures
     assert found.guarantee.thresholds == found.chosen.thresholds
 
 
-def test_a_budget_in_other_costs_is_kept(rows):
+def test_respects_a_budget_in_other_costs(rows):
     milliseconds = [3.0, 4.0, 5.0]
     found = calibrate(*rows, MACS, Request({"max_cost": 3.6}), milliseconds)
     assert found.chosen.exit_rates @ np.array(milliseconds) <= 3.6
     assert found.chosen.cost < 4
 
 
-def test_temperatures_can_be_left_out(rows):
-    assert calibrate(*rows, MACS, Request({})).temperatures != (1.0, 1.0, 1.0)
+def test_temperatures_are_optional(rows):
+    assert calibrate(*rows, MACS, Request({})).policy.temperatures != (1.0, 1.0, 1.0)
     plain = calibrate(*rows, MACS, Request({}, fit_temperatures=False))
-    assert plain.temperatures == (1.0, 1.0, 1.0)
+    assert plain.policy.temperatures == (1.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -103,19 +103,19 @@ def test_temperatures_can_be_left_out(rows):
         ),
     ],
 )
-def test_refuses_rows_that_nothing_can_be_learnt_from(labels, budget, message):
+def test_rejects_unsuitable_rows(labels, budget, message):
     with pytest.raises(BranchyError, match=message):
         calibration.check_rows(labels, Request(budget))
 
 
-def test_refuses_a_cost_below_the_first_exits():
+def test_rejects_a_cost_below_the_first_exits():
     with pytest.raises(BranchyError, match="all images exit at exit_1"):
         calibration.check_cost(Request({"max_cost": 0.5}), MACS)
 
 
 @pytest.mark.parametrize("criterion", confidence.CRITERIA)
-def test_the_graph_keeps_what_is_promised_of_an_easy_task(criterion):
-    # Both exits are right everywhere and sure beyond what float32 can tell from 0.
+def test_graph_matches_the_calibration_of_an_easy_task(criterion):
+    # Both exits are always correct, with scores that are 0 in float32.
     random = np.random.default_rng(0)
     labels = random.integers(0, 3, 300)
     noise = random.normal(size=(300, 3)) * 0.3

@@ -21,7 +21,7 @@ from branchy_tf.errors import BranchyError
         ("input_shape=32x32x3", {"input_shape": (32, 32, 3)}),
         ("rate=0.5,name=some_net", {"rate": 0.5, "name": "some_net"}),
         ("axis=None,bias=True", {"axis": None, "bias": True}),
-        # No shape and no number: left as it is.
+        # Neither a shape nor a number: unchanged.
         ("name=exit", {"name": "exit"}),
     ],
 )
@@ -49,7 +49,7 @@ def test_numbers():
         command_line.parse_numbers("thresholds", ["0.1", "low"])
 
 
-def test_folder_that_cannot_be_made_is_one_line(tmp_path, mnist_5k):
+def test_uncreatable_folder_is_one_line(tmp_path, mnist_5k):
     data = small.write_npz(tmp_path / "digits.npz", mnist_5k)
     (tmp_path / "file").touch()
     done = commands.run(
@@ -67,7 +67,7 @@ def test_missing_flagfile_is_one_line():
     assert done.status == 1
 
 
-def test_flags_may_come_from_a_file_and_the_later_one_counts(tmp_path):
+def test_flags_may_come_from_a_file_and_the_last_one_wins(tmp_path):
     path = tmp_path / "some.flags"
     path.write_text("# a comment\n--model=branchy_lenet\n--dataset=first.npz\n")
     flags = ["--run_dir=run", "--dataset=second.npz"]
@@ -95,7 +95,7 @@ def test_flags_may_come_from_a_file_and_the_later_one_counts(tmp_path):
         ),
     ],
 )  # fmt: skip
-def test_help_lists_the_flags_and_is_no_error(command, flags):
+def test_help_lists_the_flags_and_succeeds(command, flags):
     done = commands.run(command, "--help")
     listed = [flag for flag in flags if f"--{flag}" in done.stdout.replace("[no]", "")]
     assert listed == flags

@@ -35,7 +35,7 @@ def copy(run_dir, tmp_path) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def digits_npz(mnist_5k, tmp_path_factory) -> pathlib.Path:
-    """A smaller test split, read faster."""
+    """A small data set, which loads faster."""
     return small.write_npz(tmp_path_factory.mktemp("data") / "digits.npz", mnist_5k)
 
 
@@ -43,12 +43,12 @@ def evaluated(folder: pathlib.Path) -> dict:
     return json.loads((folder / "evaluation.json").read_text())
 
 
-def test_evaluation_has_every_field_and_is_right(copy, trained, mnist_5k):
+def test_evaluation_is_complete_and_correct(copy, trained, mnist_5k):
     done = commands.run("evaluate", f"--run_dir={copy}")
     assert done.status == 0, done.stderr
     result = evaluated(copy)
 
-    # All again, from the logits.
+    # Recomputes everything from the logits.
     calibrated = files.read_json(copy / "thresholds.json")
     (limit,) = calibrated["thresholds"]
     temperature = calibrated["temperatures"][0]
@@ -88,12 +88,12 @@ def test_evaluation_has_every_field_and_is_right(copy, trained, mnist_5k):
     assert result["accuracy_drop_interval"] == pytest.approx(
         scoring.paired_interval(answers["exit_2"] == test.labels, right)
     )
-    # The table says the same.
+    # The table agrees.
     assert f"accuracy {right.mean():.2%} on 1,000 test images" in done.stdout
     assert f"{rates[0]:.2%}" in done.stdout
 
-    # A count on the scores gives what routing does; rows within 1e-4 of a threshold,
-    # and no others, may have gone elsewhere.
+    # The count on the scores matches the routing. Only rows within 1e-4 of a threshold
+    # may differ.
     stored = result["stored_scores"]
     assert set(stored["rows_routed_elsewhere"]) <= set(stored["rows_near_a_threshold"])
     doubt = len(stored["rows_routed_elsewhere"])
@@ -109,7 +109,7 @@ def test_evaluation_has_every_field_and_is_right(copy, trained, mnist_5k):
     assert "<script" not in page
 
 
-def test_rows_on_the_very_threshold_are_named(copy, trained, mnist_5k, digits_npz):
+def test_lists_rows_close_to_a_threshold(copy, trained, mnist_5k, digits_npz):
     images = mnist_5k.test.images[:100]
     logits = np.asarray(trained(images)["exit_1"], float)
     shares = special.softmax(logits, axis=1)
@@ -126,7 +126,7 @@ def test_rows_on_the_very_threshold_are_named(copy, trained, mnist_5k, digits_np
     assert re.search(rf"\b{row}\b.* within 0\.0001 of a threshold", done.stdout)
 
 
-def test_baseline_is_the_one_that_was_trained(copy, run_dir, mnist_5k, digits_npz):
+def test_uses_the_trained_baseline(copy, run_dir, mnist_5k, digits_npz):
     baseline = keras.models.load_model(run_dir / "baseline.keras", compile=False)
     test = mnist_5k.test.take(np.arange(100))
     answers = baseline.predict(test.images, verbose=0).argmax(axis=1)
@@ -138,7 +138,7 @@ def test_baseline_is_the_one_that_was_trained(copy, run_dir, mnist_5k, digits_np
     expected = (answers == test.labels).mean()
     assert result["baseline_accuracy"] == pytest.approx(expected)
     assert f"the trained baseline: {expected:.2%}" in done.stdout
-    # And with inf all leave at once.
+    # With inf, every row takes the first exit.
     assert result["thresholds"] == ["inf"]
     assert result["exit_rates"] == [1.0, 0.0]
     assert result["accuracy"] == result["exit_accuracies"][0]
@@ -146,7 +146,7 @@ def test_baseline_is_the_one_that_was_trained(copy, run_dir, mnist_5k, digits_np
     assert result["leaving_accuracies"][1] is None
 
 
-def test_another_baseline_to_compare_with(copy, mnist_5k, digits_npz, tmp_path):
+def test_compares_with_another_baseline(copy, mnist_5k, digits_npz, tmp_path):
     path = tmp_path / "other.keras"
     exits.baseline(branchy_lenet(weights="mnist")).save(path)
     answers = keras.models.load_model(path).predict(mnist_5k.test.images[:100])
@@ -160,7 +160,7 @@ def test_another_baseline_to_compare_with(copy, mnist_5k, digits_npz, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model.keras", "nowhere.keras"])
-def test_a_baseline_that_is_none(copy, name, digits_npz):
+def test_rejects_an_invalid_baseline(copy, name, digits_npz):
     done = commands.run(
         "evaluate", f"--run_dir={copy}", f"--baseline={copy / name}",
         f"--dataset={digits_npz}",
@@ -173,7 +173,7 @@ def test_a_baseline_that_is_none(copy, name, digits_npz):
     assert not (copy / "evaluation.json").exists()
 
 
-def test_weights_of_a_file_with_a_folder_to_write_to(run_dir, tmp_path, digits_npz):
+def test_evaluates_a_weights_file(run_dir, tmp_path, digits_npz):
     done = commands.run(
         "evaluate", "--model=branchy_lenet", f"--weights={run_dir / 'model.keras'}",
         f"--dataset={digits_npz}", "--thresholds=0", f"--run_dir={tmp_path / 'out'}",
@@ -211,7 +211,7 @@ def test_plots_the_frontier_of_packaged_weights(tmp_path, digits_npz, flags, has
     assert blue.any() == has_curve
 
 
-def test_without_a_run_dir_nothing_is_written(run_dir, digits_npz, tmp_path):
+def test_writes_nothing_without_a_run_dir(run_dir, digits_npz, tmp_path):
     done = commands.run(
         "evaluate", "--model=branchy_lenet", f"--weights={run_dir / 'model.keras'}",
         f"--dataset={digits_npz}", "--thresholds=0.2", cwd=tmp_path,
@@ -238,7 +238,7 @@ def test_without_a_run_dir_nothing_is_written(run_dir, digits_npz, tmp_path):
         (["thresholds=0.1"], "Unexpected argument 'thresholds=0.1'."),
     ],
 )
-def test_refuses(copy, flags, expected):
+def test_rejects_invalid_arguments(copy, flags, expected):
     assert expected in commands.run("evaluate", f"--run_dir={copy}", *flags).error
     assert not (copy / "evaluation.json").exists()
 
@@ -260,7 +260,7 @@ def test_refuses(copy, flags, expected):
         ),
     ],
 )
-def test_refuses_half_a_choice(run_dir, tmp_path, flags, expected):
+def test_rejects_an_incomplete_choice(run_dir, tmp_path, flags, expected):
     flags = [flag.replace("=W", f"={run_dir / 'model.keras'}") for flag in flags]
     assert expected in commands.run("evaluate", *flags, cwd=tmp_path).error
 
@@ -348,13 +348,13 @@ def edited(path: pathlib.Path, **changes) -> None:
         "damaged baseline",
     ],
 )  # fmt: skip
-def test_says_what_is_wrong_with_the_run(copy, damage, expected):
+def test_names_the_damage_of_a_run(copy, damage, expected):
     damage(copy)
     assert expected in commands.run("evaluate", f"--run_dir={copy}").error
     assert not (copy / "evaluation.json").exists()
 
 
-def test_folder_that_is_no_run(tmp_path):
+def test_rejects_a_folder_without_a_run(tmp_path):
     error = commands.run("evaluate", f"--run_dir={tmp_path}").error
     assert "holds no model.keras. Pass the --run_dir of a finished training." in error
 
@@ -365,24 +365,24 @@ def other_data(path: pathlib.Path, side: int, classes: int) -> pathlib.Path:
     return path
 
 
-def test_data_that_the_model_does_not_fit(copy, tmp_path):
+def test_rejects_data_that_do_not_fit_the_model(copy, tmp_path):
     wide = other_data(tmp_path / "wide.npz", 32, 10)
     error = commands.run("evaluate", f"--run_dir={copy}", f"--dataset={wide}").error
     assert "reads inputs of shape (28, 28, 1)" in error
     more = other_data(tmp_path / "more.npz", 28, 12)
     error = commands.run("evaluate", f"--run_dir={copy}", f"--dataset={more}").error
-    # Else every row of the other classes would silently count as wrong.
+    # Otherwise every row of the other classes would silently count as wrong.
     assert "branchy_lenet has 10 classes, but" in error
 
 
-def test_model_with_one_exit_alone_is_no_early_exit_model(copy):
+def test_rejects_a_model_with_one_exit(copy):
     plain = exits.baseline(small.model())
     plain.save(copy / "model.keras")
     error = commands.run("evaluate", f"--run_dir={copy}").error
     assert "expected a dict of exit_1 ... exit_N" in error
 
 
-def test_thresholds_given_by_hand_are_for_the_runs_criterion(run_dir, tmp_path):
+def test_given_thresholds_use_the_runs_criterion(run_dir, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run_dir, copy)
     done = commands.run("calibrate", f"--run_dir={copy}", "--criterion=margin")

@@ -23,7 +23,7 @@ def save(path, array, **options):
     return str(path)
 
 
-def test_a_png_that_fits_is_read_as_it_is(tmp_path, colours):
+def test_reads_a_fitting_png_unchanged(tmp_path, colours):
     grey = save(tmp_path / "grey.png", colours[..., 0])
     rgb = save(tmp_path / "rgb.png", colours)
     read, notes = images.read([grey], (20, 30, 1))
@@ -34,7 +34,7 @@ def test_a_png_that_fits_is_read_as_it_is(tmp_path, colours):
     assert notes == []
 
 
-def test_sides_of_any_size_are_kept(tmp_path, colours):
+def test_keeps_sides_of_any_size(tmp_path, colours):
     path = save(tmp_path / "a.png", colours)
     assert images.read([path], (None, -1, 3))[0].shape == (1, 20, 30, 3)
     other = save(tmp_path / "b.png", colours[:10])
@@ -42,13 +42,13 @@ def test_sides_of_any_size_are_kept(tmp_path, colours):
         images.read([path, other], (None, None, 3))
 
 
-def test_what_does_not_fit_is_resized_and_said(tmp_path, colours):
+def test_resizes_what_does_not_fit_and_says_so(tmp_path, colours):
     path = save(tmp_path / "a.png", colours)
     read, notes = images.read([path], (28, 14, 3))
     assert read.shape == (1, 28, 14, 3)
     (note,) = notes
     assert "resized from 30x20 to 14x28 (bilinear" in note
-    # Colour by colour, it stays as bright as it was.
+    # Every colour keeps its brightness.
     np.testing.assert_allclose(read.mean((0, 1, 2)), colours.mean((0, 1)), atol=12)
 
 
@@ -74,7 +74,7 @@ def test_16_bits_keep_their_brightness(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
-def test_files_cut_short_are_named(tmp_path, colours, form):
+def test_names_truncated_files(tmp_path, colours, form):
     whole = io.BytesIO()
     Image.fromarray(colours).save(whole, form)
     path = tmp_path / "cut"
@@ -84,8 +84,8 @@ def test_files_cut_short_are_named(tmp_path, colours, form):
             images.read([str(path)], (20, 30, 3))
 
 
-def test_a_png_with_a_broken_chunk_is_named(tmp_path, colours):
-    # Pillow finds this one only when it comes to the pixels.
+def test_names_a_png_with_a_broken_chunk(tmp_path, colours):
+    # Pillow notices this one only when it decodes the pixels.
     path = tmp_path / "broken.png"
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
     content = bytearray(pathlib.Path(save(path, noise)).read_bytes())
@@ -97,7 +97,7 @@ def test_a_png_with_a_broken_chunk_is_named(tmp_path, colours):
 
 
 @pytest.mark.parametrize("form", ["BMP", "GIF", "TIFF", "WEBP"])
-def test_other_formats_that_people_have(tmp_path, colours, form):
+def test_reads_other_common_formats(tmp_path, colours, form):
     options = {"lossless": True} if form == "WEBP" else {}
     path = save(tmp_path / "a", colours, format=form, **options)
     read, _ = images.read([path], (20, 30, 3))
@@ -107,8 +107,8 @@ def test_other_formats_that_people_have(tmp_path, colours, form):
 
 
 @pytest.mark.parametrize("form", ["PPM", "EPS", "ICO"])
-def test_other_formats_are_not_read(tmp_path, colours, form):
-    # For EPS, Pillow starts another program on what the file says.
+def test_rejects_other_formats(tmp_path, colours, form):
+    # For EPS, Pillow runs another program on the file's content.
     path = save(tmp_path / "a.png", colours, format=form)
     text = complaint([path], (20, 30, 3))
     assert "its format is unknown. Expected a PNG, JPEG, WebP, GIF, BMP or" in text
@@ -128,11 +128,11 @@ def complaint(paths, shape) -> str:
 
 @pytest.fixture
 def stroke():
-    """Black and solid on the left, half so in the middle, not at all on the right."""
+    """Black: opaque on the left, half transparent in the middle, clear on the right."""
     drawn = np.zeros((9, 9, 4), np.uint8)
     drawn[:, :3, 3] = 255
     drawn[:, 3:6, 3] = 128
-    # Red that nobody sees.
+    # Invisible red.
     drawn[:, 6:, 0] = 255
     return drawn
 
@@ -141,7 +141,7 @@ def stroke():
     ("form", "mode"),
     [("PNG", "RGBA"), ("PNG", "LA"), ("TIFF", "LA"), ("WEBP", "RGBA"), ("TIFF", "RGBA")],
 )
-def test_what_is_transparent_becomes_white(tmp_path, stroke, form, mode):
+def test_transparency_becomes_white(tmp_path, stroke, form, mode):
     if mode == "LA":
         stroke[..., 0] = 0
     options = {"lossless": True, "exact": True} if form == "WEBP" else {}
@@ -181,9 +181,9 @@ def test_a_palette_may_have_half_transparent_colours(tmp_path):
 
 
 @pytest.mark.parametrize(("mode", "colour"), [("L", 7), ("RGB", (7, 0, 0)), ("1", 0)])
-def test_one_colour_may_be_called_transparent(tmp_path, mode, colour):
+def test_one_colour_may_be_transparent(tmp_path, mode, colour):
     drawn = Image.new(mode, (4, 4), colour)
-    # Not white, to tell it from what becomes so; but 1 bit has nothing else.
+    # Not white, so that the change shows; 1-bit images have no other colour.
     drawn.paste("white" if mode == "1" else "black", (0, 0, 2, 4))
     drawn.paste(colour, (2, 0, 4, 4))
     drawn.save(tmp_path / "a.png", transparency=colour)
@@ -196,7 +196,7 @@ def test_one_colour_may_be_called_transparent(tmp_path, mode, colour):
 
 
 @pytest.mark.parametrize("colour", [255, 0])
-def test_a_drawing_that_white_hides_is_refused(tmp_path, colour):
+def test_rejects_a_drawing_invisible_on_white(tmp_path, colour):
     drawn = np.full((28, 28, 4), colour, np.uint8)
     drawn[..., 3] = 0
     if colour:
@@ -206,18 +206,18 @@ def test_a_drawing_that_white_hides_is_refused(tmp_path, colour):
     assert "is transparent, and a single colour on a white background" in text
 
 
-def test_an_alpha_that_hides_nothing_changes_nothing(tmp_path, colours):
+def test_opaque_alpha_changes_nothing(tmp_path, colours):
     solid = np.dstack([colours, np.full((20, 30), 255, np.uint8)])
     read, notes = images.read([save(tmp_path / "a.png", solid)], (20, 30, 3))
     np.testing.assert_array_equal(read[0], colours)
     assert notes == []
-    # One flat colour, and no fault of an alpha.
+    # A single colour, but not because of transparency.
     flat = save(tmp_path / "flat.png", np.full((4, 4, 4), 255, np.uint8))
     assert images.read([flat], (4, 4, 3))[0].min() == 255
 
 
 @pytest.mark.parametrize("colour", [(0x1234,), (0x1234, 0, 0xFFFF)])
-def test_a_transparent_colour_of_16_bits_is_refused(tmp_path, colour):
+def test_rejects_a_transparent_16_bit_colour(tmp_path, colour):
     depths = np.zeros((2, 2), np.uint16)
     path = tmp_path / "a.png"
     Image.fromarray(depths if len(colour) == 1 else np.zeros((2, 2, 3), np.uint8)).save(
@@ -235,7 +235,7 @@ def test_a_transparent_colour_of_16_bits_is_refused(tmp_path, colour):
 
 
 @pytest.mark.parametrize("mode", ["1", "P", "CMYK", "YCbCr", "I;16"])
-def test_every_usual_mode_is_read(tmp_path, mode):
+def test_reads_every_common_mode(tmp_path, mode):
     drawn = Image.new("L", (4, 2), 0)
     drawn.paste(255, (2, 0, 4, 2))
     if mode == "I;16":
@@ -248,13 +248,13 @@ def test_every_usual_mode_is_read(tmp_path, mode):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
-def test_values_that_are_no_pixels_are_refused(tmp_path, dtype):
+def test_rejects_values_that_are_not_pixels(tmp_path, dtype):
     path = save(tmp_path / "a.tif", np.ones((2, 2), dtype))
     assert "expected 8-bit or 16-bit pixels" in complaint([path], (2, 2, 1))
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_an_animation_gives_its_first_frame_and_says_so(tmp_path, form):
+def test_reads_the_first_frame_of_an_animation_and_says_so(tmp_path, form):
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue", "lime")]
     options = {"lossless": True} if form == "WEBP" else {}
     path = str(tmp_path / "a")
@@ -266,11 +266,11 @@ def test_an_animation_gives_its_first_frame_and_says_so(tmp_path, form):
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_images_come_out_upright(tmp_path, form, orientation):
+def test_turns_images_upright(tmp_path, form, orientation):
     quarters = np.zeros((32, 48), np.uint8)
     quarters[:16, :24], quarters[:16, 24:], quarters[16:, :24] = 250, 160, 80
     turn = images._TURNS.get(orientation)
-    # What the camera saw, turned away from it: by the inverse.
+    # The inverse of the turn that the reader applies.
     inverse = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
     turn = inverse.get(orientation, turn)
     lying = Image.fromarray(quarters).convert("RGB")
@@ -290,13 +290,13 @@ def test_images_come_out_upright(tmp_path, form, orientation):
         b"Exif\0\0II*\0\xff\xff\xff\xff",
         b"Exif\0\0XX*\0\x08\0\0\0\x01\0",
         b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\xff\xff\xff\x7f\x08\0\0\0",
-        # An orientation of 999, and one that is a text.
+        # An orientation of 999, and one that is a string.
         b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\xe7\x03\0\0\0\0\0\0",
         b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x03\0\0\0ab\0\0\0\0\0\0",
     ],
 )
 @pytest.mark.parametrize("form", ["JPEG", "WEBP", "PNG"])
-def test_odd_exif_does_not_keep_an_image_from_being_read(tmp_path, colours, exif, form):
+def test_reads_images_with_odd_exif(tmp_path, colours, exif, form):
     path = tmp_path / "a"
     options = {} if form == "JPEG" else {"lossless": True}
     Image.fromarray(colours).save(path, form, exif=exif, **options)
@@ -318,9 +318,7 @@ def png_that_claims(width, height) -> bytes:
 @pytest.mark.parametrize(
     ("width", "height"), [(10_000, 10_000), (9_500, 11_000), (50_000, 50_000)]
 )
-def test_too_large_images_are_refused_by_their_size(
-    tmp_path, width, height, monkeypatch, recwarn
-):
+def test_rejects_oversized_images(tmp_path, width, height, monkeypatch, recwarn):
     path = tmp_path / "a.png"
     path.write_bytes(png_that_claims(width, height))
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
@@ -329,7 +327,7 @@ def test_too_large_images_are_refused_by_their_size(
     assert not recwarn.list
 
 
-def test_an_image_without_pixels_is_refused(tmp_path):
+def test_rejects_an_image_without_pixels(tmp_path):
     path = tmp_path / "a.gif"
     path.write_bytes(b"GIF89a" + bytes([0, 0, 5, 0, 0, 0, 0]) + b";")
     complaint([str(path)], (28, 28, 1))
@@ -338,7 +336,7 @@ def test_an_image_without_pixels_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("error", [KeyError("odd\nthing"), struct.error(), MemoryError()])
-def test_whatever_pillow_raises_is_one_line(tmp_path, colours, monkeypatch, error):
+def test_any_pillow_error_is_one_line(tmp_path, colours, monkeypatch, error):
     def load(self):
         raise error
 
@@ -347,6 +345,6 @@ def test_whatever_pillow_raises_is_one_line(tmp_path, colours, monkeypatch, erro
     assert "cannot be read as an image: " in complaint([path], (20, 30, 3))
 
 
-def test_a_model_of_other_channels_takes_no_files(tmp_path, colours):
+def test_rejects_files_for_a_model_of_other_channels(tmp_path, colours):
     with pytest.raises(BranchyError, match="takes 5 channels"):
         images.read([save(tmp_path / "a.png", colours)], (20, 30, 5))

@@ -16,22 +16,22 @@ from branchy_tf.exits import confidence
 from branchy_tf.policy import SMALLEST, ExitPolicy
 
 
-def test_below_leaves_and_equal_stays():
+def test_only_scores_below_the_threshold_exit_early():
     scores = np.float32([[0.1, 9, 9], [0.2, 0.1, 9], [0.2, 0.3, 9], [0.5, 0.5, 0]])
     assert thresholds.exit_indices(scores, [0.2, 0.3]).tolist() == [0, 1, 2, 2]
 
 
-def test_zero_lets_none_leave_and_infinity_all():
+def test_no_row_exits_at_zero_and_all_at_infinity():
     scores = np.float32([[0, 0], [1, 0], [1e30, 0]])
     assert thresholds.exit_indices(scores, [0]).tolist() == [1, 1, 1]
     assert thresholds.exit_indices(scores, [np.inf]).tolist() == [0, 0, 0]
 
 
-def test_nan_goes_on():
+def test_nan_does_not_exit_early():
     assert thresholds.exit_indices(np.float32([[np.nan, 0]]), [np.inf]).tolist() == [1]
 
 
-def test_each_row_may_have_its_own():
+def test_each_row_may_have_its_own_thresholds():
     scores = np.float32([[0.5, 0], [0.5, 0]])
     assert thresholds.exit_indices(scores, [[0.4], [0.6]]).tolist() == [1, 0]
 
@@ -49,17 +49,17 @@ def test_each_row_may_have_its_own():
         ([[0.1], [0.2, 0.3]], "must be numbers"),
     ],
 )
-def test_bad_thresholds_are_refused(given, message):
+def test_rejects_invalid_thresholds(given, message):
     with pytest.raises(BranchyError, match=message):
         thresholds.check(given, num_exits=3, rows=4)
 
 
-def test_near_are_rows_that_reach_an_exit_and_score_about_its_threshold():
+def test_within_tolerance_are_rows_that_reach_an_exit_close_to_its_threshold():
     scores = np.float32([[0.2, 9], [0.2001, 9], [0.3, 9], [0.1, 9]])
     assert thresholds.within_tolerance(scores, [0.20005], 1e-4).tolist() == [1, 1, 0, 0]
     assert not thresholds.within_tolerance(scores, [0], 1e-4).any()
     assert not thresholds.within_tolerance(scores, [np.inf], 1e-4).any()
-    # Gone before: where it would have scored at the second exit is no matter.
+    # The row takes the first exit, so its score at the second does not matter.
     scores = np.float32([[0.1, 0.5, 9], [0.9, 0.5, 9]])
     assert thresholds.within_tolerance(scores, [0.2, 0.5], 1e-4).tolist() == [False, True]
 
@@ -72,7 +72,7 @@ def test_forcing_sends_every_row_to_one_exit(exit_index):
     assert set(thresholds.exit_indices(scores, limits)) == {exit_index}
 
 
-def test_many_vectors_at_once_are_as_one_by_one():
+def test_many_vectors_match_one_by_one():
     random = np.random.default_rng(0)
     scores = random.random((50, 4), np.float32)
     scores[3, 1], scores[4, 0] = np.nan, np.inf
@@ -88,21 +88,21 @@ def test_many_vectors_at_once_are_as_one_by_one():
 @pytest.mark.parametrize(
     "given", [[1.0], [1, -1], [1, 0], [1, np.nan], [1, np.inf], "12", 3]
 )
-def test_refuses_temperatures(given):
+def test_rejects_invalid_temperatures(given):
     if given == "12":
         given = ["one", "two"]
     with pytest.raises(BranchyError, match="2 positive numbers"):
         thresholds.check_temperatures(given, 2)
 
 
-def test_no_temperatures_are_ones():
+def test_temperatures_default_to_one():
     assert thresholds.check_temperatures(None, 3) == (1.0, 1.0, 1.0)
 
 
 DENORMAL = 1.4e-45
 
 
-def test_a_policy_has_one_normal_form():
+def test_policy_has_one_normal_form():
     plain = ExitPolicy(thresholds=[0.1, 2])
     assert plain == ExitPolicy(
         criterion="entropy", thresholds=np.array([0.1, 2.0]), temperatures=(1, 1, 1)
@@ -114,7 +114,7 @@ def test_a_policy_has_one_normal_form():
     assert plain.num_exits == 3
     assert plain != plain.replace(criterion="margin")
     assert plain != plain.replace(temperatures=[1, 1, 2])
-    # For whom it was calibrated is not what it decides.
+    # Equality ignores the weights it was calibrated for.
     assert plain == plain.replace(weights="ab")
     with pytest.raises(AttributeError):
         plain.criterion = "margin"
@@ -136,12 +136,12 @@ def test_a_policy_has_one_normal_form():
         ({"thresholds": [0.1], "temperatures": [1, 0]}, "2 positive numbers"),
     ],
 )
-def test_refuses_invalid_policies(given, message):
+def test_rejects_invalid_policies(given, message):
     with pytest.raises(BranchyError, match=message):
         ExitPolicy(**given)
 
 
-def test_a_policy_is_for_a_number_of_exits():
+def test_policy_is_for_a_number_of_exits():
     assert ExitPolicy(thresholds=[0.1]).check_exits(2) == ExitPolicy(thresholds=[0.1])
     with pytest.raises(
         BranchyError, match="expected 2, one for each exit but the final one"
@@ -149,7 +149,7 @@ def test_a_policy_is_for_a_number_of_exits():
         ExitPolicy(thresholds=[0.1]).check_exits(3)
 
 
-def test_the_rule():
+def test_policy_decides_exits():
     scores = np.float32([[0.1, 9, 9], [0.2, 0.1, 9], [np.nan, 0.3, 9], [0, 0.1, 9]])
     chosen = ExitPolicy(thresholds=[0.2, 0.3])
     assert chosen.exit_indices(scores).tolist() == [0, 1, 2, 0]
@@ -157,7 +157,7 @@ def test_the_rule():
     assert ExitPolicy(thresholds=[0, math.inf]).exit_indices(scores).tolist() == [1] * 4
 
 
-def test_a_policy_travels_through_its_file(tmp_path):
+def test_policy_survives_its_file(tmp_path):
     path = tmp_path / "thresholds.json"
     chosen = ExitPolicy(
         criterion="margin",
@@ -176,7 +176,7 @@ def test_a_policy_travels_through_its_file(tmp_path):
         assert found.weights == "ab"
 
 
-def test_what_stands_for_a_policy():
+def test_converts_to_a_policy():
     known = zoo.calibration("branchy_lenet", "mnist")
     assert ExitPolicy.of(known) is known.policy
     assert ExitPolicy.of(known.policy) is known.policy
@@ -195,7 +195,7 @@ def test_what_stands_for_a_policy():
         ({"thresholds": None}, "thresholds.json lacks thresholds"),
     ],
 )
-def test_a_file_without_a_valid_policy_is_refused(tmp_path, change, message):
+def test_rejects_a_file_without_a_valid_policy(tmp_path, change, message):
     path = tmp_path / "thresholds.json"
     ExitPolicy(thresholds=[0.1]).save(path)
     value = files.read_json(path) | change
@@ -204,7 +204,7 @@ def test_a_file_without_a_valid_policy_is_refused(tmp_path, change, message):
         ExitPolicy.load(path)
 
 
-def test_the_names_of_the_scores_are_those_that_are_computed():
+def test_criterion_names_match_the_criteria():
     assert tuple(confidence.CRITERIA) == policy.CRITERION_NAMES
 
 
@@ -226,14 +226,14 @@ def test_denormal_numbers_are_zeros_as_in_tensorflow():
     assert ExitPolicy(thresholds=[1e-40]).thresholds == (0.0,)
     assert ExitPolicy(thresholds=[SMALLEST]).thresholds == (SMALLEST,)
     assert thresholds.check([DENORMAL], 2).tolist() == [[0]]
-    # Below 0 is not 0: no row leaves at a threshold of 0.
+    # No score is below a threshold of 0.
     scores = np.float32([[DENORMAL, 1], [-1e-40, 1], [0, 1]])
     assert ExitPolicy(thresholds=[0]).exit_indices(scores).tolist() == [1, 1, 1]
     assert ExitPolicy(thresholds=[SMALLEST]).exit_indices(scores).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("criterion", policy.CRITERION_NAMES)
-def test_numpy_and_the_graph_decide_alike_on_tiny_scores(criterion):
+def test_numpy_and_the_graph_agree_on_tiny_scores(criterion):
     leading = keras.Input((1,), name="leading")
     first = {"kernel_initializer": keras.initializers.Constant([[1, 0, 0]])}
     outputs = {
@@ -242,7 +242,7 @@ def test_numpy_and_the_graph_decide_alike_on_tiny_scores(criterion):
     }
     chosen = ExitPolicy(criterion=criterion, thresholds=[1])
     predictor = branchy_tf.EarlyExitPredictor(keras.Model(leading, outputs), chosen)
-    # Scores of all sizes down to 0; what is denormal among them only NumPy sees.
+    # Scores of all magnitudes down to 0; only NumPy keeps denormal ones.
     values = np.float32([0, 5, 20, 60, 80, 85, 88, 90, 95, 100, 103, 110])[:, None]
     _, scores = predictor.all_exits(values)
     for limit in (0, DENORMAL, 1e-40, SMALLEST, 1e-37, 1e-20, 1, np.inf):
@@ -252,18 +252,18 @@ def test_numpy_and_the_graph_decide_alike_on_tiny_scores(criterion):
     assert 0 < (predictor.predict(values, [SMALLEST]).exits == 0).mean() < 1
 
 
-def test_rows_that_rounding_does_not_excuse():
+def test_finds_rows_misrouted_beyond_rounding():
     chosen = ExitPolicy(thresholds=[0.5])
     scores = np.column_stack([np.linspace(0, 1, 101), np.zeros(101)])
     exits = chosen.exit_indices(scores)
     assert not len(chosen.misrouted(scores, exits, 1e-3))
-    # One row is just at the threshold.
+    # One row is at the threshold.
     turned = exits.copy()
     turned[50] = 0
     assert not len(chosen.misrouted(scores, turned, 1e-3))
     turned[20] = 1
     assert chosen.misrouted(scores, turned, 1e-3).tolist() == [20]
-    # Where all crowd around the threshold, some may turn, but not all.
+    # With all scores close to the threshold, some rows may change exits, but not all.
     scores = np.full((100, 2), 0.5)
     few = np.arange(100) >= 5
     assert not len(chosen.misrouted(scores, few.astype(int), 1e-3))
@@ -312,12 +312,12 @@ def test_every_spelling_gives_the_same_answers(tmp_path):
         ({"policy": "no_such/thresholds.json"}, "There are no thresholds"),
     ],
 )
-def test_refuses_a_policy_that_does_not_fit(arguments, message):
+def test_rejects_a_policy_that_does_not_fit(arguments, message):
     with pytest.raises(BranchyError, match=message):
         branchy_tf.EarlyExitPredictor(small.model(), **arguments)
 
 
-def test_plain_thresholds_with_weights_that_have_temperatures_are_warned_of(alexnet):
+def test_warns_of_plain_thresholds_for_weights_with_temperatures(alexnet):
     known = zoo.calibration("branchy_alexnet", "cifar10")
     with pytest.warns(UserWarning, match=r"'cifar10' of branchy_alexnet") as caught:
         branchy_tf.EarlyExitPredictor(alexnet, known.thresholds)
@@ -327,12 +327,12 @@ def test_plain_thresholds_with_weights_that_have_temperatures_are_warned_of(alex
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
-def test_nothing_else_is_warned_of(alexnet):
+def test_does_not_warn_otherwise(alexnet):
     known = zoo.calibration("branchy_alexnet", "cifar10")
     assert known.policy.weights == graphs.fingerprint(alexnet)
     assert branchy_tf.EarlyExitPredictor(alexnet, known).policy is known.policy
     branchy_tf.EarlyExitPredictor(alexnet, known.thresholds, None, known.temperatures)
     branchy_tf.EarlyExitPredictor(small.model(), [0.1])
-    # Trained further, they are other weights.
+    # Further training changes the weights.
     alexnet.weights[0].assign_add(alexnet.weights[0] * 0 + 1e-3)
     branchy_tf.EarlyExitPredictor(alexnet, known.thresholds)

@@ -36,7 +36,7 @@ def test_wilson_interval_of_a_published_example():
 
 
 def pair(both: int, first_only: int, second_only: int, neither: int):
-    """Two bool arrays whose rows agree and disagree so often."""
+    """Two bool arrays with given numbers of agreements and disagreements."""
     first = [1] * (both + first_only) + [0] * (second_only + neither)
     second = [1] * both + [0] * first_only + [1] * second_only + [0] * neither
     return np.array(first, bool), np.array(second, bool)
@@ -57,7 +57,7 @@ def test_paired_interval_turns_with_its_arguments():
 
 
 @pytest.mark.parametrize("rows", [10, 1000])
-def test_no_disagreement_is_not_certainty(rows):
+def test_interval_has_a_width_without_disagreement(rows):
     first, second = pair(rows - 1, 0, 0, 1)
     low, high = scoring.paired_interval(first, second)
     half = 1.959964 * np.sqrt(2) / (rows + 2)
@@ -65,7 +65,7 @@ def test_no_disagreement_is_not_certainty(rows):
 
 
 def test_paired_interval_covers_the_truth():
-    # Its promise: 95 % of such intervals hold the true difference.
+    # 95 % of such intervals contain the true difference.
     random = np.random.default_rng(0)
     kinds = random.choice(4, p=[0.9, 0.04, 0.01, 0.05], size=(2000, 500))
     intervals = np.array(
@@ -75,7 +75,7 @@ def test_paired_interval_covers_the_truth():
     assert 0.93 < covered.mean() < 0.98
 
 
-def test_every_exit_is_judged_by_its_own_answer():
+def test_correctness_is_counted_per_exit():
     logits = np.float32([[[2, 0], [0, 1]], [[1, 0], [3, 0]]])
     every = scoring.answers(logits, np.array([1, 0]))
     assert every.given.tolist() == [[0, 1], [0, 0]]
@@ -83,7 +83,7 @@ def test_every_exit_is_judged_by_its_own_answer():
     assert every.scores.shape == (2, 2)
 
 
-def test_temperatures_are_those_of_each_exit():
+def test_each_exit_uses_its_own_temperature():
     logits = np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)
     labels = np.zeros(5, int)
     plain = scoring.answers(logits / np.float32([[2], [0.5]]), labels)
@@ -93,7 +93,7 @@ def test_temperatures_are_those_of_each_exit():
     np.testing.assert_allclose(warm.scores, plain.scores, rtol=1e-4)
 
 
-def test_nan_is_refused_with_exit_and_row():
+def test_rejects_nan_with_exit_and_row():
     logits = np.zeros((4, 2, 3), np.float32)
     logits[2, 1, 0] = np.nan
     predictor = types.SimpleNamespace(logits=lambda images, progress: logits)
@@ -111,7 +111,7 @@ def test_nan_is_refused_with_exit_and_row():
         ([0, -np.inf, 0], None),
     ],
 )
-def test_what_is_no_prediction_is_named_and_a_masked_class_is_none(given, expected):
+def test_rejects_invalid_logits_but_not_masked_classes(given, expected):
     logits = np.zeros((4, 2, 3), np.float32)
     logits[2, 1] = given
     predictor = types.SimpleNamespace(logits=lambda images, progress: logits)
@@ -135,13 +135,13 @@ def test_plain_accuracy():
     )
 
 
-def test_a_graph_that_decides_otherwise_than_the_scores_is_noticed(monkeypatch):
+def test_detects_a_graph_that_contradicts_the_scores(monkeypatch):
     model, dataset = small.model(), small.dataset()
     _, scores = EarlyExitPredictor(model, [0]).all_exits(dataset.test.images)
     policy = ExitPolicy(thresholds=[float(np.sort(scores[:, 0])[4:6].mean())])
     result = scoring.evaluate(model, policy, dataset).result
     assert result["exit_rates"].tolist() == [0.5, 0.5]
-    # As it is where a threshold is denormal: none leaves.
+    # Simulates a denormal threshold: no row exits early.
     monkeypatch.setattr(
         routing, "exits_early", lambda scores, limits: scores < 0 * limits
     )

@@ -1,4 +1,4 @@
-"""How commands start: in new processes, since forked ones have TensorFlow already."""
+"""The start of commands, in new processes because forked ones have TensorFlow."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def start(*arguments: str, options: tuple[str, ...] = (), **env: str):
 
 
 @pytest.mark.parametrize("command", ["train", "calibrate", "export", "serve"])
-def test_the_first_line_is_ours(command):
+def test_first_line_is_ours(command):
     done = start(f"branchy_tf.{command}", "--nonsense")
     assert done.stderr.startswith(b"error: Unknown command line flag"), done.stderr
     assert done.stderr.count(b"\n") == 1
     assert done.returncode == 1
 
 
-def test_a_failed_import_shows_what_was_held_back(tmp_path):
+def test_failed_import_shows_the_suppressed_output(tmp_path):
     (tmp_path / "keras.py").write_text(
         "import os\nos.write(2, b'from C++\\n')\nraise ImportError('broken here')\n"
     )
@@ -46,7 +46,7 @@ def test_a_failed_import_shows_what_was_held_back(tmp_path):
     assert done.returncode == 1
 
 
-def test_a_real_run_says_only_what_is_ours(tmp_path):
+def test_command_prints_only_our_messages(tmp_path):
     done = start(
         "branchy_tf", "export", "--model=branchy_lenet", "--weights=mnist",
         f"--export_dir={tmp_path}/[a b]",
@@ -57,7 +57,7 @@ def test_a_real_run_says_only_what_is_ours(tmp_path):
     assert lines[-1].startswith("Exported"), lines
 
 
-def test_set_log_levels_are_left_alone():
+def test_keeps_log_levels_set_by_the_user():
     done = start("branchy_tf.export", "--nonsense", TF_CPP_MIN_LOG_LEVEL="0")
     assert b"oneDNN" in done.stderr or b"absl::InitializeLog" in done.stderr
 
@@ -69,7 +69,7 @@ def test_optimised_python_has_help_too():
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_consoles_that_cannot_print_a_name(encoding):
+def test_escapes_what_a_console_cannot_print(encoding):
     done = start(
         "branchy_tf",
         "serve",
@@ -95,7 +95,7 @@ def test_every_command_has_a_description():
     assert all(dispatcher.commands().values())
 
 
-def test_unknown_commands_name_the_nearest():
+def test_unknown_command_suggests_the_nearest():
     done = start("branchy_tf", "trian")
     assert b"Unknown command 'trian'. Did you mean train?" in done.stderr
     assert done.returncode == 1
@@ -124,7 +124,7 @@ def test_the_console_script_names_the_command_as_typed():
     assert "python -m" not in done.stdout
 
 
-def test_a_missing_keras_backend_is_one_line(tmp_path):
+def test_missing_keras_backend_is_one_line(tmp_path):
     (tmp_path / "keras.py").write_text("raise ModuleNotFoundError('no', name='jax')\n")
     paths = os.pathsep.join([str(tmp_path), str(PACKAGE.parent)])
     done = start("branchy_tf.train", PYTHONPATH=paths)

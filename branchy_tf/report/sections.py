@@ -48,7 +48,7 @@ def validation_section(
     chosen, known = calibrated.chosen, calibration.validation
     asked = ", ".join(f"{k} {v}" for k, v in calibration.budget.items())
     section.paragraph(
-        f"{len(split):,} images. Criterion: {calibrated.criterion}. Requested: "
+        f"{len(split):,} images. Criterion: {calibrated.policy.criterion}. Requested: "
         f"{asked or 'the cheapest thresholds that match the final exit'}."
     )
     low, high = known["accuracy_interval"]

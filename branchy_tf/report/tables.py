@@ -36,7 +36,7 @@ def calibration_table(
             names,
             macs,
             calibrated.answers.correct.mean(axis=0),
-            calibrated.temperatures or (),
+            calibrated.policy.temperatures or (),
             _limits(chosen.thresholds),
             chosen.exit_rates,
             strict=True,

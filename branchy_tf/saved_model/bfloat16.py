@@ -13,17 +13,12 @@ from typing import Any
 
 import keras
 
-from branchy_tf import checks, exits, graphs
+from branchy_tf import exits, graphs
 from branchy_tf.errors import BranchyError, first_line
 from branchy_tf.saved_model import folding
 
 BFLOAT16 = "bfloat16"
 PRECISIONS = ("float32", BFLOAT16)
-
-
-def check_precision(precision: str) -> None:
-    """Raises `BranchyError` unless it is one of `PRECISIONS`."""
-    checks.one_of("precision", precision, PRECISIONS)
 
 
 def in_bfloat16(model: keras.Model) -> keras.Model:

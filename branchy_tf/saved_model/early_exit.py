@@ -60,7 +60,11 @@ class LogitsModule(tf.Module):
         self.specs = _input_specs(model, input_dtype)
         self.input_names = [spec.name for spec in self.specs]
         self.model_dtypes = [tensor.dtype for tensor in model.inputs]
-        self.max_rows = _check_max_rows(max_rows)
+        self.max_rows = (
+            None
+            if max_rows is None
+            else checks.whole_number("max_rows", max_rows, at_least=1, at_most=2**31 - 1)
+        )
         _check_weights(model)
         self._stages = freezing.stage_functions(model, frozen)
         # Tracked, so that loading a SavedModel fills them.
@@ -136,11 +140,9 @@ class EarlyExitModule(LogitsModule):
         policy: the policy of requests without thresholds. Thresholds in a request are
             used with the policy's criterion and temperatures. Plain numbers are
             thresholds for entropy.
-        frozen: whether weights are constants instead of variables.
-        input_dtype: the dtype of the served inputs, which are cast to the model's in
-            the graph; default: the model's own.
-        max_rows: the largest number of rows in a request, checked before anything is
-            computed; default: no limit.
+        frozen: as for `LogitsModule`.
+        input_dtype: as for `LogitsModule`.
+        max_rows: as for `LogitsModule`.
 
     Attributes:
         functions: `{signature name: tf.function}`, for `tf.saved_model.save`.
@@ -240,16 +242,6 @@ def _disable_for_nonfinite(inputs: list, thresholds: Any) -> Any:
             finite = tf.reduce_all(tf.math.is_finite(tensor), axis=axes)
             thresholds = tf.where(finite[:, None], thresholds, float("nan"))
     return thresholds
-
-
-def _check_max_rows(max_rows: int | None) -> int | None:
-    whole = isinstance(max_rows, int) and not isinstance(max_rows, bool)
-    if max_rows is not None and not (whole and 1 <= max_rows < 2**31):
-        raise BranchyError(
-            f"`max_rows` must be a whole number of at least 1, or None for any number "
-            f"of rows. Received {max_rows!r}."
-        )
-    return max_rows
 
 
 def _check_weights(model: keras.Model) -> None:

@@ -25,7 +25,7 @@ from branchy_tf.files import next_version
 from branchy_tf.policy import PolicyLike
 from branchy_tf.saved_model import agreement, freezing, warmup
 from branchy_tf.saved_model.agreement import Agreement
-from branchy_tf.saved_model.bfloat16 import BFLOAT16, check_precision, in_bfloat16
+from branchy_tf.saved_model.bfloat16 import BFLOAT16, PRECISIONS, in_bfloat16
 from branchy_tf.saved_model.checking import (
     TOLERANCE,
     TOLERANCE_BFLOAT16,
@@ -114,7 +114,7 @@ def export(
             f"{folder} contains *, ? or [, and TensorFlow finds no checkpoint in such a "
             "path. Pass another --export_dir."
         )
-    check_precision(precision)
+    checks.one_of("precision", precision, PRECISIONS)
     graphs.check_functional(model)
     frozen = freezing.should_freeze(model, freeze)
     policy = policy_for(model, policy, thresholds=thresholds)

@@ -50,7 +50,7 @@ def evaluate(scores: Any, correct: Any, costs: Any, thresholds: Any) -> Point:
         thresholds: N-1 numbers.
     """
     scores, correct, costs = check_arrays(scores, correct, costs)
-    check(thresholds, scores.shape[1], rows=1)
+    check(thresholds, len(costs), rows=1)
     return evaluate_all(scores, correct, costs, [thresholds])[0]
 
 

@@ -51,7 +51,7 @@ def test_scores_are_never_negative_and_finite_for_extreme_logits(criterion):
 
 
 @pytest.mark.parametrize("criterion", list(confidence.CRITERIA))
-def test_a_nan_scores_nan(criterion):
+def test_nan_logit_scores_nan(criterion):
     _, scores = score(np.float32([[np.nan, 1, 2], [3, 1, 2]]), criterion)
     assert np.isnan(scores[0])
     assert not np.isnan(scores[1])
@@ -63,13 +63,13 @@ def test_low_precision_logits_are_scored_in_float32():
     assert probabilities.dtype == scores.dtype == "float32"
 
 
-def test_an_unknown_criterion_is_refused_with_the_known():
+def test_unknown_criterion_error_lists_the_known():
     with pytest.raises(BranchyError, match="entropy, max_prob, margin"):
         score(LOGITS, "mood")
 
 
 INF = np.inf
-# No prediction at all: NaN and +inf say nothing, nor does a row without any class.
+# Invalid logits: NaN, +inf, or a row without any class.
 NO_PREDICTION = [
     [np.nan, 1, 2], [INF, 1, 2], [INF, INF, INF], [-INF, INF, 0], [-INF, -INF, -INF],
     [np.nan, -INF, INF], [np.nan, -INF, -INF],
@@ -77,7 +77,7 @@ NO_PREDICTION = [
 
 
 def reference(logits, criterion, temperature=1.0):
-    """The scores in float64, by the formulas of the papers, of one row."""
+    """The score of one row in float64, by the formula of the paper."""
     logits = np.asarray(logits, np.float64)
     if not np.isfinite(logits.max()):
         return np.nan
@@ -95,7 +95,7 @@ def odd_logits(seed: int) -> np.ndarray:
     classes = int(random.choice([1, 2, 3, 10, 10_000]))
     logits = random.normal(size=(8, classes)) * 10.0 ** random.integers(-3, 38)
     logits[random.random(logits.shape) < random.choice([0, 0.3, 0.9])] = -np.inf
-    # One class stays, at least.
+    # At least one class stays.
     logits[np.arange(8), random.integers(classes, size=8)] = random.normal()
     return np.clip(logits, np.finfo(np.float32).min, None, where=logits > -np.inf,
                    out=logits).astype(np.float32)  # fmt: skip
@@ -110,7 +110,7 @@ def at_exit_1(logits, criterion, temperature):
 
 
 def as_graph(criterion, temperature, classes=None):
-    """The scores in an optimised graph, run as a server does."""
+    """The scores in an optimised graph, run as in a server."""
 
     @tf.function(input_signature=[tf.TensorSpec([None, classes], tf.float32)])
     def run(logits):
@@ -141,7 +141,7 @@ def test_scores_follow_the_formula_for_logits_of_any_kind(criterion, temperature
 @pytest.mark.parametrize("criterion", list(confidence.CRITERIA))
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 @pytest.mark.parametrize("row", NO_PREDICTION)
-def test_what_is_no_prediction_scores_nan_and_never_leaves(criterion, temperature, row):
+def test_invalid_logits_score_nan_and_never_exit_early(criterion, temperature, row):
     logits = np.float32([row, [3, 1, 2]])
     for ask in (
         lambda x: at_exit_1(x, criterion, temperature),
@@ -188,7 +188,7 @@ def test_masked_classes_in_short_formats(dtype, criterion):
 
 
 @pytest.mark.parametrize("criterion", list(confidence.CRITERIA))
-def test_masked_classes_leave_through_an_exported_version(criterion, tmp_path):
+def test_masked_classes_exit_early_in_an_export(criterion, tmp_path):
     keras.utils.set_random_seed(4)
     values = keras.Input((5,), name="values")
     # Inputs and weights must not be NaN, so each row looks up what is added to its

@@ -38,7 +38,7 @@ class Tags(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_holds_everything_itself(tmp_path):
+def test_page_is_self_contained(tmp_path):
     folder = tmp_path / "report"
     folder.mkdir()
     report = Report(tmp_path / "report.html", folder, "Model & exits")
@@ -57,7 +57,7 @@ def test_the_page_holds_everything_itself(tmp_path):
     assert (folder / "validation_dot.png").read_bytes() == PIXEL
 
 
-def test_a_new_calibration_drops_what_was_said_of_the_test_split(tmp_path):
+def test_new_calibration_drops_the_test_section(tmp_path):
     folder = tmp_path / "report"
     folder.mkdir()
     report = Report(tmp_path / "report.html", folder, "Model")
@@ -68,7 +68,7 @@ def test_a_new_calibration_drops_what_was_said_of_the_test_split(tmp_path):
     assert "The test" not in page
 
 
-def test_a_damaged_section_is_named(tmp_path):
+def test_names_a_damaged_section(tmp_path):
     folder = tmp_path / "report"
     folder.mkdir()
     report = Report(tmp_path / "report.html", folder, "Model")

@@ -22,6 +22,6 @@ from branchy_tf.report import points_from_final_exit
         (0.0, (0.0, 0.0), "as accurate as the final exit (0.00 to 0.00 below)"),
     ],
 )
-def test_a_drop_is_told_without_signs(drop, interval, words):
+def test_accuracy_drop_is_written_without_signs(drop, interval, words):
     expected = words.replace("(", "(95 % interval: ")
     assert points_from_final_exit(drop, interval) == expected

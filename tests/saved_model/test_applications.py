@@ -1,4 +1,4 @@
-"""Networks of keras.applications with an exit each, exported as they come."""
+"""Networks of keras.applications with one added exit each, exported unchanged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from keras import applications
 from branchy_tf import EarlyExitPredictor, exits, saved_model
 from branchy_tf.saved_model.session import SessionModel
 
-# The smallest of each family, and the smallest images that it takes.
+# The smallest of each family, and its smallest images.
 FAMILIES = {
     "MobileNet": 32,
     "MobileNetV2": 32,
@@ -27,7 +27,7 @@ FAMILIES = {
     "InceptionV3": 75,
     "InceptionResNetV2": 75,
 }
-# Hard swish, and swish with a gradient of its own.
+# Hard swish, and swish with a custom gradient.
 QUICK = {"MobileNetV3Small", "EfficientNetB0"}
 
 
@@ -42,7 +42,7 @@ def test_exports_and_routes(family, request, tmp_path):
     )
     (place,) = exits.propose_exits(trunk, 1)
     model = exits.add_exits(trunk, {place: exits.linear_head})
-    # It compares the written version with the Keras model, in a Session.
+    # export compares the version with the Keras model in a Session.
     version = saved_model.export(model, tmp_path, "net", [0.5])
     session = SessionModel(version)
     images = np.random.default_rng(1).random((2, size, size, 3), dtype=np.float32)

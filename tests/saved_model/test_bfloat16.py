@@ -35,7 +35,7 @@ def check_close(model: keras.Model, short: keras.Model, inputs) -> None:
         assert 0 < off < 10 * HALF, name
 
 
-def test_all_but_the_logits_is_in_bfloat16():
+def test_everything_but_the_logits_is_in_bfloat16():
     model = odd_models.settled(zoo.build("branchy_resnet", depth=8, exits="light"))
     before = model.get_weights()
     short = in_bfloat16(model)
@@ -69,7 +69,7 @@ def test_odd_models_are_close(builder):
     check_close(model, short, inputs)
 
 
-def test_lora_keeps_its_scale():
+def test_bfloat16_preserves_the_lora_scale():
     values = keras.Input((5,))
     adapted = layers.Dense(4, activation="relu", name="adapted")
     x = adapted(values)
@@ -82,7 +82,7 @@ def test_lora_keeps_its_scale():
 
 
 class Strange(layers.Layer):
-    """Does not say what it was made with."""
+    """A layer whose config omits its arguments."""
 
     def __init__(self, factor, **kwargs):
         super().__init__(**kwargs)
@@ -95,7 +95,7 @@ class Strange(layers.Layer):
         return super().get_config()
 
 
-def test_a_layer_that_cannot_be_made_again_is_named():
+def test_names_a_layer_that_cannot_be_recreated():
     x = keras.Input((4,))
     y = Strange(2.0, name="strange")(layers.Dense(4)(x))
     outputs = {f"exit_{n}": layers.Dense(2, name=f"exit_{n}")(y) for n in (1, 2)}
@@ -118,7 +118,7 @@ def version(images, tmp_path_factory):
 
 
 def wide() -> keras.Model:
-    """Weights enough to be most of its export."""
+    """A model whose weights are most of its export."""
     keras.utils.set_random_seed(2)
     pixels = keras.Input((8, 8, 1), dtype="uint8", name="images")
     x = layers.Rescaling(1 / 255)(pixels)
@@ -129,7 +129,7 @@ def wide() -> keras.Model:
     return keras.Model(pixels, outputs, name="wide")
 
 
-def test_an_export_holds_half_the_bytes_and_the_same_signatures(version):
+def test_bfloat16_export_has_half_the_bytes_and_the_same_signatures(version):
     content = (version / "saved_model.pb").read_bytes()
     bytes_of_weights = 4 * wide().count_params()
     assert bytes_of_weights / 2 < len(content) < bytes_of_weights / 2 + 150_000
@@ -154,17 +154,17 @@ def test_an_export_holds_half_the_bytes_and_the_same_signatures(version):
     }
 
 
-def test_an_export_answers_like_the_model_up_to_rounding(version, images):
+def test_bfloat16_export_matches_the_model_up_to_rounding(version, images):
     model = wide()
     every = SessionModel(version).run("all_exits", {"images": images})
     logits = np.stack(list(model(images).values()), axis=1)
     expected = tf.nn.softmax(logits).numpy()
     assert 0 < np.abs(every["probabilities"] - expected).max() < HALF
-    # Sums of float32, not of rounded probabilities.
+    # Probabilities are computed in float32, so they sum to 1.
     np.testing.assert_allclose(every["probabilities"].sum(axis=-1), 1, atol=1e-6)
 
 
-def test_an_export_says_how_far_it_agrees(version, images, tmp_path):
+def test_bfloat16_export_reports_its_agreement(version, images, tmp_path):
     told = json.loads((version / "assets.extra/branchy.json").read_text())
     assert told["precision"] == "bfloat16"
     assert told["agreement"]["num_examples"] == len(images)
@@ -177,20 +177,20 @@ def test_an_export_says_how_far_it_agrees(version, images, tmp_path):
 
 
 def modules(limit: float) -> list[saved_model.EarlyExitModule]:
-    """One model, and another whose first exit answers class 0 and is sure of it."""
+    """One model, and another whose first exit always predicts class 0 with confidence."""
     one, other = small.model(), small.model()
     bias = other.get_layer("exit_1").bias
     bias.assign_add([50, 0, 0])
     return [saved_model.EarlyExitModule(m, [limit]) for m in (one, other)]
 
 
-def test_labels_and_exits_are_compared_row_by_row(images, monkeypatch):
+def test_compares_labels_and_exits_row_by_row(images, monkeypatch):
     monkeypatch.setattr(agreement, "_BATCH_SIZE", 7)
     one, other = modules(np.inf)
     found = agreement.compare(one, other, images)
     labels = one.functions["serving_default"](images)["probabilities"].numpy().argmax(1)
     assert found == agreement.Agreement(len(images), (labels == 0).mean(), 1.0)
-    # Sure enough of it to leave, where no row of the first model is.
+    # Confident enough to exit early, unlike any row of the first model.
     one, other = modules(1e-9)
     assert agreement.compare(one, other, images).exits == 0
 
@@ -205,7 +205,7 @@ def test_labels_and_exits_are_compared_row_by_row(images, monkeypatch):
         (1.0, 1.0, float("nan"), True),
     ],
 )
-def test_too_little_agreement_is_refused(labels, exits_, bound, fails):
+def test_rejects_too_little_agreement(labels, exits_, bound, fails):
     found = agreement.Agreement(1000, labels, exits_)
     if not fails:
         return agreement.check(found, bound)
@@ -220,17 +220,17 @@ def test_too_little_agreement_is_refused(labels, exits_, bound, fails):
         ({"images": None}, "`images` is missing"),
         ({"images": np.zeros((0, 8, 8, 1), "uint8")}, "no images"),
         ({"images": np.zeros((2, 8, 7, 1), "uint8")}, r"uint8 \[B, 8, 8, 1\]"),
-        ({"max_disagreement": -1.0}, "`max_disagreement` must be a number from 0 to 1"),
+        ({"max_disagreement": -1.0}, "from 0 to 1"),
     ],
 )
-def test_nothing_is_written_where_it_is_refused(images, tmp_path, change, message):
+def test_rejected_bfloat16_export_writes_nothing(images, tmp_path, change, message):
     arguments = {"precision": "bfloat16", "images": images} | change
     with pytest.raises(BranchyError, match=message):
         saved_model.export(small.model(), tmp_path / "exports", "m", [0.5], **arguments)
     assert not (tmp_path / "exports").exists()
 
 
-def test_the_command_compares_on_the_validation_images(run_dir, tmp_path):
+def test_command_compares_on_the_validation_images(run_dir, tmp_path):
     flags = [f"--run_dir={run_dir}", f"--export_dir={tmp_path}", "--precision=bfloat16"]
     done = commands.run("export", *flags, "--max_disagreement=0.05")
     assert done.status == 0, done.stderr

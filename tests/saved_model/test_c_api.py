@@ -1,4 +1,4 @@
-"""A server's view: the C API in a process of its own, requests good and bad."""
+"""Valid and invalid requests through the C API, in a separate process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def digits_version(request, trained, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def convolutional(tmp_path_factory):
-    """A network that would answer images of any height and width."""
+    """A network that could process images of any height and width."""
     model, (images,) = odd_models.build(odd_models.skip_across_the_cut)
     folder = tmp_path_factory.mktemp("exports")
     return model, images, saved_model.export(model, folder, "any", [0.7])
@@ -39,7 +39,7 @@ def signature_of(version, name="early_exit"):
 
 
 @pytest.mark.parametrize("onednn", [True, False])
-def test_answers_like_figure_2(digits_version, trained, digits, onednn):
+def test_c_api_matches_figure_2(digits_version, trained, digits, onednn):
     limits = [np.full((64, 1), t, "float32") for t in (0.0, 0.3, np.inf, np.nan)]
     limits.append(np.float32([[0.3]]))
     requests = [{"images": digits, "thresholds": t} for t in limits]
@@ -54,7 +54,7 @@ def test_answers_like_figure_2(digits_version, trained, digits, onednn):
 
 
 def bad_requests(images: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
-    """Everything that is not as declared, one thing at a time."""
+    """Requests that violate the signature in one respect each."""
     rows, height, width, channels = images.shape
     limits = np.full((rows, 1), 0.3, "float32")
     wrong_images = {
@@ -127,12 +127,12 @@ def check_all_refused(version, images, onednn):
 
 
 @pytest.mark.parametrize("onednn", [True, False])
-def test_bad_requests_are_refused_and_the_process_lives(digits_version, digits, onednn):
+def test_rejects_invalid_requests_without_crashing(digits_version, digits, onednn):
     check_all_refused(digits_version, digits[:5], onednn)
 
 
 @pytest.mark.parametrize("onednn", [True, False])
-def test_so_does_a_network_convolutional_all_through(convolutional, onednn):
+def test_fully_convolutional_network_rejects_invalid_requests(convolutional, onednn):
     _, images, version = convolutional
     check_all_refused(version, images, onednn)
 
@@ -147,5 +147,5 @@ def test_empty_batches_give_empty_results(convolutional, onednn):
     assert answer["exit"].shape == (0,)
 
 
-def test_the_error_code_is_what_a_server_sends():
+def test_error_code_matches_the_servers():
     assert tf.errors.INVALID_ARGUMENT == INVALID_ARGUMENT

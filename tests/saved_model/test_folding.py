@@ -45,7 +45,7 @@ def check_same(model: keras.Model, folded: keras.Model) -> None:
         ((3, 5), lambda: layers.Dense(4), {}),
     ],
 )
-def test_what_comes_before_takes_the_batch_norm_in(shape, layer, norm):
+def test_folds_batch_norm_into_the_layer_before(shape, layer, norm):
     inputs = keras.Input(shape)
     x = layers.BatchNormalization(name="norm", **norm)(layer()(inputs))
     model = settled(keras.Model(inputs, layers.ReLU()(x)))
@@ -65,7 +65,7 @@ def test_what_comes_before_takes_the_batch_norm_in(shape, layer, norm):
         ((3, 5), lambda: layers.Dense(4)),
     ],
 )
-def test_lora_is_folded_with_the_kernel(shape, layer):
+def test_folds_lora_with_the_kernel(shape, layer):
     inputs = keras.Input(shape)
     adapted = layer()
     x = layers.BatchNormalization(name="norm")(adapted(inputs))
@@ -81,7 +81,7 @@ def test_lora_is_folded_with_the_kernel(shape, layer):
     check_same(model, folded)
 
 
-def test_all_of_a_network_is_folded_and_the_network_itself_unchanged():
+def test_folds_a_whole_network_without_changing_the_original():
     model = settled(zoo.build("branchy_resnet", depth=8, exits="light"))
     before = model.get_weights()
     folded = fold_batch_norm(model)
@@ -157,13 +157,13 @@ def after_a_sum(x):
         after_a_sum,
     ],
 )
-def test_what_cannot_be_folded_stays(build):
+def test_unfoldable_batch_norm_stays(build):
     inputs = keras.Input((8, 8, 3))
     model = keras.Model(inputs, build(inputs))
     assert fold_batch_norm(model) is model
 
 
-def test_a_convolution_shared_by_two_batch_norms_is_folded_into_each():
+def test_folds_a_convolution_shared_by_two_batch_norms():
     inputs = keras.Input((6, 6, 3))
     shared = layers.Conv2D(3, 3, padding="same")
     x = layers.BatchNormalization(name="one")(shared(inputs))
@@ -179,8 +179,8 @@ def test_a_convolution_shared_by_two_batch_norms_is_folded_into_each():
     [odd_models.shared_layers, odd_models.nested_model],
     ids=lambda b: b.__name__,
 )
-def test_odd_models_answer_the_same(builder):
-    # What is shared or nested is left to TensorFlow.
+def test_folding_preserves_answers_of_odd_models(builder):
+    # Shared and nested layers are left to TensorFlow.
     model, inputs = odd_models.build(builder)
     inputs = keras.tree.pack_sequence_as(model.input, inputs)
     before, after = (m(inputs, training=False) for m in (model, fold_batch_norm(model)))

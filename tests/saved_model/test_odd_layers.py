@@ -1,4 +1,4 @@
-"""Layers, dtypes and names that TensorFlow or Keras treats apart."""
+"""Layers, dtypes and names that TensorFlow or Keras treats specially."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def int8() -> keras.Model:
 
 
 def check_exports(model: keras.Model, folder, rows: np.ndarray, freeze: str) -> None:
-    """Through an export, in a Session, and through the predictor: Keras's answers."""
+    """Checks that an export and the predictor give the answers of Keras."""
     wanted = np.asarray(
         keras.ops.softmax(
             keras.ops.cast(model(rows, training=False)["exit_2"], "float32")
@@ -67,7 +67,7 @@ def check_exports(model: keras.Model, folder, rows: np.ndarray, freeze: str) -> 
 
 @pytest.fixture
 def policy():
-    """Sets Keras's global dtype, and sets it back."""
+    """Sets Keras's global dtype policy and restores it."""
     yield keras.config.set_dtype_policy
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy("float32")
@@ -83,12 +83,12 @@ IMAGES = np.random.default_rng(0).random((4, 8, 8, 3), dtype=np.float32)
     [lambda: network(activation="silu"), straight_through, int8],
     ids=["silu", "straight through", "int8"],
 )
-def test_layers_with_a_gradient_of_their_own(build, freeze, tmp_path):
+def test_exports_layers_with_custom_gradients(build, freeze, tmp_path):
     check_exports(build(), tmp_path, IMAGES, freeze)
 
 
 @pytest.mark.parametrize("freeze", ["true", "false"])
-def test_lookup_tables(freeze, tmp_path):
+def test_exports_lookup_tables(freeze, tmp_path):
     keras.utils.set_random_seed(0)
     ids = keras.Input((3,), dtype="int64", name="ids")
     found = layers.IntegerLookup(vocabulary=[5, 7, 9])(ids)
@@ -104,7 +104,7 @@ def test_lookup_tables(freeze, tmp_path):
     np.testing.assert_allclose(answer, np.asarray(trunk(rows)), atol=1e-5)
 
 
-def test_strings_are_refused_in_words(tmp_path):
+def test_rejects_string_inputs(tmp_path):
     words = keras.Input((3,), dtype="string", name="words")
     found = layers.StringLookup(vocabulary=["a", "b"])(words)
     x = layers.Dense(6, name="d1")(layers.Flatten()(layers.Embedding(8, 4)(found)))
@@ -116,19 +116,19 @@ def test_strings_are_refused_in_words(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["my model", "réseau", "_net", "a+b (2)", "é"])
-def test_names_of_models_are_free(name):
+def test_accepts_any_model_name(name):
     model = network(name)
     model = keras.Model(model.input, model.output, name=name)
     assert len(EarlyExitPredictor(model, [0.5]).predict(IMAGES).labels) == 4
 
 
-def test_names_of_layers_are_not(tmp_path):
+def test_rejects_invalid_layer_names(tmp_path):
     with pytest.raises(BranchyError, match="Layer 'my conv' of 'branchy_net'"):
         EarlyExitPredictor(network(layer="my conv"), [0.5])
 
 
 @pytest.mark.parametrize("name", ["mixed_float16", "mixed_bfloat16", "float64"])
-def test_models_built_under_another_policy(name, policy, tmp_path):
+def test_exports_models_built_under_another_dtype_policy(name, policy, tmp_path):
     if name == "float64":
         keras.config.set_floatx(name)
     policy(name)
@@ -136,7 +136,7 @@ def test_models_built_under_another_policy(name, policy, tmp_path):
     check_exports(model, tmp_path, IMAGES.astype(model.inputs[0].dtype), "true")
 
 
-def test_what_is_carried_is_not_cast_to_the_policy(policy):
+def test_carried_tensors_keep_their_dtype(policy):
     """Bright pixels differ in the 10th bit and beyond; float16 would lose them."""
     pixels = keras.Input((4,), name="pixels")
     outputs = {

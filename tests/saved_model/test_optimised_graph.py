@@ -1,4 +1,4 @@
-"""What TensorFlow makes of an export: the graph that really runs."""
+"""The optimised graph of an export, which TensorFlow runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from branchy_tf.saved_model.bfloat16 import in_bfloat16
 from branchy_tf.saved_model.session import SessionModel
 
 SIGNATURES = ["early_exit", "serving_default", "all_exits"]
-# oneDNN's kernels take a sum in, Eigen's do not.
+# oneDNN's kernels can fuse a sum, Eigen's cannot.
 ONEDNN = "_Mkl"
 
 
@@ -68,7 +68,7 @@ class Optimised:
 def optimised(version: pathlib.Path, signature: str) -> Optimised:
     session = SessionModel(version)
     definition = session.signatures[signature]
-    # All stages are in the graph, whichever of them the rows need.
+    # The graph contains all stages, even those that no row needs.
     feeds = {definition.inputs["images"].name: np.zeros((4, 16, 16, 3), "uint8")}
     if signature == "early_exit":
         feeds[definition.inputs["thresholds"].name] = np.zeros((1, 2), "float32")
@@ -101,20 +101,20 @@ def check_folded_and_fused(graph: Optimised) -> None:
 
 
 @pytest.mark.parametrize("signature", SIGNATURES)
-def test_all_is_folded_fused_and_constant(frozen, signature):
+def test_frozen_graph_is_folded_fused_and_constant(frozen, signature):
     graph = optimised(frozen, signature)
     assert graph.formats == {"float32"}
     check_folded_and_fused(graph)
 
 
-def test_so_it_is_in_bfloat16(resnet, tmp_path):
+def test_bfloat16_graph_is_folded_and_fused(resnet, tmp_path):
     short = in_bfloat16(resnet)
     graph = optimised(written(short, tmp_path, frozen=True), "early_exit")
     assert graph.formats == {"bfloat16"}
     check_folded_and_fused(graph)
 
 
-def test_nothing_of_that_without_freezing(resnet, tmp_path):
+def test_unfrozen_graph_is_not_fused(resnet, tmp_path):
     graph = optimised(written(resnet, tmp_path, frozen=False), "early_exit")
     assert set(graph.convolutions) == {("", "ReadVariableOp")}
     assert graph.kinds["Rsqrt"] == 14

@@ -1,4 +1,4 @@
-"""The inputs of the graph: their names, their rows, and values that are no number."""
+"""The inputs of the graph: names, numbers of rows, NaN and infinity."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def network(inputs, **kwargs) -> keras.Model:
 
 
 def fused() -> keras.Model:
-    """A convolution whose ReLU oneDNN takes in, where it makes 0 of NaN."""
+    """A convolution with a ReLU that oneDNN fuses, which turns NaN into 0."""
     keras.utils.set_random_seed(0)
     images = keras.Input((6, 6, 3), name="images")
     x = layers.Conv2D(4, 3, activation="relu")(images)
@@ -55,7 +55,7 @@ def signatures_of(version):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("freeze", ["true", "false"])
 @pytest.mark.parametrize("build", [fused, pixels])
-def test_rows_that_are_not_finite_never_exit_early(build, freeze, value, tmp_path):
+def test_nonfinite_rows_never_exit_early(build, freeze, value, tmp_path):
     version = saved_model.export(
         build(), tmp_path, "net", [0.5], freeze=freeze, input_dtype="float32"
     )
@@ -71,7 +71,7 @@ def test_rows_that_are_not_finite_never_exit_early(build, freeze, value, tmp_pat
 
 
 @pytest.mark.parametrize("onednn", [True, False])
-def test_nor_on_a_server(onednn, tmp_path):
+def test_nonfinite_rows_never_exit_early_on_a_server(onednn, tmp_path):
     version = saved_model.export(fused(), tmp_path, "net", [np.inf])
     images = np.ones((3, 6, 6, 3), np.float32)
     images[0, 0, 0, 0] = np.nan
@@ -86,7 +86,7 @@ def test_nor_on_a_server(onednn, tmp_path):
         assert [answer["exit"].tolist() for _, answer in answers] == [[1, 0, 0], [1]]
 
 
-def test_whole_numbers_are_not_examined(tmp_path):
+def test_integer_inputs_get_no_finite_check(tmp_path):
     version = saved_model.export(pixels(), tmp_path, "net", [0.5])
     session = SessionModel(version)
     feed = {"images": np.zeros((2, 6, 6, 3), np.uint8)}
@@ -95,7 +95,7 @@ def test_whole_numbers_are_not_examined(tmp_path):
     assert not [name for name in names if "IsFinite" in name]
 
 
-def test_weights_of_nan_are_refused(tmp_path):
+def test_rejects_nan_weights(tmp_path):
     model = fused()
     model.layers[1].bias.assign([0, np.nan, 0, 0])
     for use in (
@@ -109,7 +109,7 @@ def test_weights_of_nan_are_refused(tmp_path):
 
 @pytest.mark.parametrize("freeze", ["true", "false"])
 @pytest.mark.parametrize("onednn", [True, False])
-def test_too_many_rows_are_refused(onednn, freeze, tmp_path):
+def test_rejects_too_many_rows(onednn, freeze, tmp_path):
     version = saved_model.export(
         fused(), tmp_path, "net", [0.5], freeze=freeze, max_rows=4
     )
@@ -128,7 +128,7 @@ def test_too_many_rows_are_refused(onednn, freeze, tmp_path):
         assert fit[0] == 0
 
 
-def test_thresholds_of_other_rows_are_refused_in_words(tmp_path):
+def test_rejects_thresholds_for_another_number_of_rows(tmp_path):
     version = saved_model.export(fused(), tmp_path, "net", [0.5])
     images = np.zeros((2, 6, 6, 3), np.float32)
     requests = [
@@ -142,7 +142,7 @@ def test_thresholds_of_other_rows_are_refused_in_words(tmp_path):
     assert len(answers) == 4
 
 
-def test_any_number_of_rows_where_it_is_asked_for(tmp_path):
+def test_max_rows_none_allows_any_number_of_rows(tmp_path):
     def answer(version):
         session = SessionModel(version)
         try:
@@ -169,7 +169,7 @@ def names_of(model) -> list[str]:
     return saved_model.EarlyExitModule(model, [0.5]).input_names
 
 
-def test_names_of_inputs_do_not_depend_on_the_process(tmp_path):
+def test_input_names_do_not_depend_on_the_process(tmp_path):
     for _ in range(3):
         assert names_of(network(keras.Input((5,)))) == ["input_1"]
     two = [keras.Input((5,)), keras.Input((4,), name="extra"), keras.Input((3,))]
@@ -184,8 +184,8 @@ def test_names_of_inputs_do_not_depend_on_the_process(tmp_path):
     assert names_of(by_key) == ["first", "second"]
 
 
-def test_all_that_names_inputs_agrees(tmp_path):
-    keras.Input((1,))  # counts up Keras's names
+def test_input_names_agree_everywhere(tmp_path):
+    keras.Input((1,))  # advances Keras's name counter
     model = network([keras.Input((5,)), keras.Input((4,))])
     version = saved_model.export(model, tmp_path, "net", [0.5])
     names = ["input_1", "input_2"]

@@ -24,13 +24,13 @@ RNG = np.random.default_rng(7)
 
 
 def choices_of_thresholds(scores: np.ndarray) -> dict[str, np.ndarray]:
-    """[B, N-1] each; never on a score, where rounding decides."""
+    """Thresholds [B, N-1], never equal to a score, where rounding would decide."""
     rows, gates = scores.shape[0], scores.shape[1] - 1
 
     def same(limits):
         return np.tile(np.float32(limits), (rows, 1))
 
-    # In the middle of each gate's widest gap, far from any score.
+    # In the middle of the widest gap between the scores of each exit.
     ordered = np.sort(scores[:, :-1], axis=0)
     below = np.diff(ordered, axis=0).argmax(axis=0)
     middle = (ordered[below, range(gates)] + ordered[below + 1, range(gates)]) / 2
@@ -84,7 +84,7 @@ def test_digits_route_like_figure_2(trained, digits, tmp_path, frozen):
         np.testing.assert_allclose(answer["probabilities"], probabilities, atol=1e-5)
 
 
-def test_one_row_of_thresholds_is_for_all_rows(trained, digits, tmp_path):
+def test_one_row_of_thresholds_applies_to_all_rows(trained, digits, tmp_path):
     session, _ = session_of(trained, tmp_path)
     one = session.run("early_exit", {"images": digits, "thresholds": np.float32([[0.3]])})
     each = session.run(
@@ -109,7 +109,7 @@ def test_batches_of_one_and_of_many_agree(trained, digits, tmp_path, limit):
         )
 
 
-def test_a_row_of_nan_goes_to_the_end_and_troubles_no_other(tmp_path):
+def test_nan_row_takes_the_final_exit_and_affects_no_other(tmp_path):
     model, (images,) = odd_models.build(odd_models.skip_across_the_cut)
     session, _ = session_of(model, tmp_path)
     limits = np.float32([[np.inf]])
@@ -124,24 +124,24 @@ def test_a_row_of_nan_goes_to_the_end_and_troubles_no_other(tmp_path):
     )
 
 
-def test_a_gate_is_few_operations(trained, digits, tmp_path):
+def test_early_exit_adds_few_operations(trained, digits, tmp_path):
     session, _ = session_of(trained, tmp_path)
     kinds = {}
     for way, limit in {"leave": np.inf, "stay": 0}.items():
         feed = {"images": digits[:4], "thresholds": np.float32([[limit]])}
         names = session.operations("early_exit", feed)
-        # Before the first branch, the request is checked.
+        # The request is checked before the first branch.
         inside = [name for name in names if "cond/" in name]
         kinds[way] = {name.rpartition("/")[2].partition("_")[0] for name in inside}
     assert kinds["leave"] >= {"Less", "All"}
-    # Who stays is found out only where someone does, and gathered where someone leaves.
+    # Remaining rows are found only if there are any, and gathered only if some exit.
     for way in kinds.values():
         assert not {"Where", "GatherV2", "TensorScatterUpdate"} & way
     assert not {"Equal", "Any"} & kinds["leave"]
     assert "Any" in kinds["stay"]
 
 
-def test_no_rows_give_no_answers(trained, digits, tmp_path):
+def test_empty_batch_gives_empty_results(trained, digits, tmp_path):
     session, _ = session_of(trained, tmp_path)
     empty = {"images": digits[:0]}
     for limits in (np.zeros((1, 1), "float32"), np.zeros((0, 1), "float32")):
@@ -153,14 +153,14 @@ def test_no_rows_give_no_answers(trained, digits, tmp_path):
     assert answer["scores"].shape == (0, 2)
 
 
-def test_the_graph_grows_in_step_with_the_exits():
+def test_graph_size_is_linear_in_the_exits():
     sizes = [graph_bytes(number) for number in (3, 6, 12)]
-    # Names that hold those of all exits before would make it 2.9 times.
+    # With nested names, the factor would be 2.9.
     assert sizes[2] - sizes[1] < 2.1 * (sizes[1] - sizes[0])
 
 
 def graph_bytes(number):
-    """Size of early_exit's graph for a chain of `number` equal stages."""
+    """The size of early_exit's graph for a chain of `number` equal stages."""
     x = values = keras.Input((4,))
     outputs = {}
     for k in range(1, number + 1):
@@ -172,14 +172,14 @@ def graph_bytes(number):
     return graph.as_graph_def().ByteSize()
 
 
-def test_inputs_must_agree_on_the_rows(tmp_path):
+def test_inputs_must_have_equal_rows(tmp_path):
     model, (image, extra) = odd_models.build(odd_models.several_inputs)
     session, _ = session_of(model, tmp_path)
     with pytest.raises(tf.errors.InvalidArgumentError):
         session.run("serving_default", {"image": image, "extra": extra[:4]})
 
 
-def test_predictor_answers_like_figure_2(trained, digits):
+def test_predictor_matches_figure_2(trained, digits):
     predictor = branchy_tf.EarlyExitPredictor(trained, thresholds=[0.3])
     answer = predictor.predict(digits, batch_size=24)
     limits = np.full((64, 1), 0.3)
@@ -192,7 +192,7 @@ def test_predictor_answers_like_figure_2(trained, digits):
     assert 0 < answer.exit_rates(2)[0] < 1
 
 
-def test_predictor_takes_thresholds_for_each_call_and_row(trained, digits):
+def test_predictor_accepts_thresholds_per_call_and_row(trained, digits):
     predictor = branchy_tf.EarlyExitPredictor(trained, thresholds=[0.0])
     assert set(predictor.predict(digits).exits) == {1}
     assert set(predictor.predict(digits, thresholds=[np.inf]).exits) == {0}
@@ -204,7 +204,7 @@ def test_predictor_takes_thresholds_for_each_call_and_row(trained, digits):
     assert empty.probabilities.shape == (0, 10)
 
 
-def test_predictor_takes_several_inputs_by_name():
+def test_predictor_accepts_several_inputs_by_name():
     model, (image, extra) = odd_models.build(odd_models.several_inputs)
     predictor = branchy_tf.EarlyExitPredictor(model, thresholds=[np.inf])
     assert set(predictor.predict({"image": image, "extra": extra}).exits) == {0}
@@ -223,14 +223,14 @@ def test_predictor_takes_several_inputs_by_name():
         (None, "shape"),
     ],
 )
-def test_predictor_refuses_other_images(trained, images, message):
+def test_predictor_rejects_invalid_images(trained, images, message):
     predictor = branchy_tf.EarlyExitPredictor(trained, thresholds=[0.1])
     with pytest.raises(ValueError, match=message):
         predictor.predict(images)
 
 
 @pytest.mark.parametrize("limits", [[0.1, 0.2], [-1], [np.nan], [[0.1]] * 3])
-def test_predictor_refuses_other_thresholds(trained, digits, limits):
+def test_predictor_rejects_invalid_thresholds(trained, digits, limits):
     predictor = branchy_tf.EarlyExitPredictor(trained, thresholds=[0.1])
     with pytest.raises(ValueError, match="thresholds"):
         predictor.predict(digits, thresholds=limits)

@@ -11,7 +11,7 @@ from branchy_tf.saved_model.session import SessionModel
 
 @pytest.fixture(scope="module")
 def version(tmp_path_factory):
-    """A model that tells which thread runs its operations."""
+    """A model that records which threads run its operations."""
 
     def who(x):
         return np.int64(threading.get_ident()) + 0 * x
@@ -29,7 +29,7 @@ def version(tmp_path_factory):
 
 @pytest.mark.parametrize(("inter_op_threads", "own"), [(-1, True), (1, False)])
 @pytest.mark.parametrize("intra_op_threads", [0, 1])
-def test_operations_run_in_the_thread_that_calls_unless_there_is_a_pool(
+def test_operations_run_in_the_calling_thread_without_a_pool(
     version, inter_op_threads, own, intra_op_threads
 ):
     model = SessionModel(version, intra_op_threads, inter_op_threads)

@@ -30,7 +30,7 @@ def names_in(folder):
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
-def test_versions_count_up_from_the_highest(lenet, tmp_path):
+def test_versions_continue_from_the_highest(lenet, tmp_path):
     assert saved_model.export(lenet, tmp_path, "m", [0.1]).name == "1"
     assert saved_model.export(lenet, tmp_path, "m", [0.1]).name == "2"
     (tmp_path / "m" / "10").mkdir()
@@ -39,7 +39,7 @@ def test_versions_count_up_from_the_highest(lenet, tmp_path):
     assert names_in(tmp_path / "m") == ["1", "10", "11", "2", "notes"]
 
 
-def test_signatures_are_as_promised(exported):
+def test_signatures_match_the_contract(exported):
     session = SessionModel(exported / "1")
 
     def described(infos):
@@ -85,7 +85,7 @@ def test_calibrated_thresholds_are_the_default(exported, run_dir, digits):
         np.testing.assert_array_equal(named[name], other_signature[name])
 
 
-def test_description_says_what_it_is(exported, trained, run_dir):
+def test_description_is_complete(exported, trained, run_dir):
     described = json.loads((exported / "1/assets.extra/branchy.json").read_text())
     assert described["exits"] == ["exit_1", "exit_2"]
     assert described["criterion"] == "entropy"
@@ -105,7 +105,7 @@ def test_warm_up_reaches_every_signature_and_exit(exported):
         assert request.model_spec.name == "branchy_lenet"
         arrays = {k: tf.make_ndarray(v) for k, v in request.inputs.items()}
         rows = {len(array) for array in arrays.values()}
-        # With batching, a server wants the same first dimension everywhere.
+        # Batching requires the same first dimension everywhere.
         assert len(rows) == 1
         name = request.model_spec.signature_name
         answer = session.run(name, arrays)
@@ -124,7 +124,7 @@ def test_weights_are_constants_or_variables(lenet, tmp_path, freeze):
     graph = saved_model_pb2.SavedModel.FromString(content).meta_graphs[0].graph_def
     kinds = {node.op for function in graph.library.function for node in function.node_def}
     assert ("ReadVariableOp" in kinds) == (freeze == "false")
-    # One copy of the filters, whichever signatures use them.
+    # All signatures share one copy of the filters.
     weights = 4 * sum(int(np.prod(w.shape)) for w in lenet.weights)
     constants = sum(
         len(node.attr["value"].tensor.tensor_content)
@@ -135,7 +135,7 @@ def test_weights_are_constants_or_variables(lenet, tmp_path, freeze):
     assert expected <= constants < expected + 10_000
 
 
-def test_auto_freezes_what_is_small(lenet, monkeypatch):
+def test_auto_freezes_small_models(lenet, monkeypatch):
     assert freezing.should_freeze(lenet, "auto")
     monkeypatch.setattr(freezing, "_MOST_FROZEN_BYTES", 1000)
     assert not freezing.should_freeze(lenet, "auto")
@@ -143,7 +143,7 @@ def test_auto_freezes_what_is_small(lenet, monkeypatch):
         freezing.should_freeze(lenet, "maybe")
 
 
-def test_other_criteria_are_exported_too(lenet, digits, tmp_path):
+def test_exports_other_criteria(lenet, digits, tmp_path):
     policy = ExitPolicy(criterion="max_prob", thresholds=[0.5])
     version = saved_model.export(lenet, tmp_path, "m", policy)
     answer = SessionModel(version).run("all_exits", {"images": digits})
@@ -152,7 +152,7 @@ def test_other_criteria_are_exported_too(lenet, digits, tmp_path):
     )
 
 
-def test_temperatures_are_applied_and_told(lenet, digits, tmp_path):
+def test_temperatures_are_applied_and_described(lenet, digits, tmp_path):
     policy = ExitPolicy(thresholds=[0.5], temperatures=[2.5, 0.7])
     version = saved_model.export(lenet, tmp_path, "m", policy)
     session = SessionModel(version)
@@ -186,7 +186,7 @@ def test_temperatures_are_applied_and_told(lenet, digits, tmp_path):
     assert told["temperatures"] == [2.5, 0.7]
 
 
-def test_input_dtype_can_be_another(lenet, digits, tmp_path):
+def test_input_dtype_can_differ_from_the_models(lenet, digits, tmp_path):
     version = saved_model.export(lenet, tmp_path, "m", [0.5], input_dtype="float32")
     answer = SessionModel(version).run(
         "serving_default", {"images": digits.astype("float32")}
@@ -204,7 +204,7 @@ def test_several_inputs_keep_their_names(tmp_path):
     assert len(session.run("all_exits", {"image": image, "extra": extra})["scores"]) == 6
 
 
-def test_a_masked_class_does_not_blind_the_check(tmp_path, monkeypatch):
+def test_masked_class_does_not_weaken_the_check(tmp_path, monkeypatch):
     values = keras.Input((5,))
     mask = np.float32([0, 0, -np.inf])
     model = keras.Model(
@@ -226,7 +226,7 @@ def test_a_masked_class_does_not_blind_the_check(tmp_path, monkeypatch):
         saved_model.export(model, tmp_path, "m", [0.1])
 
 
-def test_a_failed_check_leaves_nothing_and_says_why(lenet, tmp_path, monkeypatch):
+def test_failed_check_leaves_nothing_and_says_why(lenet, tmp_path, monkeypatch):
     saved_model.export(lenet, tmp_path, "m", [0.1])
     right = checking._answers
 
@@ -240,16 +240,14 @@ def test_a_failed_check_leaves_nothing_and_says_why(lenet, tmp_path, monkeypatch
     assert names_in(tmp_path / "m") == ["1"]
 
 
-def test_rows_that_leave_elsewhere_on_real_images_are_refused(
-    lenet, digits, tmp_path, monkeypatch
-):
+def test_rejects_misrouted_rows_on_real_images(lenet, digits, tmp_path, monkeypatch):
     _, scores = branchy_tf.EarlyExitPredictor(lenet, [0]).all_exits(digits)
     policy = ExitPolicy(thresholds=[float(np.median(scores[:, 0]))])
     version = saved_model.export(lenet, tmp_path, "m", policy, images=digits)
     exits = SessionModel(version).run("serving_default", {"images": digits})["exit"]
     assert np.bincount(exits).tolist() == [32, 32]
 
-    # Noise does not show it.
+    # The check on noise would not notice.
     monkeypatch.setattr(checking, "_check_answers", lambda *_: None)
     monkeypatch.setattr(
         routing, "exits_early", lambda scores, limits: scores < 0.99 * limits
@@ -263,7 +261,7 @@ def test_rows_that_leave_elsewhere_on_real_images_are_refused(
     assert not (tmp_path / "n").exists()
 
 
-def test_an_export_without_data_says_what_is_not_checked(run_dir, tmp_path):
+def test_export_without_data_says_what_is_not_checked(run_dir, tmp_path):
     flags = ["--model=branchy_lenet", f"--weights={run_dir / 'model.keras'}"]
     flags += ["--thresholds=0.1", f"--export_dir={tmp_path}"]
     done = commands.run("export", *flags)
@@ -275,7 +273,7 @@ def test_an_export_without_data_says_what_is_not_checked(run_dir, tmp_path):
     assert "was not compared" not in done.stderr
 
 
-def test_a_lost_default_is_noticed(lenet, tmp_path, monkeypatch):
+def test_detects_a_lost_default(lenet, tmp_path, monkeypatch):
     kept = saved_model.EarlyExitModule.__init__
 
     def losing(self, model, policy, *rest):
@@ -287,7 +285,7 @@ def test_a_lost_default_is_noticed(lenet, tmp_path, monkeypatch):
     assert names_in(tmp_path / "m") == []
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(lenet, tmp_path, monkeypatch):
+def test_reports_a_full_disk_and_leaves_nothing(lenet, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -297,7 +295,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(lenet, tmp_path, monkeypatch):
     assert names_in(tmp_path / "m") == []
 
 
-def test_a_really_full_disk_is_said_and_leaves_nothing(lenet, run_dir):
+def test_reports_a_real_full_disk_and_leaves_nothing(lenet, run_dir):
     # A limit on the size of files makes write() fail like a full disk does.
     script = (
         "import resource, runpy, signal;"
@@ -322,7 +320,7 @@ def test_a_really_full_disk_is_said_and_leaves_nothing(lenet, run_dir):
 
 
 def start_writing(run_dir, folder) -> subprocess.Popen:
-    """An export in a process of its own that has just begun to write."""
+    """An export in another process that has just begun to write."""
     process = subprocess.Popen(
         [sys.executable, "-m", "branchy_tf.export", f"--run_dir={run_dir}",
          f"--export_dir={folder}"],
@@ -336,12 +334,12 @@ def start_writing(run_dir, folder) -> subprocess.Popen:
     return process
 
 
-def test_a_kill_while_exporting_leaves_no_version(run_dir, tmp_path):
+def test_killed_export_leaves_no_version(run_dir, tmp_path):
     process = start_writing(run_dir, tmp_path)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert version_folders(tmp_path / "branchy_lenet") == {}
-    # The next export is not hindered by what the killed one left.
+    # Leftovers of the killed export do not hinder the next one.
     done = commands.run("export", f"--run_dir={run_dir}", f"--export_dir={tmp_path}")
     assert done.status == 0, done.stderr
     assert list(version_folders(tmp_path / "branchy_lenet")) == [1]
@@ -363,7 +361,7 @@ def test_a_kill_while_exporting_leaves_no_version(run_dir, tmp_path):
         ({"export_dir": "/proc/nothing"}, "cannot be written"),
     ],
 )
-def test_bad_arguments_are_refused_before_a_file_is_touched(
+def test_rejects_invalid_arguments_before_touching_files(
     lenet, tmp_path, change, message
 ):
     arguments = {
@@ -377,7 +375,7 @@ def test_bad_arguments_are_refused_before_a_file_is_touched(
     assert not (tmp_path / "exports").exists()
 
 
-def test_a_fixed_batch_size_is_refused(tmp_path):
+def test_rejects_a_fixed_batch_size(tmp_path):
     x = keras.Input(batch_shape=(4, 3))
     head = keras.layers.Dense(2, name="exit_1")(x)
     last = keras.layers.Dense(2, name="exit_2")(x)
@@ -386,7 +384,7 @@ def test_a_fixed_batch_size_is_refused(tmp_path):
         saved_model.export(model, tmp_path, "m", [0.1])
 
 
-def test_the_command_says_what_is_wrong_in_one_line(run_dir, tmp_path):
+def test_command_errors_are_one_line(run_dir, tmp_path):
     refused = commands.run("export", f"--run_dir={run_dir}", "--export_dir=/proc/no")
     assert "cannot be written" in refused.error
     refused = commands.run("export", f"--run_dir={run_dir}")
@@ -395,7 +393,7 @@ def test_the_command_says_what_is_wrong_in_one_line(run_dir, tmp_path):
     assert "holds no model.keras" in refused.error
 
 
-def test_a_file_named_like_a_version_takes_its_number(lenet, tmp_path):
+def test_file_named_like_a_version_takes_its_number(lenet, tmp_path):
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "1").write_text("not a folder")
     (tmp_path / "m" / str(2**63)).mkdir()
@@ -403,7 +401,7 @@ def test_a_file_named_like_a_version_takes_its_number(lenet, tmp_path):
     assert list(version_folders(tmp_path / "m")) == [2]
 
 
-def test_leftovers_of_killed_exports_go_after_a_day(lenet, tmp_path):
+def test_removes_leftovers_of_killed_exports_after_a_day(lenet, tmp_path):
     old, young = tmp_path / "m/.writing-old", tmp_path / "m/.writing-young"
     for folder in (old, young):
         folder.mkdir(parents=True)
@@ -413,7 +411,7 @@ def test_leftovers_of_killed_exports_go_after_a_day(lenet, tmp_path):
     assert young.exists()
 
 
-def test_images_of_any_size_are_exported_without_their_cost(tmp_path):
+def test_model_for_any_image_size_is_exported_without_macs(tmp_path):
     x = keras.Input((None, None, 3))
     pooled = keras.layers.GlobalAveragePooling2D()
     early = pooled(keras.layers.Conv2D(4, 3)(x))
@@ -431,7 +429,7 @@ def test_images_of_any_size_are_exported_without_their_cost(tmp_path):
         assert len(session.run("serving_default", {"images": images})["exit"]) == 2
 
 
-def test_floats_are_rounded_to_pixels_and_not_wrapped_around(lenet, digits, tmp_path):
+def test_floats_are_rounded_to_pixels_without_wrapping(lenet, digits, tmp_path):
     version = saved_model.export(lenet, tmp_path, "m", [0.5], input_dtype="float32")
     session = SessionModel(version)
     pixels = digits.astype("float32")
@@ -442,7 +440,7 @@ def test_floats_are_rounded_to_pixels_and_not_wrapped_around(lenet, digits, tmp_
     np.testing.assert_array_equal(exact, near)
 
 
-def test_an_input_named_like_a_python_keyword_is_served(tmp_path):
+def test_serves_an_input_named_like_a_python_keyword(tmp_path):
     x = keras.Input((3,), name="class")
     outputs = {n: keras.layers.Dense(2, name=n)(x) for n in ("exit_1", "exit_2")}
     version = saved_model.export(keras.Model(x, outputs), tmp_path, "m", [0.5])
@@ -450,21 +448,21 @@ def test_an_input_named_like_a_python_keyword_is_served(tmp_path):
     assert list(signature.inputs) == ["input_class"]
 
 
-def test_weights_beyond_a_graph_are_not_frozen(lenet, monkeypatch):
+def test_does_not_freeze_weights_beyond_the_graph_limit(lenet, monkeypatch):
     monkeypatch.setattr(freezing, "_LARGEST_GRAPH", 1000)
     with pytest.raises(BranchyError, match="--freeze=false"):
         freezing.should_freeze(lenet, "true")
 
 
-def test_another_keras_backend_is_said(lenet, monkeypatch):
+def test_reports_another_keras_backend(lenet, monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     with pytest.raises(BranchyError, match="KERAS_BACKEND=tensorflow"):
         freezing.stage_functions(lenet, frozen=True)
 
 
-def test_sigterm_leaves_no_half_version(run_dir, tmp_path):
+def test_sigterm_leaves_no_partial_version(run_dir, tmp_path):
     process = start_writing(run_dir, tmp_path)
     process.terminate()
     assert process.wait(60) in (143, 0)
-    # Either it was tidied away, or the export had just been finished.
+    # Either the partial version was removed, or the export had just finished.
     assert names_in(tmp_path / "branchy_lenet") in ([], ["1"])

@@ -34,7 +34,7 @@ def test_a_file_without_temperatures_means_one(tmp_path):
     assert thresholds.Calibration.read(path, EXITS).temperatures == (1.0, 1.0, 1.0)
 
 
-def test_a_file_for_other_weights_is_refused(tmp_path):
+def test_rejects_a_file_for_other_weights(tmp_path):
     path = tmp_path / "thresholds.json"
     calibration([0.25, 1.0]).write(path)
     files.write_json(path, files.read_json(path) | {"weights": "ab"})
@@ -43,12 +43,12 @@ def test_a_file_for_other_weights_is_refused(tmp_path):
         thresholds.Calibration.read(path, EXITS, "cd")
 
 
-def test_a_missing_file_says_how_to_make_it(tmp_path):
+def test_missing_file_error_says_how_to_create_it(tmp_path):
     with pytest.raises(BranchyError, match="calibrate"):
         thresholds.Calibration.read(tmp_path / "thresholds.json", EXITS)
 
 
-def test_another_models_file_is_refused(tmp_path):
+def test_rejects_another_models_file(tmp_path):
     path = tmp_path / "thresholds.json"
     calibration([0.25, 1.0]).write(path)
     with pytest.raises(BranchyError, match="this one has exit_1, exit_2"):
@@ -82,7 +82,7 @@ def test_another_models_file_is_refused(tmp_path):
         ({"thresholds": [0.1, 1.4e-45]}, "TensorFlow treats it as 0"),
     ],
 )
-def test_a_damaged_file_is_refused(tmp_path, change, message):
+def test_rejects_a_damaged_file(tmp_path, change, message):
     path = tmp_path / "thresholds.json"
     calibration([0.25, 1.0]).write(path)
     value = files.read_json(path) | change

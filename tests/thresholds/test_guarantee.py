@@ -25,7 +25,7 @@ def test_p_value_is_the_binomial_tail_and_below_its_bounds():
         divergence = special.rel_entr(share, 0.01) + special.rel_entr(1 - share, 0.99)
         hoeffding_bentkus = min(np.exp(-1500 * divergence), np.e * exact)
         assert exact <= hoeffding_bentkus * (1 + 1e-9)
-    # What is known of the attainable: 8 losses in 1,500 rows pass at 0.1.
+    # 8 losses in 1,500 rows pass at 0.1.
     assert guarantee.p_value(8, 1500, 0.01) <= 0.1
 
 
@@ -33,7 +33,9 @@ def test_p_value_is_the_binomial_tail_and_below_its_bounds():
     ("level", "max_risk", "needed"),
     [(0.9, 0.01, 230), (0.95, 0.01, 299), (0.95, 0.05, 59), ("expectation", 0.01, 99)],
 )
-def test_the_fewest_rows_are_those_with_which_no_loss_passes(level, max_risk, needed):
+def test_rows_needed_is_the_smallest_number_that_passes_without_loss(
+    level, max_risk, needed
+):
     assert thresholds.rows_needed(level, max_risk) == needed
     if level != "expectation":
         assert guarantee.p_value(0, needed, max_risk) <= 1 - level
@@ -45,7 +47,7 @@ def test_the_fewest_rows_are_those_with_which_no_loss_passes(level, max_risk, ne
 
 @pytest.mark.parametrize("exits", [2, 3])
 @pytest.mark.parametrize("level", [0.9, "expectation"])
-def test_what_is_taken_passed_its_test(exits, level):
+def test_chosen_thresholds_passed_their_test(exits, level):
     scores, retained = sample(2000, exits)
     found = thresholds.control_risk(scores, retained, range(1, exits + 1), 0.05, level)
     assert any(found.thresholds)
@@ -63,23 +65,23 @@ def test_what_is_taken_passed_its_test(exits, level):
         assert found.p_value == guarantee.p_value(losses, 1000, 0.05) <= 0.1
 
 
-def test_the_halves_are_all_rows_once():
+def test_halves_contain_every_row_once():
     tuning, test = thresholds.halves(11, seed=3)
     assert sorted([*tuning, *test]) == list(range(11))
     assert (len(tuning), len(test)) == (5, 6)
     assert thresholds.halves(11, seed=3)[0].tolist() == tuning.tolist()
 
 
-def test_the_path_goes_from_safe_to_bold():
+def test_path_goes_from_safest_to_cheapest():
     scores, retained = sample(500, 3)
     path = guarantee.safest_first(scores, retained, np.array([1, 2, 4.0]))
     assert not any(path[0])
     costs = [thresholds.evaluate(scores, retained, [1, 2, 4], v).cost for v in path]
-    # Down to rounding and rows of equal score.
+    # Up to rounding and rows of equal score.
     assert (np.diff(costs) <= 1e-9).all()
 
 
-def test_if_nothing_passes_no_row_leaves():
+def test_no_row_exits_early_if_nothing_passes():
     scores, retained = sample(800)
     retained[:, 0] = False
     found = thresholds.control_risk(scores, retained, COSTS, 0.01, 0.95)
@@ -100,14 +102,14 @@ def test_if_nothing_passes_no_row_leaves():
         ({"retained": np.zeros((1000, 2), bool)}, "last column"),
     ],
 )
-def test_refuses(change, message):
+def test_rejects_invalid_arguments(change, message):
     scores, retained = sample(1000)
     arguments = {"scores": scores, "retained": retained, "costs": COSTS, "max_risk": 0.05}
     with pytest.raises(BranchyError, match=message):
         thresholds.control_risk(**(arguments | change))
 
 
-def test_choose_gives_what_is_guaranteed():
+def test_choose_returns_the_guaranteed_thresholds():
     scores, right = rows(1000, 2)
     point = thresholds.choose(
         scores, right, COSTS, max_accuracy_drop=0.05, guarantee=0.9, seed=2

@@ -16,7 +16,7 @@ from branchy_tf.thresholds.search import harmed_by_exiting, refine, threshold_cu
 
 
 def brute_force(scores, right, costs):
-    """{(accuracy, cost)} of every vector of thresholds that tells rows apart."""
+    """{(accuracy, cost)} of every distinct vector of thresholds."""
     choices = [
         [0.0, *np.nextafter(np.unique(scores[:, k]), np.float32(np.inf))]
         for k in range(scores.shape[1] - 1)
@@ -53,7 +53,7 @@ def test_frontier_is_the_pareto_set_of_all_thresholds(n, costs, decimals):
 
 
 @pytest.mark.parametrize("exits", [2, 3, 5])
-def test_points_hold_what_a_count_on_the_rows_gives(exits):
+def test_points_match_a_count_on_the_rows(exits):
     scores, right = rows(300, exits)
     costs = np.arange(1, exits + 1)
     for point in thresholds.frontier(scores, right, costs)[::7]:
@@ -72,7 +72,7 @@ def test_thresholds_lie_strictly_between_neighbouring_scores():
         assert limit < np.inf
 
 
-def test_choose_without_budget_is_no_less_accurate_than_the_final_exit():
+def test_choose_without_budget_is_as_accurate_as_the_final_exit():
     scores, right = rows(500, 3)
     point = thresholds.choose(scores, right, [1, 2, 4])
     assert point.accuracy >= right[:, -1].mean()
@@ -82,7 +82,7 @@ def test_choose_without_budget_is_no_less_accurate_than_the_final_exit():
     assert all(p.accuracy < right[:, -1].mean() for p in cheaper)
 
 
-def test_choose_keeps_to_each_budget():
+def test_choose_respects_each_budget():
     scores, right = rows(500, 3)
     costs = [1, 2, 4]
     loose = thresholds.choose(scores, right, costs, max_accuracy_drop=0.05)
@@ -92,10 +92,10 @@ def test_choose_keeps_to_each_budget():
     assert thresholds.choose(scores, right, costs, max_cost=1.7).cost <= 1.7
 
 
-def test_a_budget_that_is_met_exactly_is_met():
+def test_budget_may_be_met_exactly():
     scores = np.float32([[0.1, 0], [0.2, 0], [0.3, 0]])
     right = np.array([[True, True], [False, True], [True, True]])
-    # A drop of one row in three, given as a decimal that is a little less.
+    # One row in three, as a decimal that is slightly smaller.
     point = thresholds.choose(scores, right, [1, 2], max_accuracy_drop=1 / 3)
     assert point.exit_rates[0] == 1.0
 
@@ -123,14 +123,14 @@ def test_a_budget_that_is_met_exactly_is_met():
         ({"guarantee": 0.95, "max_accuracy_drop": 0.01}, "needs 299 test rows"),
     ],
 )
-def test_an_impossible_budget_says_what_is_possible(budget, message):
+def test_impossible_budget_error_says_what_is_possible(budget, message):
     scores, right = rows(100, 2)
     right[0] = False
     with pytest.raises(BranchyError, match=message):
         thresholds.choose(scores, right, [1, 2], **budget)
 
 
-def test_rows_that_are_lost_are_not_made_up_for():
+def test_gains_do_not_make_up_for_losses():
     #         exit_1 loses row 0 and wins row 1
     right = np.array([[False, True], [True, False], [True, True]])
     scores = np.float32([[0.1, 0], [0.2, 0], [0.3, 0]])
@@ -139,7 +139,7 @@ def test_rows_that_are_lost_are_not_made_up_for():
     assert thresholds.choose(scores, strict, [1, 2]).exit_rates[0] == 0.0
 
 
-def test_nan_scores_never_leave():
+def test_nan_scores_never_exit_early():
     scores = np.float32([[np.nan, 0], [0.2, 0], [0.3, 0]])
     right = np.array([[True, False], [True, True], [True, True]])
     for point in thresholds.frontier(scores, right, [1, 2]):
@@ -156,13 +156,13 @@ def test_nan_scores_never_leave():
         (np.zeros((3, 2)), np.zeros((3, 2), bool), [0, 2]),
     ],
 )
-def test_arrays_that_do_not_fit_together_are_refused(scores, right, costs):
+def test_rejects_mismatched_arrays(scores, right, costs):
     with pytest.raises(BranchyError):
         thresholds.frontier(scores, right, costs)
 
 
 @pytest.mark.parametrize("exits", [2, 3, 7])
-def test_of_ten_thousand_rows_few_vectors_are_compared(exits, monkeypatch):
+def test_few_vectors_are_compared_for_ten_thousand_rows(exits, monkeypatch):
     compared, cheapest = [], search.best_of_grid
 
     def counted(scores, right, costs, cuts):
@@ -182,7 +182,7 @@ def test_one_exit_has_nothing_to_choose():
     assert (point.thresholds, point.accuracy, point.cost) == ((), 0.5, 3.0)
 
 
-def test_many_exits_are_searched_too():
+def test_searches_many_exits():
     scores, right = rows(100, 40)
     costs = np.arange(1, 41)
     points = thresholds.frontier(scores, right, costs)
@@ -194,7 +194,7 @@ def test_many_exits_are_searched_too():
     assert chosen.cost < 40
 
 
-def test_the_refinement_alone_comes_close_to_the_proven_optimum():
+def test_refinement_alone_is_close_to_the_optimum():
     scores, right = rows(300, 4, seed=5)
     costs = np.array([1, 2, 4, 8.0])
     proven = thresholds.frontier(scores, right, costs)
@@ -211,7 +211,7 @@ def test_the_refinement_alone_comes_close_to_the_proven_optimum():
 
 
 def best_of_quantiles(scores, right, costs, most):
-    """The best right count for each cost on a plain grid of quantiles, by counting."""
+    """The most correct rows for each cost on a grid of quantiles, by counting."""
     gates = scores.shape[1] - 1
     shares = np.linspace(0, 1, most)
     quantiles = np.quantile(scores, shares, axis=0, method="inverted_cdf")
@@ -222,8 +222,8 @@ def best_of_quantiles(scores, right, costs, most):
 
 
 @pytest.mark.parametrize("exits", [2, 3])
-def test_nowhere_below_a_screen_of_two_hundred_values(exits):
-    # 200 values for two exits; for three every 8th of both, which is a part of it.
+def test_frontier_is_at_least_a_grid_of_two_hundred_values(exits):
+    # 200 values for two exits; for three, every 8th value of both.
     scores, right = rows(400, exits, seed=2)
     costs = np.arange(1, exits + 1.0)
     points = thresholds.frontier(scores, right, costs)
@@ -234,7 +234,7 @@ def test_nowhere_below_a_screen_of_two_hundred_values(exits):
         assert ours.accuracy >= other.accuracy
 
 
-def test_on_real_scores_nowhere_below_a_screen(trained, mnist_5k):
+def test_frontier_is_at_least_a_grid_on_real_scores(trained, mnist_5k):
     split = mnist_5k.validation
     logits = trained.predict(split.images, batch_size=256, verbose=0)
     every = scoring.answers(
@@ -248,7 +248,7 @@ def test_on_real_scores_nowhere_below_a_screen(trained, mnist_5k):
         assert ours.accuracy >= other.accuracy
 
 
-def test_a_thinned_grid_is_searched_to_its_proven_optimum(monkeypatch):
+def test_thinned_grid_is_searched_exactly(monkeypatch):
     scores, right = rows(200, 4, seed=3)
     costs = np.array([1, 2, 4, 8.0])
     monkeypatch.setattr(search, "_MAX_VECTORS", 12**3)
@@ -267,14 +267,14 @@ def test_blocks_of_the_grid_make_no_difference(monkeypatch):
     assert thresholds.frontier(scores, right, costs) == whole
 
 
-def test_a_threshold_stands_only_below_rows_that_leaving_harms():
+def test_cuts_lie_only_below_rows_that_exiting_harms():
     scores = np.float32([0.1, 0.2, 0.3, 0.3, 0.4])
     right = np.array([[1, 1], [0, 1], [1, 1], [0, 1], [0, 0]], bool)
     cuts = threshold_cuts(scores, harmed_by_exiting(right, np.array([1, 2.0]), 0))
     assert cuts == pytest.approx([0.15, 0.25, 0.4], abs=1e-6)
 
 
-def test_costs_that_do_not_increase_are_allowed_but_said():
+def test_warns_of_costs_that_do_not_increase():
     scores, right = rows(25, 3, decimals=1)
     right[:, 1] |= scores[:, 1] < 0.3
     costs = [3, 2, 5]
@@ -291,7 +291,7 @@ def test_costs_that_do_not_increase_are_allowed_but_said():
     np.testing.assert_allclose(found, sorted(best), rtol=1e-12)
 
 
-def test_memory_is_far_below_that_of_the_grid():
+def test_memory_is_far_below_the_size_of_the_grid():
     scores, right = rows(300, 7)
     tracemalloc.start()
     thresholds.frontier(scores, right, np.arange(1, 8))
@@ -301,7 +301,7 @@ def test_memory_is_far_below_that_of_the_grid():
 
 
 def tiny_scores(n, exits):
-    """Scores that crowd at 0: zeros, denormal numbers, the smallest normal ones."""
+    """Scores close to 0: zeros, denormal and the smallest normal numbers."""
     random = np.random.default_rng(n)
     sizes = [0, 1.4e-45, 1e-42, SMALLEST / 2, SMALLEST, 1.5 * SMALLEST, 1e-37, 1e-3]
     scores = random.choice(np.float32(sizes), (n, exits))
@@ -322,7 +322,7 @@ BUDGETS = [
 @pytest.mark.parametrize("exits", [2, 3, 5, 9])
 @pytest.mark.parametrize("budget", BUDGETS, ids=str)
 def test_no_threshold_is_a_denormal_number(monkeypatch, exits, budget):
-    # Small enough that grid, thinning and refinement are all used.
+    # Small enough to need grid, thinning and refinement.
     monkeypatch.setattr(search, "_MAX_VECTORS", 60)
     monkeypatch.setattr(search, "_LEAST_CUTS", 3)
     scores, right = tiny_scores(300, exits)
@@ -334,14 +334,14 @@ def test_no_threshold_is_a_denormal_number(monkeypatch, exits, budget):
     for point in points:
         limits = np.float32(point.thresholds)
         assert ((limits == 0) | (limits >= SMALLEST)).all(), limits
-        # As TensorFlow counts: what is denormal is 0, in scores and thresholds.
+        # As in TensorFlow, denormal scores and thresholds are 0.
         below = np.where(scores < SMALLEST, 0, scores)[:, :-1] < limits
         leave = np.hstack([below, np.ones((300, 1), bool)]).argmax(axis=1)
         rates = np.bincount(leave, minlength=exits) / 300
         assert rates.tolist() == list(point.exit_rates)
 
 
-def test_rows_that_score_zero_can_leave():
+def test_rows_with_score_zero_can_exit_early():
     scores, right = np.zeros((50, 2), np.float32), np.ones((50, 2), bool)
     point = thresholds.choose(scores, right, [1, 2])
     assert point.exit_rates == (1.0, 0.0)

@@ -8,20 +8,20 @@ from branchy_tf.errors import BranchyError
 
 
 def drawn_labels(logits, seed=0):
-    """Labels that are drawn with the probabilities of the logits."""
+    """Labels sampled from the probabilities of the logits."""
     gumbel = np.random.default_rng(seed).gumbel(size=logits.shape)
     return (logits + gumbel).argmax(axis=1)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_finds_how_much_too_sure_an_exit_is(temperature):
+def test_fits_the_temperature_of_an_overconfident_exit(temperature):
     logits = np.random.default_rng(1).normal(scale=3, size=(4000, 5))
     labels = drawn_labels(logits)
     found = thresholds.fit_temperature(temperature * logits, labels)
     assert found == pytest.approx(temperature, rel=0.08)
 
 
-def test_an_exit_without_errors_stays_finite():
+def test_temperature_is_finite_without_errors():
     found = thresholds.fit_temperature(np.eye(3) * 2, np.arange(3))
     assert 0.05 <= found < 0.1
 
@@ -40,7 +40,7 @@ def test_rows_without_a_finite_logit_of_their_label_do_not_count():
     logits = np.random.default_rng(1).normal(scale=3, size=(400, 5))
     labels = drawn_labels(logits)
     expected = thresholds.fit_temperature(logits, labels)
-    # Classes that are masked out and improbable change little; the rest nothing.
+    # Masking improbable classes changes little; rows without a finite logit, nothing.
     odd = np.tile(logits[:1], (5, 1))
     odd[0, 0], odd[1, 3], odd[2], odd[3, 1], odd[4, 2] = (
         -np.inf,
@@ -56,7 +56,7 @@ def test_rows_without_a_finite_logit_of_their_label_do_not_count():
     assert thresholds.fit_temperature(odd[:1], [0]) == 1.0
 
 
-def test_refuses_rows_that_do_not_fit():
+def test_rejects_mismatched_rows():
     with pytest.raises(BranchyError, match="at least one row"):
         thresholds.fit_temperature(np.zeros((0, 3)), np.zeros(0, int))
     with pytest.raises(BranchyError, match="labels"):
@@ -67,12 +67,12 @@ def test_refuses_rows_that_do_not_fit():
     "given",
     [[1.0], [1, -1], [1, 0], [1, np.nan], [1, np.inf], [1, 1e-40], [1, 1e39], "12", 3],
 )
-def test_refuses_temperatures(given):
+def test_rejects_invalid_temperatures(given):
     if given == "12":
         given = ["one", "two"]
     with pytest.raises(BranchyError, match="2 positive numbers"):
         thresholds.check_temperatures(given, 2)
 
 
-def test_no_temperatures_are_ones():
+def test_temperatures_default_to_one():
     assert thresholds.check_temperatures(None, 3) == (1.0, 1.0, 1.0)
