@@ -67,6 +67,16 @@ class Calibrated:
     guarantee: Guarantee | None
     compared: list[dict[str, Any]]
 
+    @property
+    def criterion(self) -> str:
+        """The policy's criterion."""
+        return self.policy.criterion
+
+    @property
+    def temperatures(self) -> Sequence[float] | None:
+        """The policy's N temperatures."""
+        return self.policy.temperatures
+
 
 def check_rows(labels: np.ndarray, request: Request) -> None:
     """Raises `BranchyError` for rows of a single class, or for too few rows."""

@@ -40,7 +40,8 @@ def test_compares_all_criteria_at_equal_cost_and_takes_the_best(rows, budget):
     assert [row["criterion"] for row in found.compared] == list(confidence.CRITERIA)
     costs = [[p["cost"] for p in row["at_equal_cost"]] for row in found.compared]
     assert costs[0] == costs[1] == costs[2]
-    own = {row["criterion"]: row for row in found.compared}[found.policy.criterion]
+    own = {row["criterion"]: row for row in found.compared}[found.criterion]
+    assert found.policy.temperatures == found.temperatures
     if "max_cost" in budget or "exit_rates" in budget:
         assert own["accuracy"] == max(row["accuracy"] for row in found.compared)
     elif "knee" not in budget:
