@@ -1,4 +1,4 @@
-"""Times early exit against the plain network, or a server under load.
+r"""Times early exit against the plain network, or a server under load.
 
 Examples:
 

@@ -1,4 +1,4 @@
-"""Chooses thresholds on the validation split and writes thresholds.json.
+r"""Chooses thresholds on the validation split and writes thresholds.json.
 
 Examples:
 

@@ -1,4 +1,4 @@
-"""Evaluates early exit on the test split, routed through the exported graph.
+r"""Evaluates early exit on the test split, routed through the exported graph.
 
 Examples:
 

@@ -1,4 +1,4 @@
-"""Classifies images with a server and prints at which exit each one left.
+r"""Classifies images with a server and prints at which exit each one left.
 
 Examples:
 
@@ -109,13 +109,13 @@ def main() -> None:
             f"{answer.scores[i]:.4f}",
         ]
         rows.append([*row, labels[i]] if labels else row)
-    head = ["image", "answer", "probability", "left at", "score"]
+    head = ["image", "answer", "probability", "exit", "score"]
     print(tabulate(rows, [*head, "label"] if labels else head, disable_numparse=True))
     left = np.bincount(answer.exits)
     shares = ", ".join(f"{exit_name(k + 1)} {n}" for k, n in enumerate(left) if n)
     print(
-        f"{len(answer)} images, answered by version {answer.model_version}; left at "
-        f"{shares}"
+        f"Images: {len(answer)}. Answered by version {answer.model_version}. Exits: "
+        f"{shares}."
     )
 
 

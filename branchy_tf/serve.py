@@ -1,4 +1,4 @@
-"""Serves an exported model over gRPC.
+r"""Serves an exported model over gRPC.
 
 Example:
 
@@ -119,7 +119,7 @@ def main() -> None:
     if backend == backends.TF_SERVING:
         logging.warning("TF Serving listens on every interface, without authentication.")
     # Replaces this process, so it receives its signals. It logs as usual.
-    loud = {k: v for k, v in os.environ.items() if k not in startup.QUIET}
+    loud = {k: v for k, v in os.environ.items() if startup.QUIET.get(k) != v}
     os.execvpe(command[0], command, loud)
 
 

@@ -1,4 +1,4 @@
-"""Trains an early-exit network: all exits jointly, with one weighted loss for each.
+r"""Trains an early-exit network: all exits jointly, with one weighted loss for each.
 
 Example:
 

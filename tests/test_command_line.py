@@ -45,7 +45,9 @@ def test_numbers():
         math.inf,
         1e-3,
     ]
-    with pytest.raises(BranchyError, match=r"--thresholds=0.1,low: expected numbers"):
+    with pytest.raises(
+        BranchyError, match=r"--thresholds=0.1,low: expected comma-separated numbers"
+    ):
         command_line.parse_numbers("thresholds", ["0.1", "low"])
 
 

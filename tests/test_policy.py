@@ -336,3 +336,15 @@ def test_does_not_warn_otherwise(alexnet):
     # Further training changes the weights.
     alexnet.weights[0].assign_add(alexnet.weights[0] * 0 + 1e-3)
     branchy_tf.EarlyExitPredictor(alexnet, known.thresholds)
+
+
+def test_save_refuses_what_is_no_file(tmp_path):
+    made = ExitPolicy(thresholds=[0.1])
+    (tmp_path / "file").touch()
+    for path, message in (
+        ("gs://bucket/policy.json", "is a URL"),
+        (tmp_path, "is a folder; expected a file"),
+        (tmp_path / "file" / "policy.json", "is a file; expected a folder"),
+    ):
+        with pytest.raises(BranchyError, match=message):
+            made.save(path)

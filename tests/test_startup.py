@@ -49,17 +49,27 @@ def test_failed_import_shows_the_suppressed_output(tmp_path):
 def test_command_prints_only_our_messages(tmp_path):
     done = start(
         "branchy_tf", "export", "--model=branchy_lenet", "--weights=mnist",
-        f"--export_dir={tmp_path}/[a b]",
+        f"--export_dir={tmp_path}/a b.",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = done.stderr.decode().splitlines()
-    assert lines[0].startswith("Writing"), lines
+    assert lines[0].startswith("The export was not compared"), lines
     assert lines[-1].startswith("Exported"), lines
 
 
 def test_keeps_log_levels_set_by_the_user():
     done = start("branchy_tf.export", "--nonsense", TF_CPP_MIN_LOG_LEVEL="0")
     assert b"oneDNN" in done.stderr or b"absl::InitializeLog" in done.stderr
+
+
+def test_children_of_a_quiet_command_are_quiet():
+    done = start("branchy_tf.export", "--nonsense", TF_CPP_MIN_LOG_LEVEL="3")
+    assert done.stderr.startswith(b"error: Unknown command line flag"), done.stderr
+
+
+def test_help_keeps_the_lines_of_examples():
+    done = start("branchy_tf.calibrate", "--help")
+    assert b"--max_accuracy_drop=0.01 \\\n    --guarantee" in done.stdout
 
 
 def test_optimised_python_has_help_too():

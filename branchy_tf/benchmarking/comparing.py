@@ -82,12 +82,12 @@ def compare(
     routing: list[dict[str, Any]] = []
     memory: list[dict[str, Any]] = []
     for count in threads:
-        progress(f"starting the contenders, {count} threads")
+        progress(f"starting the contenders, threads: {count}")
         with contenders.started(programs, count, folder) as (processes, not_started):
             left_out |= not_started
             _check_answers(processes, answers, full)
             for batch in batch_sizes:
-                progress(f"batch {batch}, {count} threads")
+                progress(f"batch {batch}, threads: {count}")
                 rows = _time(processes, batch, len(images), seconds)
                 common = {"batch": batch, "threads": count}
                 results += [row | common for row in rows.values()]

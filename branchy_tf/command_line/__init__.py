@@ -9,7 +9,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import app, flags, logging
 
@@ -18,7 +18,10 @@ from branchy_tf import files
 from branchy_tf.command_line import startup
 from branchy_tf.errors import BranchyError, ServerError, one_line
 from branchy_tf.files import flagfiles
-from branchy_tf.policy import ExitPolicy
+
+if TYPE_CHECKING:
+    # Needs numpy, which listing the commands does not.
+    from branchy_tf.policy import ExitPolicy
 
 FLAGS = flags.FLAGS
 
@@ -313,6 +316,7 @@ def chosen_policy(choice: Choice) -> ExitPolicy:
         BranchyError: there are no thresholds, or they do not fit the model.
     """
     from branchy_tf import exits, graphs, thresholds
+    from branchy_tf.policy import ExitPolicy
 
     names = exits.exit_names(choice.model)
     path = choice.thresholds

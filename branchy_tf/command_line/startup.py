@@ -15,7 +15,6 @@ from typing import IO, Any
 
 # Silences TensorFlow's messages on CPU and drivers; errors are still exceptions.
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "GRPC_VERBOSITY": "NONE"}
-QUIET = {name: value for name, value in QUIET.items() if name not in os.environ}
 
 # The prefix of commands in help texts, and the prefix that the user typed.
 _WRITTEN = "python -m branchy_tf."
@@ -33,9 +32,11 @@ class _Hush:
         self._stderr = -1
 
     def begin(self) -> None:
-        os.environ.update(QUIET)
-        # A user who sets a log level wants to see the output.
-        if self._held is not None or "TF_CPP_MIN_LOG_LEVEL" not in QUIET:
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
+        # A user who sets another log level wants to see the output.
+        level = "TF_CPP_MIN_LOG_LEVEL"
+        if self._held is not None or os.environ[level] != QUIET[level]:
             return
         with contextlib.suppress(OSError):  # no room for the file, or no stderr
             held = tempfile.TemporaryFile()  # noqa: SIM115

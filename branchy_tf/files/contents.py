@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from branchy_tf.errors import BranchyError, first_line
+from branchy_tf.files import paths
 from branchy_tf.files.paths import Path
 
 
@@ -35,8 +36,10 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
         model.save(beside)
     ```
     """
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = paths.path(path)
+    if path.is_dir():
+        raise BranchyError(f"{path} is a folder; expected a file to write.")
+    paths.folder(path.parent).mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(
         # Short, to leave room for the random part.
         prefix=f".{path.stem[:40]}-",

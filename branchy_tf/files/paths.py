@@ -7,7 +7,6 @@ import pathlib
 import re
 import unicodedata
 
-from branchy_tf import checks
 from branchy_tf.errors import BranchyError
 
 Path = str | os.PathLike
@@ -40,7 +39,7 @@ def path(given: Path) -> pathlib.Path:
     ```
     """
     if not isinstance(given, (str, os.PathLike)) or not os.fspath(given):
-        raise BranchyError(f"Expected a path as text. Received {checks.shown(given)}.")
+        raise BranchyError(f"Expected a path as text. Received {given!r}.")
     text = os.fspath(given)
     shown = printable(text)
     if is_url(text):

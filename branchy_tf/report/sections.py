@@ -46,7 +46,11 @@ def validation_section(
     """
     section = Section("Choosing thresholds: validation split", folder, "validation")
     chosen, known = calibrated.chosen, calibration.validation
-    asked = ", ".join(f"{k} {v}" for k, v in calibration.budget.items())
+    asked = ", ".join(
+        f"{name.replace('_', ' ')} {value}"
+        for name, value in calibration.budget.items()
+        if (name, value) != ("risk", "accuracy")
+    )
     section.paragraph(
         f"{len(split):,} images. Criterion: {calibrated.policy.criterion}. Requested: "
         f"{asked or 'the cheapest thresholds that match the final exit'}."

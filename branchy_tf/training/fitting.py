@@ -58,7 +58,7 @@ def fit(
     batches = make_batches(phase, dataset, settings)
     trainer = compiled(phase, settings, len(batches))
     logging.info(
-        "Phase %s: %d epochs of %d rows.", phase.name, phase.epochs, len(dataset.train)
+        "Phase %s: epochs %d, rows %d.", phase.name, phase.epochs, len(dataset.train)
     )
     start = time.perf_counter()
     history = trainer.fit(

@@ -45,7 +45,7 @@ def test_classifies_image_files(served, client, digits, pictures):
     ]
     # The photograph is the same digit still.
     assert rows[1][1] == str(expected.labels[1])
-    assert "2 images, answered by version 1" in done.stdout
+    assert "Images: 2. Answered by version 1." in done.stdout
 
 
 def test_reports_how_it_fits_images(served, pictures):
@@ -73,7 +73,7 @@ def test_thresholds_decide_the_exits(served, pictures, thresholds, exit_):
     flags = ["--images=zero.png,one.jpg", f"--thresholds={thresholds}"]
     done = predict(served, *flags, cwd=pictures)
     assert {row[3] for row in table(done)} == {exit_}
-    assert done.stdout.rstrip().endswith(f"left at {exit_} 2")
+    assert done.stdout.rstrip().endswith(f"Exits: {exit_} 2.")
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_thresholds_decide_the_exits(served, pictures, thresholds, exit_):
         (["--images=."], "cannot be read"),
         (["--images=zero.png", "--thresholds=0.1,0.2"], "expected 1, for exit_1"),
         (["--images=zero.png", "--thresholds=-1"], "at least 0"),
-        (["--images=zero.png", "--thresholds=low"], "expected numbers"),
+        (["--images=zero.png", "--thresholds=low"], "expected comma-separated numbers"),
         (["--images=zero.png", "--model_name=vgg"], "does not serve model 'vgg'"),
         (["--images=zero.png", "--model_name="], "--model_name is missing"),
         (["--dataset=mnist_5k", "--num_images=0"], "num_images"),

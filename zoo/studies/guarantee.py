@@ -1,4 +1,4 @@
-"""Shows whether guaranteed thresholds keep their guarantee, and at what cost.
+r"""Shows whether guaranteed thresholds keep their guarantee, and at what cost.
 
 Example:
 

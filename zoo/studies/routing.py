@@ -1,4 +1,4 @@
-"""Shows how much time routing takes, step by step.
+r"""Shows how much time routing takes, step by step.
 
 Example:
 

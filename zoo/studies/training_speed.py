@@ -1,4 +1,4 @@
-"""Times training steps and the making of batches.
+r"""Times training steps and the making of batches.
 
 Example:
 

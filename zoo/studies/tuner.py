@@ -1,4 +1,4 @@
-"""Shows how self-tuning thresholds perform when the images drift.
+r"""Shows how self-tuning thresholds perform when the images drift.
 
 Example:
 
