@@ -57,6 +57,22 @@ def test_command_prints_only_our_messages(tmp_path):
     assert lines[-1].startswith("Exported"), lines
 
 
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"TF_USE_LEGACY_KERAS": "1"},
+        {"HOME": "/nonexistent", "MPLCONFIGDIR": "/proc/none"},
+    ],
+)
+def test_exports_in_odd_environments(tmp_path, environment):
+    done = start(
+        "branchy_tf.export", "--model=branchy_lenet", "--weights=mnist",
+        f"--export_dir={tmp_path}", **environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "branchy_lenet" / "1" / "saved_model.pb").is_file()
+
+
 def test_keeps_log_levels_set_by_the_user():
     done = start("branchy_tf.export", "--nonsense", TF_CPP_MIN_LOG_LEVEL="0")
     assert b"oneDNN" in done.stderr or b"absl::InitializeLog" in done.stderr

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib import ticker
 
 from branchy_tf import files
 from branchy_tf.plots.style import BLACK, BLUE, GREEN, ORANGE, plt, save
@@ -41,5 +42,6 @@ def training(path: files.Path, rows: Sequence[dict[str, str]]) -> None:
         ylabel="accuracy, validation split (%)",
         title="Accuracy of each exit during training",
     )
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.legend(loc="center right")
     save(figure, path)
