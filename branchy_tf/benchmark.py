@@ -127,7 +127,7 @@ def _load_server() -> None:
     rates = command_line.parse_numbers("rates", FLAGS.rates) or []
     if not all(0 < rate < float("inf") for rate in rates):
         raise BranchyError(
-            f"--rates must be requests per second, above 0. Received "
+            f"--rates must be finite requests per second above 0. Received "
             f"{','.join(FLAGS.rates)}."
         )
     if not FLAGS.model_name:

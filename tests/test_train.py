@@ -259,7 +259,7 @@ def test_killed_training_resumes(folder, tmp_path):
         (["--weights=none.keras"], "There is no weights file "),
         (["--mode=baseline_first", "--baseline=none.keras"], "There is no file "),
         (["--loss_weights=1,0.3,0.3"], "`loss_weights` must have one entry for each"),
-        (["--loss_weights=1,x"], "--loss_weights=1,x: expected numbers"),
+        (["--loss_weights=1,x"], "--loss_weights=1,x: expected comma-separated numbers"),
         (["--epochs=0"], "`epochs` must be a whole number of at least 1. Received 0."),
         (["--mode=both"], "joint|baseline_first"),
         (["--seed=-1"], "seed"),

@@ -51,8 +51,8 @@ def test_the_command_runs_without_a_reference_model(served, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--rates=0"], "more than 0"),
-        (["--rates=inf"], "more than 0"),
+        (["--rates=0"], "per second above 0"),
+        (["--rates=inf"], "per second above 0"),
         (["--rates=many"], "comma-separated numbers"),
         (["--callers=0"], "whole numbers"),
         (["--model_name="], "--model_name is missing"),

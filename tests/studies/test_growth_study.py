@@ -101,7 +101,10 @@ def test_reports_a_process_that_dies(monkeypatch):
     [
         ([], "--run_dir is missing"),
         (["--run_dir=x", "--exits=1,2"], "--exits must be at least 2"),
-        (["--run_dir=x", "--classes=ten"], "--classes=ten: expected numbers"),
+        (
+            ["--run_dir=x", "--classes=ten"],
+            "--classes=ten: expected comma-separated numbers",
+        ),
         (["--run_dir=x", "--batch_sizes=0"], "whole numbers of at least 1"),
     ],
 )
