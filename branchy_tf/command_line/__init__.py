@@ -130,7 +130,7 @@ def check_path(name: str, url: bool = False) -> None:
 
     def check(value: Any) -> bool:
         for given in value if isinstance(value, list) else [value]:
-            if given is None or (url and files.is_url(given)):
+            if not given or (url and files.is_url(given)):
                 continue
             try:
                 (files.folder if name.endswith("_dir") else files.path)(given)
