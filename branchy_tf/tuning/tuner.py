@@ -234,6 +234,6 @@ class ThresholdTuner:
                 content, version = self._strategy.to_json(), self._version
             try:
                 state.write(self._file, content, version)
-            except OSError as error:
+            except (OSError, BranchyError) as error:
                 # Answers matter more than what is remembered of them.
                 logging.error("%s could not be written: %s", self._file, error)
