@@ -247,14 +247,15 @@ def _load_weights(
     """
     if tag is not None:
         tag.check()
-    path = files.path(weights) if tag is None else tag.weights
-    if not path.name.endswith((".keras", ".weights.h5")):
+    given = weights if tag is None else tag.weights
+    if not str(given).endswith((".keras", ".weights.h5")):
         tags = sorted(packaged.every(family))
         known = f"one of the tags {', '.join(tags)}, or " if tags else ""
         raise BranchyError(
             f"Unknown weights {weights!r} for {family}. Expected {known}the path of a "
             ".keras or .weights.h5 file."
         )
+    path = files.path(given)
     if not path.is_file():
         raise BranchyError(f"There is no weights file {path}.")
     if path.suffix == ".keras":
