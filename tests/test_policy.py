@@ -86,7 +86,8 @@ def test_many_vectors_match_one_by_one():
 
 
 @pytest.mark.parametrize(
-    "given", [[1.0], [1, -1], [1, 0], [1, np.nan], [1, np.inf], "12", 3]
+    "given",
+    [[1.0], [1, -1], [1, 0], [1, np.nan], [1, np.inf], [1, 1e-40], [1, 1e39], "12", 3],
 )
 def test_rejects_invalid_temperatures(given):
     if given == "12":

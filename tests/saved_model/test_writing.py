@@ -26,6 +26,17 @@ from branchy_tf.saved_model import checking, freezing, routing, warmup
 from branchy_tf.saved_model.session import SessionModel
 
 
+def shift_scores(monkeypatch):
+    """Makes the check of an export expect scores that are off by 0.01."""
+    right = checking._answers
+
+    def slightly_off(*arguments):
+        probabilities, scores, largest = right(*arguments)
+        return probabilities, scores + 0.01, largest
+
+    monkeypatch.setattr(checking, "_answers", slightly_off)
+
+
 def names_in(folder):
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
@@ -215,26 +226,14 @@ def test_masked_class_does_not_weaken_the_check(tmp_path, monkeypatch):
         },
     )
     saved_model.export(model, tmp_path, "m", [0.1])
-    right = checking._answers
-
-    def slightly_off(*arguments):
-        probabilities, scores, largest = right(*arguments)
-        return probabilities, scores + 0.01, largest
-
-    monkeypatch.setattr(checking, "_answers", slightly_off)
+    shift_scores(monkeypatch)
     with pytest.raises(BranchyError, match=r"scores of all_exits differ by 0\.01"):
         saved_model.export(model, tmp_path, "m", [0.1])
 
 
 def test_failed_check_leaves_nothing_and_says_why(lenet, tmp_path, monkeypatch):
     saved_model.export(lenet, tmp_path, "m", [0.1])
-    right = checking._answers
-
-    def slightly_off(*arguments):
-        probabilities, scores, largest = right(*arguments)
-        return probabilities, scores + 0.01, largest
-
-    monkeypatch.setattr(checking, "_answers", slightly_off)
+    shift_scores(monkeypatch)
     with pytest.raises(BranchyError, match=r"scores of all_exits differ by 0\.01"):
         saved_model.export(lenet, tmp_path, "m", [0.1])
     assert names_in(tmp_path / "m") == ["1"]

@@ -61,18 +61,3 @@ def test_rejects_mismatched_rows():
         thresholds.fit_temperature(np.zeros((0, 3)), np.zeros(0, int))
     with pytest.raises(BranchyError, match="labels"):
         thresholds.fit_temperature(np.zeros((4, 3)), np.zeros(3, int))
-
-
-@pytest.mark.parametrize(
-    "given",
-    [[1.0], [1, -1], [1, 0], [1, np.nan], [1, np.inf], [1, 1e-40], [1, 1e39], "12", 3],
-)
-def test_rejects_invalid_temperatures(given):
-    if given == "12":
-        given = ["one", "two"]
-    with pytest.raises(BranchyError, match="2 positive numbers"):
-        thresholds.check_temperatures(given, 2)
-
-
-def test_temperatures_default_to_one():
-    assert thresholds.check_temperatures(None, 3) == (1.0, 1.0, 1.0)
