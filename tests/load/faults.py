@@ -208,7 +208,8 @@ def slow_clients(
                 f"beside slow {way}: {beside.errors} failed, {beside.wrong} wrong",
             )
             found.require(still == clients, f"slow {way}: only {still} were still at it")
-            found.require(p99 < 2000, f"beside slow {way}: p99 is {p99:.0f} ms")
+            # A request behind a slow one would wait for its whole deadline of 10 s.
+            found.require(p99 < 5000, f"beside slow {way}: p99 is {p99:.0f} ms")
     found.line = "; ".join(lines) + "."
     return found
 

@@ -140,9 +140,11 @@ def test_notices_wrong_answers(pair, tmp_path):
 
 
 def test_overload_is_shed_and_the_rest_answered_soon(pair, tmp_path):
-    # Few threads: what a request waits for depends on how many are taken in.
+    # Few threads: what a request waits for depends on how many are taken in. The bound
+    # holds on a busy machine too, and is far below the deadline, which is what requests
+    # would take that nothing sheds.
     flags = ["--grpc_max_threads=4"]
-    assert_found(overload.run(pair, tmp_path, 4, 3, bound=2, timeout=10, flags=flags))
+    assert_found(overload.run(pair, tmp_path, 4, 3, bound=8, timeout=20, flags=flags))
 
 
 def test_compares_with_and_without_batching(pair, tmp_path):
