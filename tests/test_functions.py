@@ -50,7 +50,7 @@ def test_loads_a_function_of_the_working_directory(here):
 )
 def test_own_errors_of_a_module_are_shown(here, text, source, message):
     (here / f"{text.partition(':')[0]}.py").write_text(source)
-    with pytest.raises(BranchyError, match="^[^\n]*$") as error:
+    with pytest.raises(BranchyError, match=r"^[^\n]*$") as error:
         functions.load_function(text)
     assert message in str(error.value)
 
