@@ -181,7 +181,7 @@ def test_ci_runs_the_readmes_test_line():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     after = readme.split("<!-- test line -->")[1]
     line = next(x for x in after.splitlines() if x.startswith("python3 "))
-    assert line.endswith("-m pytest -q")
+    assert line.endswith("-m pytest -q -n 2 --dist loadfile")
     assert ".[dev]" in line
     # .ci/run finds it in the same way.
     assert "<!-- test line -->" in (ROOT / ".ci/run").read_text(encoding="utf-8")
