@@ -45,6 +45,7 @@ CASES = [
     Case("branchy_alexnet", 16, "paper"),
     Case("branchy_alexnet", 16, "light"),
     Case("branchy_lenet", 8, "paper", channels=1),
+    Case("branchy_msdnet", 16, "paper", (("blocks", 3),)),
     Case("branchy_resnet", 16, "paper", (("depth", 8),)),
     Case("branchy_resnet", 16, "light", (("depth", 8),)),
     Case("branchy_vgg", 32, "light"),
