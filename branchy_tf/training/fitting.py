@@ -12,7 +12,7 @@ from absl import logging
 
 from branchy_tf.data import Dataset, Split
 from branchy_tf.training import optimizers
-from branchy_tf.training.batches import Batches
+from branchy_tf.training.batches import Batches, InOrder
 from branchy_tf.training.callbacks import AtomicBackup, HistoryFile
 from branchy_tf.training.run_folder import RunFolder
 from branchy_tf.training.settings import Settings
@@ -65,9 +65,8 @@ def fit(
         batches,
         # The batches are already shuffled.
         shuffle=False,
-        validation_data=(dataset.validation.images, phase.targets(dataset.validation)),
+        validation_data=InOrder(dataset.validation, phase.targets, settings.batch_size),
         epochs=phase.epochs,
-        validation_batch_size=settings.batch_size,
         # The row of an epoch comes before its backup; see HistoryFile.
         callbacks=[
             keras.callbacks.LambdaCallback(
