@@ -142,15 +142,16 @@ def _run(
             run = instead.get(id(node), node.operation)
             is_model = id(node) in instead
             if is_model or getattr(node.operation, "_call_has_training_arg", False):
-                instead[id(node)] = functools.partial(_run_in_mode, run, training)
+                instead[id(node)] = _in_mode(run, training)
     graphs.replay(nodes, value, instead)
     made = keras.tree.map_structure(lambda tensor: value[id(tensor)], inner.output)
     outputs.setdefault(operation.name, []).extend(keras.tree.flatten(made))
     return made
 
 
-def _run_in_mode(
-    run: Callable[..., Any], training: bool, *inputs: Any, **arguments: Any
-) -> Any:
-    # The call of the outer model goes before what the inner call recorded.
-    return run(*inputs, **arguments | {"training": training})
+def _in_mode(run: Callable[..., Any], training: bool) -> Callable[..., Any]:
+    def call(*inputs: Any, **arguments: Any) -> Any:
+        # The call of the outer model goes before what the inner call recorded.
+        return run(*inputs, **arguments | {"training": training})
+
+    return call
