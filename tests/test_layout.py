@@ -38,6 +38,7 @@ LAYERS = [
     {"thresholds", "graphs", "images"},
     {"exits"},
     {"zoo", "data"},
+    {"models"},
     {"training", "stages"},
     {"costs"},
     {"saved_model"},
