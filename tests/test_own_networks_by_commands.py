@@ -48,7 +48,7 @@ def trained_and_served(folder: pathlib.Path, name: str, *flags: str) -> None:
     """Train, calibrate, export and predict, each by its command."""
 
     def run(command: str, *more: str) -> commands.Done:
-        done = commands.run(command, *more, cwd=folder)
+        done = commands.run(command, *more, cwd=folder, seconds=900)
         assert done.status == 0, done.stderr
         return done
 
