@@ -36,6 +36,7 @@ LAYERS = [
     {"files", "results"},
     {"policy"},
     {"thresholds", "graphs", "images"},
+    {"multiply_adds"},
     {"exits"},
     {"zoo", "data"},
     {"training", "stages"},

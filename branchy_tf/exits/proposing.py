@@ -9,7 +9,7 @@ import keras
 from branchy_tf import graphs
 from branchy_tf.errors import BranchyError
 from branchy_tf.exits.adding import single_output
-from branchy_tf.graphs import node_macs
+from branchy_tf.multiply_adds import macs_by_node
 
 
 def propose_exits(model: keras.Model, n: int) -> list[str]:
@@ -28,7 +28,8 @@ def propose_exits(model: keras.Model, n: int) -> list[str]:
         n layer names in order from the input, for `add_exits`.
 
     Raises:
-        BranchyError: the model has fewer than n such places.
+        BranchyError: the model has fewer than n such places, or a layer whose
+            multiply-adds cannot be counted.
 
     Example:
 
@@ -39,7 +40,8 @@ def propose_exits(model: keras.Model, n: int) -> list[str]:
     """
     model = single_output(model)
     nodes = graphs.nodes_in_order(model)
-    macs = [node_macs(node) for node in nodes]
+    counted = macs_by_node(model)
+    macs = [counted[id(node)] for node in nodes]
     places = _places(model, nodes, macs)
     if not places:
         raise BranchyError(
