@@ -114,6 +114,7 @@ flags.DEFINE_bool(
     True,
     "Whether to fit a temperature for each exit, which the export then applies.",
 )
+command_line.define_import()
 command_line.define_data(required=False)
 command_line.define_seed(default=None)
 

@@ -14,27 +14,14 @@ import dataclasses
 import keras
 from absl import flags, logging
 
-from branchy_tf import command_line, data, files, plots, training, zoo
+from branchy_tf import command_line, data, files, plots, training
 from branchy_tf.errors import BranchyError
 from branchy_tf.training.optimizers import OPTIMIZERS, SCHEDULES
 from branchy_tf.training.precision import PRECISIONS
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string(
-    "model", None, "The zoo model to train, e.g. branchy_lenet. Required."
-)
-flags.DEFINE_string(
-    "model_args",
-    "",
-    "Arguments of the model's builder, e.g. depth=20,classes=100. Default: input shape "
-    "and classes of the data set.",
-)
-command_line.define_path(
-    "weights",
-    None,
-    "Weights to start from: a tag or a .keras file. Default: random weights.",
-)
+command_line.define_model(" to train")
 command_line.define_path(
     "initial_weights",
     None,
@@ -62,7 +49,9 @@ flags.DEFINE_integer("epochs", 10, "The epochs of the phase that trains the bran
 flags.DEFINE_integer(
     "baseline_epochs",
     10,
-    "The epochs of the baseline phase in modes baseline_first and branches_only.",
+    "The epochs of the baseline phase in modes baseline_first and branches_only. With 0, "
+    "the weights that --model brings stay as they are: branches_only then trains only "
+    "the branches of a network that was trained elsewhere.",
 )
 flags.DEFINE_integer("batch_size", 64, "The number of rows in a training step.")
 flags.DEFINE_enum(
@@ -119,7 +108,8 @@ command_line.define_seed(default=1)
 
 # The flags that determine the result, in the order of train.flags.
 _RECORDED = (
-    "model", "model_args", "weights", "initial_weights", "dataset", "data_dir",
+    "model", "model_args", "weights", "exits", "import", "initial_weights", "dataset",
+    "data_dir",
     "validation_size", "mode", "baseline", "epochs", "baseline_epochs", "batch_size",
     "optimizer", "learning_rate", "schedule", "weight_decay", "precision",
     "loss_weights", "gradient_scaling", "distillation", "augmentation", "seed",
@@ -129,7 +119,14 @@ _SETTINGS = dataclasses.fields(training.Settings)
 
 def _make_paths_absolute() -> None:
     """Lets the run be resumed, repeated and read from any working folder."""
-    for name in ("dataset", "data_dir", "weights", "initial_weights", "baseline"):
+    for name in (
+        "model",
+        "dataset",
+        "data_dir",
+        "weights",
+        "initial_weights",
+        "baseline",
+    ):
         value = FLAGS[name].value
         if value and (name == "data_dir" or value.endswith((".npz", ".keras", ".h5"))):
             FLAGS[name].value = str(files.absolute(value))
@@ -137,9 +134,11 @@ def _make_paths_absolute() -> None:
 
 def _recorded(name: str, value: object) -> str | None:
     """A flag's value as written to train.flags; equal values give equal texts."""
-    if isinstance(value, list):
+    if isinstance(value, list) and name != "import":
         numbers = command_line.parse_numbers(name, value) or []
         return ",".join(str(number) for number in numbers)
+    if isinstance(value, list):
+        return ",".join(value) or None
     return None if value is None else str(value)
 
 
@@ -203,10 +202,10 @@ def _train(folder: training.RunFolder) -> None:
     settings = training.Settings(**given)
     training.make_deterministic(FLAGS.seed)
     dataset = data.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.validation_size, FLAGS.seed)
-    arguments = {"input_shape": dataset.image_shape, "classes": dataset.classes}
-    arguments |= command_line.parse_arguments(FLAGS.model_args)
     keras.config.set_dtype_policy(FLAGS.precision)
-    model = zoo.build(FLAGS.model, **arguments, weights=FLAGS.weights)
+    model = command_line.built_model(
+        {"input_shape": dataset.image_shape, "classes": dataset.classes}
+    )
     if FLAGS.initial_weights is not None:
         training.copy_layers(model, FLAGS.initial_weights)
     training.train(model, dataset, settings, folder, _flags_text())

@@ -39,6 +39,7 @@ LAYERS = [
     {"multiply_adds"},
     {"exits"},
     {"zoo", "data"},
+    {"models"},
     {"training", "stages"},
     {"costs"},
     {"saved_model"},

@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import app, flags, logging
@@ -17,7 +18,7 @@ import branchy_tf
 from branchy_tf import files
 from branchy_tf.command_line import startup
 from branchy_tf.errors import BranchyError, ServerError, one_line
-from branchy_tf.files import flagfiles
+from branchy_tf.files import flagfiles, functions
 
 if TYPE_CHECKING:
     # Needs numpy, which listing the commands does not.
@@ -40,6 +41,7 @@ def run(main: Callable[[], None]) -> None:
                 "written --name=value; --help lists them."
             )
         try:
+            _import_modules()
             main()
         except (BranchyError, ServerError) as error:
             return _fail(str(error))
@@ -175,24 +177,70 @@ def define_data(required: bool) -> None:
     )
 
 
+def define_import() -> None:
+    """Defines --import, which `run` obeys before the command begins."""
+    flags.DEFINE_list(
+        "import",
+        [],
+        "Imports these Python modules, comma-separated, before a model is loaded, "
+        "because they register its custom layers. Default: none, and those that a run's "
+        "train.flags names.",
+    )
+
+
+def _import_modules() -> None:
+    if "import" in FLAGS:
+        for name in FLAGS["import"].value:
+            with startup.hushed():
+                functions.load_module(name)
+
+
+def define_model(instead: str = "") -> None:
+    """Defines --model, --model_args, --weights, --exits and --import.
+
+    Args:
+        instead: the end of the first sentence in the help of --model.
+    """
+    define_path(
+        "model",
+        None,
+        f"Sets the model{instead}: the name of a zoo model, e.g. branchy_lenet, the path "
+        "of a .keras file, which keeps its weights, or module:function, a callable that "
+        "returns a Keras model, e.g. keras.applications:MobileNetV2.",
+    )
+    flags.DEFINE_string(
+        "model_args",
+        "",
+        "Sets keyword arguments of the zoo's builder or of the function, e.g. "
+        "depth=20,input_shape=32x32x3. train adds input_shape and classes of the data "
+        "set; a function receives them only if it has such parameters.",
+    )
+    define_path(
+        "weights",
+        None,
+        "Sets the weights to start from: a tag of the zoo, or a .keras file of the same "
+        "zoo model; for a function, its argument weights. Default: random weights, or "
+        "those that the file or function brings.",
+    )
+    flags.DEFINE_string(
+        "exits",
+        None,
+        "Adds early exits to a --model that has none: 'LAYER=HEAD;LAYER=HEAD', in order "
+        "from the input, or auto:N, which proposes N layers (auto:N=HEAD for another "
+        "head than linear). A head is linear, conv(64,32) with the filters of each "
+        "convolution, pool(4) with the size of a window, or module:function.",
+    )
+    define_import()
+
+
 def define_model_choice() -> None:
-    """Defines --run_dir, --model, --model_args and --weights."""
+    """Defines --run_dir, and what `define_model` does."""
     define_path(
         "run_dir",
         None,
         "The folder of a training. With --model, only the folder to write results to.",
     )
-    flags.DEFINE_string(
-        "model", None, "Takes this model of the zoo instead of the model of --run_dir."
-    )
-    flags.DEFINE_string(
-        "model_args",
-        "",
-        "Sets arguments of the builder of --model, e.g. depth=20,input_shape=32x32x3.",
-    )
-    define_path(
-        "weights", None, "Sets the weights of --model: a tag of the zoo, or a file."
-    )
+    define_model(" that is used instead of the one in --run_dir")
 
 
 def define_thresholds() -> None:
@@ -236,8 +284,28 @@ class Choice(NamedTuple):
     packaged: Any = None
 
 
+def built_model(offered: Mapping[str, Any] = MappingProxyType({})) -> Any:
+    """The model of --model, with --model_args, --weights and --exits.
+
+    Args:
+        offered: arguments that come from the data set, see `models.build`.
+
+    Raises:
+        BranchyError: there is no such model, or it cannot be built or loaded.
+    """
+    from branchy_tf import models
+
+    return models.build(
+        FLAGS.model,
+        parse_arguments(FLAGS.model_args),
+        offered,
+        FLAGS.weights or None,
+        FLAGS.exits or None,
+    )
+
+
 def chosen_model() -> Choice:
-    """The model of --run_dir, or of --model and --weights.
+    """The model of --run_dir, or of --model.
 
     With --model, --run_dir is only the folder to write to.
 
@@ -249,19 +317,22 @@ def chosen_model() -> Choice:
 
     folder = training.RunFolder(FLAGS.run_dir) if FLAGS.run_dir else None
     if FLAGS.model:
-        if not FLAGS.weights:
+        known = FLAGS.model in zoo.list_models()
+        if known and not FLAGS.weights:
             raise BranchyError(
                 f"--model={FLAGS.model} needs --weights: a tag or a file. For a model "
                 "that you trained, pass --run_dir alone."
             )
-        arguments = parse_arguments(FLAGS.model_args)
-        model = zoo.build(FLAGS.model, **arguments, weights=FLAGS.weights)
-        tag = zoo.list_packaged(FLAGS.model).get(FLAGS.weights)
-        if tag is None:
-            return Choice(model, None, folder, None)
-        return Choice(model, None, folder, tag.thresholds, tag)
+        tag = zoo.list_packaged(FLAGS.model).get(FLAGS.weights) if known else None
+        thresholds = None if tag is None else tag.thresholds
+        return Choice(built_model(), None, folder, thresholds, tag)
     if folder is None:
-        raise BranchyError("Pass --run_dir of a training, or --model and --weights.")
+        raise BranchyError("Pass --run_dir of a training, or --model.")
+    if FLAGS.exits:
+        raise BranchyError(
+            f"--exits={FLAGS.exits} belongs to --model; the model of --run_dir has its "
+            "exits. Leave --exits out, or train again with other ones."
+        )
     return Choice(folder.load_model(), folder, folder, folder.thresholds)
 
 
@@ -365,8 +436,6 @@ def parse_arguments(text: str) -> dict[str, Any]:
                 f"--model_args={text!r}: expected name=value,name=value, for example "
                 f"classes=100,input_shape=32x32x3. Received {part!r}."
             )
-        if name.strip() == "weights":
-            raise BranchyError("--model_args has weights; pass --weights instead.")
         arguments[name.strip()] = _value(value.strip())
     return arguments
 

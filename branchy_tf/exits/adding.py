@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import collections
 import difflib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import keras
 from keras import layers
 
 from branchy_tf import graphs
 from branchy_tf.errors import BranchyError
+from branchy_tf.exits.flattening import Flat, flatten
 from branchy_tf.exits.heads import Head, takes_features
 from branchy_tf.exits.logits import (
     activation_of,
@@ -33,7 +34,9 @@ def add_exits(
     The new model shares its layers and weights with `model`, which stays unchanged.
     The output of `model` becomes the final exit: an Identity called exit_N follows
     it and replaces any Identity already there. A final softmax is dropped (same
-    kernel, logits out).
+    kernel, logits out). Models inside the model, such as a network of
+    `keras.applications` behind preprocessing layers, are inlined, see
+    `flattening.flatten`, so that exits can be placed between their layers.
 
     Args:
         model: a functional or Sequential Keras model, channels last, with one output
@@ -43,7 +46,8 @@ def add_exits(
             of the first layer, and so on. A head is `linear_head`,
             `conv_head(...)`, `pool_head(...)` or any callable `(features, classes,
             name) -> logits`. A layer may belong to the branch of an earlier exit
-            (e.g. `exit_1_conv_1`); the exits then form a tree.
+            (e.g. `exit_1_conv_1`); the exits then form a tree. The name of an inlined
+            model stands for its output.
         name: the name of the new model. Default: `branchy_` plus the model's name.
 
     Returns:
@@ -64,7 +68,8 @@ def add_exits(
     model(images)["exit_1"]     # logits [B, 1000]
     ```
     """
-    model = single_output(model)
+    flat = flatten(single_output(model))
+    model = flat.model
     name = f"branchy_{model.name}" if name is None else name
     graphs.check_name(name)
     logits = _without_softmax(model)
@@ -78,7 +83,7 @@ def add_exits(
     places: dict[str, keras.KerasTensor] = {}
     for number, (layer, head) in enumerate(heads.items(), start=1):
         exit_ = exit_name(number)
-        features = _place(model, outputs, layer, logits)
+        features = _place(flat, outputs, layer, logits)
         _check_order(places, layer, features)
         places[layer] = features
         outputs[exit_] = _logits(head, features, classes, exit_, layer)
@@ -176,18 +181,23 @@ def _linear_twin(layer: layers.Dense) -> layers.Dense:
 
 
 def _place(
-    model: keras.Model,
+    flat: Flat,
     outputs: Mapping[str, keras.KerasTensor],
     name: str,
     logits: keras.KerasTensor,
 ) -> keras.KerasTensor:
     """The output of the layer called `name`, in the trunk or in a branch."""
+    model = flat.model
     nodes = graphs.nodes_between(model.inputs, [logits, *outputs.values()])
     tensors = [t for node in nodes if node.operation.name == name for t in node.outputs]
     names = {node.operation.name for node in nodes}
+    if not tensors and isinstance(name, str):
+        computed = {id(tensor) for node in nodes for tensor in node.outputs}
+        tensors = [t for t in flat.outputs.get(name, []) if id(t) in computed]
     if not tensors:
-        raise BranchyError(_no_such_layer(model, names, name))
-    if name == graphs.producer(logits).operation.name:
+        raise BranchyError(_no_such_layer(model, names, name, flat.outputs))
+    last = graphs.producer(logits).operation.name
+    if any(tensor._keras_history.operation.name == last for tensor in tensors):
         raise BranchyError(
             f"Layer {name!r} makes the output of {model.name!r}, which is already the "
             "final exit. Place the exit at an earlier layer."
@@ -205,13 +215,15 @@ def _place(
     return tensors[0]
 
 
-def _no_such_layer(model: keras.Model, names: set[str], name: str) -> str:
+def _no_such_layer(
+    model: keras.Model, names: set[str], name: str, after: Container[str]
+) -> str:
     if isinstance(name, layers.Layer):
         return (
             f"Exits are placed by layer name. Received the {type(name).__name__} itself; "
             f"pass its name, {name.name!r}."
         )
-    if any(layer.name == name for layer in model.layers):
+    if name in after or any(layer.name == name for layer in model.layers):
         return (
             f"Layer {name!r} is the input of {model.name!r} or comes after its logits. "
             "Place the exit at a layer in between."
@@ -224,9 +236,10 @@ def _no_such_layer(model: keras.Model, names: set[str], name: str) -> str:
     }
     if name in inner:
         return (
-            f"Layer {name!r} is inside the sub-model {inner[name]!r}, whose inner "
-            f"tensors are not part of {model.name!r}. Build the model without "
-            f"sub-models, or place the exit at {inner[name]!r}."
+            f"Layer {name!r} is inside the sub-model {inner[name]!r}, which "
+            f"cannot be inlined into {model.name!r}: it has its own call method or a "
+            "mask, or shares a layer name with another part. Build it on the outer "
+            f"tensor (input_tensor=), or place the exit at {inner[name]!r}."
         )
     close = difflib.get_close_matches(str(name), sorted(names), n=3, cutoff=0.4)
     hint = f" Closest: {', '.join(close)}." if close else ""

@@ -9,6 +9,7 @@ import keras
 from branchy_tf import graphs
 from branchy_tf.errors import BranchyError
 from branchy_tf.exits.adding import single_output
+from branchy_tf.exits.flattening import flatten
 from branchy_tf.multiply_adds import macs_by_node
 
 
@@ -38,17 +39,7 @@ def propose_exits(model: keras.Model, n: int) -> list[str]:
     model = add_exits(model, dict.fromkeys(places, conv_head(filters=[64])))
     ```
     """
-    model = single_output(model)
-    nodes = graphs.nodes_in_order(model)
-    counted = macs_by_node(model)
-    macs = [counted[id(node)] for node in nodes]
-    places = _places(model, nodes, macs)
-    if not places:
-        raise BranchyError(
-            f"Model {model.name!r} has no place for an exit: no multiply-adds can be "
-            "counted between the layers that model.summary() lists. A sub-model counts "
-            "as one layer; build the model without sub-models."
-        )
+    places, total = _places_and_total(model)
     whole = isinstance(n, numbers.Integral) and not isinstance(n, bool)
     if not whole or not 1 <= n <= len(places):
         raise BranchyError(
@@ -56,7 +47,6 @@ def propose_exits(model: keras.Model, n: int) -> list[str]:
             f"in {model.name!r}. Received {n!r}."
         )
     names, costs = list(places), list(places.values())
-    total = sum(macs)
     chosen: list[int] = []
     for k in range(1, n + 1):
         # After the places already chosen, and with room for those still to come.
@@ -64,6 +54,32 @@ def propose_exits(model: keras.Model, n: int) -> list[str]:
         free = range(first, len(names) - (n - k))
         chosen.append(min(free, key=lambda i: abs(costs[i] - total * k / (n + 1))))
     return [names[i] for i in chosen]
+
+
+def exit_places(model: keras.Model) -> list[str]:
+    """Every layer that `propose_exits` chooses from, in order from the input.
+
+    Raises:
+        BranchyError: the model has none.
+    """
+    places, _ = _places_and_total(model)
+    return list(places)
+
+
+def _places_and_total(model: keras.Model) -> tuple[dict[str, int], int]:
+    """The places with the multiply-adds up to each, and those of the whole model."""
+    model = flatten(single_output(model)).model
+    nodes = graphs.nodes_in_order(model)
+    counted = macs_by_node(model)
+    macs = [counted[id(node)] for node in nodes]
+    places = _places(model, nodes, macs)
+    if not places:
+        raise BranchyError(
+            f"Model {model.name!r} has no place for an exit: no multiply-adds can be "
+            "counted between the layers that model.summary() lists. A sub-model that "
+            "cannot be inlined counts as one layer; build it on the outer tensor."
+        )
+    return places, sum(macs)
 
 
 def _places(model: keras.Model, nodes: list, macs: list[int]) -> dict[str, int]:

@@ -107,7 +107,8 @@ def _foreign_code(path: pathlib.Path) -> str | None:
     return (
         f"not registered here: {one_line(', '.join(sorted(found)))}. Import the module "
         "that registers it with keras.saving.register_keras_serializable before you load "
-        f"the file; it was saved from {one_line(modules)}."
+        "the file, in a command with --import=MODULE; it was saved from "
+        f"{one_line(modules)}."
     )
 
 

@@ -95,7 +95,9 @@ def _train_baseline(
     if baseline is not None:
         take_baseline(phase.model, baseline, folder.baseline)
         return
-    fit(phase, dataset, settings, folder, exits.exit_names(model))
+    # Without epochs, the network was trained elsewhere.
+    if phase.epochs:
+        fit(phase, dataset, settings, folder, exits.exit_names(model))
     _save(phase.model, folder.baseline)
 
 

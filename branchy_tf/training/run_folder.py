@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 
 import keras
 
 from branchy_tf import files
 from branchy_tf.errors import BranchyError
-from branchy_tf.files import flagfiles
+from branchy_tf.files import flagfiles, functions
 from branchy_tf.files.keras_files import load_keras_file
 
 
@@ -63,7 +64,26 @@ class RunFolder:
                     f"--flagfile={self.flags} --run_dir={self.path}."
                 )
             raise BranchyError(f"{self.path} holds no model.keras. {advice}")
+        self.import_modules()
         return load_keras_file(self.model)
+
+    def import_modules(self) -> None:
+        """Imports the modules that train.flags names, which may register layers.
+
+        Raises:
+            BranchyError: train.flags is damaged, or a module of --import fails.
+        """
+        recorded = self.read_flags() if self.flags.is_file() else {}
+        for name in filter(None, recorded.get("import", "").split(",")):
+            functions.load_module(name)
+        heads = (
+            entry.rpartition("=")[2] for entry in recorded.get("exits", "").split(";")
+        )
+        for text in (recorded.get("model", ""), *heads):
+            if functions.names_function(text):
+                # Most builders register nothing, and the model loads without them.
+                with contextlib.suppress(BranchyError):
+                    functions.load_module(text.partition(":")[0])
 
     def read_flags(self) -> dict[str, str]:
         """`{flag: value}` of the training.

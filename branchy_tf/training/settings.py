@@ -17,7 +17,7 @@ MODES = ("joint", "baseline_first", "branches_only", "detached")
 GRADIENT_SCALINGS = ("none", "equilibrium")
 
 # {setting: smallest whole number}.
-_WHOLE = {"epochs": 1, "baseline_epochs": 1, "batch_size": 1, "seed": 0}
+_WHOLE = {"epochs": 1, "baseline_epochs": 0, "batch_size": 1, "seed": 0}
 _WITH_BASELINE = ("baseline_first", "branches_only")
 
 
@@ -33,7 +33,8 @@ class Settings:
             `detached`: all exits at once, but no gradient of a branch reaches the
             trunk.
         epochs: epochs of the phase that trains the branches.
-        baseline_epochs: epochs of the baseline phase.
+        baseline_epochs: epochs of the baseline phase. With 0, the network keeps the
+            weights that it comes with, and they are its baseline.
         batch_size: rows per step.
         optimizer: a name from `optimizers.OPTIMIZERS`.
         learning_rate: the maximum learning rate of each phase.

@@ -49,15 +49,21 @@ def test_reads_sequential_models():
     assert propose_exits(model, 2) == ["a", "b"]
 
 
+def test_reads_models_inside_a_model():
+    inner = chain(8)
+    model = keras.Sequential([inner.inputs[0], layers.Rescaling(0.5), inner])
+    assert propose_exits(model, 3) == ["relu_2", "relu_4", "relu_6"]
+
+
 def test_rejects_a_model_with_all_its_work_in_one_layer():
-    inner = chain(3)
-    model = keras.Sequential([inner.inputs[0], inner], name="wrapped")
+    inputs = keras.Input((8,), name="values")
+    model = keras.Model(inputs, layers.Dense(3)(layers.ReLU()(inputs)), name="small")
     with pytest.raises(BranchyError) as caught:
         propose_exits(model, 1)
     assert str(caught.value) == (
-        "Model 'wrapped' has no place for an exit: no multiply-adds can be counted "
-        "between the layers that model.summary() lists. A sub-model counts as one layer; "
-        "build the model without sub-models."
+        "Model 'small' has no place for an exit: no multiply-adds can be counted "
+        "between the layers that model.summary() lists. A sub-model that cannot be "
+        "inlined counts as one layer; build it on the outer tensor."
     )
 
 
