@@ -7,7 +7,8 @@ the rest needs the other columns together, which is what the later layers are fo
 Run in a checkout:
 
   python -m branchy_tf.train --model=examples.table:model --dataset=examples.table:data \
-    --exits="layer_1=linear;layer_2=linear" --epochs=8 --run_dir=runs/table
+    --exits="layer_1=linear;layer_2=linear" --epochs=12 --learning_rate=0.003 \
+    --run_dir=runs/table
   python -m branchy_tf.calibrate --run_dir=runs/table
   python -m branchy_tf.evaluate --run_dir=runs/table
   python -m branchy_tf.export --run_dir=runs/table --export_dir=exports --model_name=table

@@ -28,11 +28,13 @@ from keras import layers
 CLASSES = ("negative", "neutral", "positive")
 LENGTH = 24
 
-_ASPECTS = "food soup bread wine service staff music room view price menu coffee".split()
+_ASPECTS = str.split("food soup bread wine service staff music room view menu coffee")
 _WORDS = {
-    "negative": "bad awful cold bland slow rude noisy boring stale terrible".split(),
-    "neutral": "average ordinary usual plain standard typical".split(),
-    "positive": "good great warm tasty quick friendly lovely fresh superb fine".split(),
+    "negative": str.split("bad awful cold bland slow rude noisy boring stale terrible"),
+    "neutral": str.split("average ordinary usual plain standard typical"),
+    "positive": str.split(
+        "good great warm tasty quick friendly lovely fresh superb fine"
+    ),
 }
 _OPPOSITE = {"negative": "positive", "neutral": "neutral", "positive": "negative"}
 _FRAMES = (
@@ -47,9 +49,12 @@ _TURNED = (
     "the {aspect} was anything but {word}",
 )
 _FILLERS = (
-    "we came on a monday", "the place was full", "it rained that day",
-    "our table was near the door", "we had booked in advance",
-)  # fmt: skip
+    "we came on a monday",
+    "the place was full",
+    "it rained that day",
+    "our table was near the door",
+    "we had booked in advance",
+)
 
 
 def _vocabulary() -> dict[str, int]:
@@ -128,7 +133,9 @@ def model(
         y = layers.LayerNormalization(name=f"norm_{k}_2")(x)
         y = layers.Dense(2 * width, activation="gelu", name=f"hidden_{k}")(y)
         x = layers.Add(name=f"block_{k}")([x, layers.Dense(width, name=f"out_{k}")(y)])
-    x = layers.GlobalAveragePooling1D(name="mean")(layers.LayerNormalization(name="norm")(x))
+    x = layers.GlobalAveragePooling1D(name="mean")(
+        layers.LayerNormalization(name="norm")(x)
+    )
     return keras.Model(ids, layers.Dense(classes, name="logits")(x), name="text")
 
 
