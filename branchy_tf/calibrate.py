@@ -198,7 +198,7 @@ def main() -> None:
     budget_costs: Sequence[float] = macs
     if FLAGS.max_latency_ms is not None:
         batch = FLAGS.latency_batch_size
-        times = latency.stage_milliseconds(model, split.images, [batch], seconds=1.0)
+        times = latency.stage_milliseconds(model, split.inputs, [batch], seconds=1.0)
         budget_costs = latency.cumulative_milliseconds(times, batch)
     calibration.check_cost(request, budget_costs)
     baseline = load_keras_file(folder.baseline) if folder.baseline.is_file() else None
@@ -208,7 +208,7 @@ def main() -> None:
     policy = found.policy.replace(weights=graphs.fingerprint(model))
     found = dataclasses.replace(found, policy=policy)
     # The figures were counted on scores; the graph must route the rows in the same way.
-    routed = EarlyExitPredictor(model, policy).predict(split.images)
+    routed = scoring.route(EarlyExitPredictor(model, policy), split)
     scoring.check_routing(policy, logits, found.answers, routed)
     budget = _budget(request, found.chosen, budget_costs)
     written = calibration.describe(found, names, macs, full_macs, budget)

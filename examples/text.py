@@ -32,9 +32,7 @@ _ASPECTS = str.split("food soup bread wine service staff music room view menu co
 _WORDS = {
     "negative": str.split("bad awful cold bland slow rude noisy boring stale terrible"),
     "neutral": str.split("average ordinary usual plain standard typical"),
-    "positive": str.split(
-        "good great warm tasty quick friendly lovely fresh superb fine"
-    ),
+    "positive": str.split("good great warm tasty quick friendly lovely fresh superb"),
 }
 _OPPOSITE = {"negative": "positive", "neutral": "neutral", "positive": "negative"}
 _FRAMES = (
