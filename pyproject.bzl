@@ -1,6 +1,6 @@
 """What pyproject.toml says of the wheel; tests/test_build.py compares them."""
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 
 SUMMARY = "Early-exit networks (BranchyNet and after) for Keras and TensorFlow Serving"
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from branchy_tf.policy import ExitPolicy as ExitPolicy
     from branchy_tf.predictor import EarlyExitPredictor as EarlyExitPredictor
 
-__version__ = "0.1.0"
+# The only place of the version: pyproject.toml reads it here.
+__version__ = "0.2.0"
 
 if sys.argv[:1] == ["-m"]:
     # Python is looking for a command, as in `python -m branchy_tf.train`.

@@ -8,7 +8,7 @@ import math
 import keras
 
 from branchy_tf import exits, stages
-from branchy_tf.graphs import macs
+from branchy_tf.multiply_adds import macs
 
 __all__ = ["by_stage", "cumulative_macs", "full_macs", "macs"]
 

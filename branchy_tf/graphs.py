@@ -1,31 +1,15 @@
-"""Reads, measures and replays the graph of a functional Keras model."""
+"""Reads and replays the graph of a functional Keras model."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import keras
-from absl import logging
 
 from branchy_tf.errors import BranchyError
-
-_CONVOLUTIONS = (
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.Conv3D,
-    keras.layers.DepthwiseConv1D,
-    keras.layers.DepthwiseConv2D,
-)
-_TRANSPOSED = (
-    keras.layers.Conv1DTranspose,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Conv3DTranspose,
-)
-_SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
 
 
 def check_functional(model: keras.Model) -> None:
@@ -233,87 +217,3 @@ def rebuild(
     replay(nodes_in_order(model), value, instead)
     outputs = keras.tree.map_structure(lambda tensor: value[id(tensor)], model.output)
     return keras.Model(inputs, outputs, name=model.name)
-
-
-def macs(model: keras.Model) -> int:
-    """The multiply-adds of a functional model for one example.
-
-    Convolutions and dense layers count, biases and all other layers do not. A layer
-    called twice counts twice. Models inside the model count too.
-
-    Returns:
-        A whole number, e.g. 1140070 for LeNet at 28 x 28.
-
-    Raises:
-        BranchyError: the model is not functional, or its input size is unknown.
-
-    Example:
-
-    ```python
-    macs(branchy_tf.baseline(branchy_lenet()))     # 1140070
-    ```
-    """
-    check_functional(model)
-    return sum(node_macs(node) for node in nodes_in_order(model))
-
-
-def node_macs(node) -> int:
-    """The multiply-adds of one node for one example."""
-    layer = node.operation
-    # A Sequential keeps its graph in an inner functional model.
-    layer = getattr(layer, "_functional", None) or layer
-    if isinstance(layer, keras.Model) and has_nodes(layer):
-        return macs(layer)
-    read, written = node.input_tensors[0].shape, node.outputs[0].shape
-    if isinstance(layer, _SEPARABLE):
-        pixels = _positions(layer, written)
-        return pixels * (_size(layer.depthwise_kernel) + _size(layer.pointwise_kernel))
-    if isinstance(layer, _TRANSPOSED):
-        # Every input pixel is multiplied with the whole kernel.
-        return _positions(layer, read) * _size(layer.kernel)
-    if isinstance(layer, _CONVOLUTIONS):
-        return _positions(layer, written) * _size(layer.kernel)
-    if isinstance(layer, keras.layers.Dense):
-        # The kernel's size would be wrong: int4 packs two numbers into one.
-        return _product(written[1:-1], layer) * read[-1] * layer.units
-    if isinstance(layer, keras.layers.EinsumDense):
-        return _einsum_macs(layer, read)
-    if isinstance(layer, keras.layers.Layer) and any(
-        len(weight.shape) > 1 for weight in layer.weights
-    ):
-        logging.warning(
-            "The multiply-adds of layer %s (%s) are not counted.",
-            layer.name,
-            type(layer).__name__,
-        )
-    return 0
-
-
-def _einsum_macs(layer, read) -> int:
-    inputs, _ = layer.equation.replace("...", "").split("->")
-    left, right = inputs.split(",")
-    sizes = dict(zip(right, layer.kernel.shape, strict=True))
-    # An ellipsis stands for the leading axes: batch and positions.
-    extra = read[1 : len(read) - len(left)] if "..." in layer.equation else ()
-    named = zip(reversed(left), reversed(read), strict=False)
-    sizes |= {axis: size or 1 for axis, size in named}
-    return math.prod(sizes.values()) * math.prod(extra)
-
-
-def _positions(layer, shape) -> int:
-    """The number of pixels in a feature map of that shape."""
-    first = layer.data_format == "channels_first"
-    return _product(shape[2:] if first else shape[1:-1], layer)
-
-
-def _product(sizes, layer) -> int:
-    if None in sizes:
-        raise BranchyError(
-            f"The multiply-adds of layer {layer.name} depend on the input size, which is "
-            "unknown. Build the model for a fixed height and width."
-        )
-    return math.prod(sizes)
-
-
-def _size(kernel) -> int:
-    return math.prod(kernel.shape)

@@ -10,6 +10,8 @@ trained, baseline.keras. The same command resumes a killed training.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 from absl import flags, logging
@@ -103,32 +105,40 @@ flags.DEFINE_enum(
     "half the images and shifts by up to 4 pixels. flip_shift_cutout: also blanks a "
     "quarter of the height and width.",
 )
+command_line.define_path(
+    "class_weights",
+    None,
+    "The weights of the classes in the loss: balanced, so that each class counts as "
+    "much, or a .json file with weights by class name or number, where others have 1. "
+    "Default: 1 each.",
+)
 command_line.define_data(required=True)
 command_line.define_seed(default=1)
 
 # The flags that determine the result, in the order of train.flags.
 _RECORDED = (
     "model", "model_args", "weights", "exits", "import", "initial_weights", "dataset",
-    "data_dir",
-    "validation_size", "mode", "baseline", "epochs", "baseline_epochs", "batch_size",
-    "optimizer", "learning_rate", "schedule", "weight_decay", "precision",
-    "loss_weights", "gradient_scaling", "distillation", "augmentation", "seed",
+    "data_dir", "image_size", "skip_unreadable", "validation_size", "class_weights",
+    "mode", "baseline", "epochs", "baseline_epochs", "batch_size", "optimizer",
+    "learning_rate", "schedule", "weight_decay", "precision", "loss_weights",
+    "gradient_scaling", "distillation", "augmentation", "seed",
 )  # fmt: skip
 _SETTINGS = dataclasses.fields(training.Settings)
 
 
 def _make_paths_absolute() -> None:
     """Lets the run be resumed, repeated and read from any working folder."""
+    suffixes = (".npz", ".keras", ".h5", ".json")
     for name in (
-        "model",
-        "dataset",
-        "data_dir",
-        "weights",
-        "initial_weights",
-        "baseline",
-    ):
+        "model", "dataset", "data_dir", "weights", "initial_weights", "baseline",
+        "class_weights",
+    ):  # fmt: skip
         value = FLAGS[name].value
-        if value and (name == "data_dir" or value.endswith((".npz", ".keras", ".h5"))):
+        if value and (
+            name == "data_dir"
+            or value.endswith(suffixes)
+            or (name == "dataset" and data.is_path(value))
+        ):
             FLAGS[name].value = str(files.absolute(value))
 
 
@@ -203,11 +213,17 @@ def _train(folder: training.RunFolder) -> None:
     if settings.has_baseline_phase and not settings.baseline_epochs:
         _check_brings_weights()
     training.make_deterministic(FLAGS.seed)
-    dataset = data.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.validation_size, FLAGS.seed)
-    keras.config.set_dtype_policy(FLAGS.precision)
-    model = command_line.built_model(
-        {"input_shape": dataset.image_shape, "classes": dataset.classes}
+    dataset = data.load(
+        FLAGS.dataset,
+        FLAGS.data_dir,
+        FLAGS.validation_size,
+        FLAGS.seed,
+        image_size=command_line.parse_size(FLAGS.image_size),
+        skip_unreadable=bool(FLAGS.skip_unreadable),
+        input_shape=command_line.parse_arguments(FLAGS.model_args).get("input_shape"),
     )
+    keras.config.set_dtype_policy(FLAGS.precision)
+    model = command_line.built_model(_offered(dataset))
     more = exits.num_classes(model) - dataset.classes
     if more > 0:
         logging.warning(
@@ -230,6 +246,16 @@ def _check_brings_weights() -> None:
             "begins with random ones. Pass --weights or --baseline, or train it for some "
             "epochs."
         )
+
+
+def _offered(dataset: data.Dataset) -> dict[str, Any]:
+    """What the data set says about the model to build."""
+    offered: dict[str, Any] = {"classes": dataset.classes}
+    inputs = dataset.train.inputs
+    # A builder of several inputs knows their shapes itself.
+    if not isinstance(inputs, Mapping):
+        offered["input_shape"] = tuple(inputs.shape[1:])
+    return offered
 
 
 if __name__ == "__main__":

@@ -6,10 +6,8 @@ import ast
 import json
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
-import zipfile
 
 import pytest
 
@@ -36,6 +34,7 @@ LAYERS = [
     {"files", "results"},
     {"policy"},
     {"thresholds", "graphs", "images"},
+    {"multiply_adds"},
     {"exits"},
     {"zoo", "data"},
     {"models"},
@@ -172,9 +171,10 @@ def test_the_client_comes_without_tensorflow_and_keras():
 
 
 def test_the_version_is_the_same_everywhere():
-    for name in ("pyproject.toml", "MODULE.bazel"):
+    # pyproject.toml reads it from the package; Bazel's files have copies.
+    for name in ("MODULE.bazel", "pyproject.bzl"):
         text = (ROOT / name).read_text(encoding="utf-8")
-        found = re.search(r'^\s*version = "([^"]+)"', text, flags=re.MULTILINE)[1]
+        found = re.search(r'^\s*version = "([^"]+)"', text, flags=re.M | re.I)[1]
         assert found == branchy_tf.__version__, name
 
 
@@ -210,27 +210,3 @@ def test_recipes_say_how_they_are_run():
         ), path
         for line in lines:
             assert line.startswith(("#", "--")), f"{path}: {line}"
-
-
-def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
-    # From a copy: a build leaves files beside its sources.
-    source = tmp_path / "source"
-    for name in ("branchy_tf", "zoo"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, source / name, ignore=ignored)
-    for name in ("LICENSE", "README.md", "pyproject.toml", "setup.py"):
-        shutil.copy(ROOT / name, source)
-    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", str(tmp_path)]
-    done = subprocess.run(
-        [*pip, str(source)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    packaged = {name for name in names if name.startswith("branchy_tf/")}
-    expected = {str(path.relative_to(ROOT)) for path in MODULES}
-    for pattern in ("report/*.jinja", "serving/protos/*", "zoo/weights/*"):
-        data = (ROOT / "branchy_tf").glob(pattern)
-        expected |= {str(path.relative_to(ROOT)) for path in data}
-    assert packaged == expected | {"branchy_tf/py.typed"}
-    assert all(".dist-info/" in name for name in set(names) - packaged)

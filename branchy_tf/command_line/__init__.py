@@ -160,14 +160,31 @@ def define_data(required: bool) -> None:
     define_path(
         "dataset",
         None,
-        "Sets the data set: mnist, fashion_mnist, cifar10, cifar100, mnist_5k, or the "
-        "path of an .npz with x_train, y_train, x_test, y_test." + otherwise,
+        "Sets the data set: mnist, fashion_mnist, cifar10, cifar100, mnist_5k; the path "
+        "of an .npz with x_train, y_train, x_test, y_test; the path of a folder with "
+        "train/, test/ and maybe validation/, each with a folder of pictures per class; "
+        "tfds:NAME; or module:function, which returns the splits." + otherwise,
     )
     define_path(
         "data_dir",
         None,
-        "Sets the folder with <dataset>.npz. If the file is missing, keras.datasets "
-        "downloads the data set." + otherwise,
+        "Sets the folder with <dataset>.npz, or that of tfds:. If the file is missing, "
+        "keras.datasets downloads the data set." + otherwise,
+    )
+    flags.DEFINE_string(
+        "image_size",
+        None,
+        "Sets the height and width to fit the pictures of a folder to, e.g. 96x96, or "
+        "96x96x1 for grey ones. Bilinear; the aspect ratio is not preserved. Default: "
+        + ("" if required else "the run's, or ")
+        + "the size of the model's input, or else the common size of the pictures.",
+    )
+    flags.DEFINE_bool(
+        "skip_unreadable",
+        None,
+        "Whether to leave out pictures of a folder that cannot be read. Each picture is "
+        "read once at the start to find them. Default: "
+        + ("no." if required else "as in the run."),
     )
     flags.DEFINE_integer(
         "validation_size",
@@ -366,15 +383,40 @@ def chosen_dataset(run: Any, model: Any = None) -> Any:
                 "number of at least 0. Correct it, or train again."
             )
     size = value("validation_size")
+    # How the pictures of the run's own folder are read.
+    own = value if FLAGS.dataset is None else lambda name: FLAGS[name].value
     dataset = data.load(
         name,
         value("data_dir"),
         None if size is None else int(size),
         int(value("seed") or 0),
+        image_size=parse_size(own("image_size")),
+        skip_unreadable=str(own("skip_unreadable")) == "True",
+        input_shape=None if model is None else _image_shape(model),
     )
-    if model is not None:
-        data.check_fits(model, dataset)
-    return dataset
+    return dataset if model is None else data.fitted(model, dataset)
+
+
+def _image_shape(model: Any) -> tuple[int | None, ...] | None:
+    """The shape of a model's input if it is a single one."""
+    return tuple(model.inputs[0].shape[1:]) if len(model.inputs) == 1 else None
+
+
+def parse_size(text: str | None) -> tuple[int, ...] | None:
+    """The sides in the text of --image_size, such as 96x96; None stays None.
+
+    Raises:
+        BranchyError: the text has another form.
+    """
+    if text is None:
+        return None
+    sides = text.split("x")
+    if len(sides) not in (2, 3) or not all(side.isdecimal() for side in sides):
+        raise BranchyError(
+            f"--image_size={one_line(text)}: expected height and width, for example "
+            "96x96, or 96x96x1 for grey pictures."
+        )
+    return tuple(map(int, sides))
 
 
 def chosen_policy(choice: Choice) -> ExitPolicy:

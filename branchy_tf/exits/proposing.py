@@ -10,7 +10,7 @@ from branchy_tf import graphs
 from branchy_tf.errors import BranchyError
 from branchy_tf.exits.adding import single_output
 from branchy_tf.exits.flattening import flatten
-from branchy_tf.graphs import node_macs
+from branchy_tf.multiply_adds import macs_by_node
 
 
 def propose_exits(model: keras.Model, n: int) -> list[str]:
@@ -29,7 +29,8 @@ def propose_exits(model: keras.Model, n: int) -> list[str]:
         n layer names in order from the input, for `add_exits`.
 
     Raises:
-        BranchyError: the model has fewer than n such places.
+        BranchyError: the model has fewer than n such places, or a layer whose
+            multiply-adds cannot be counted.
 
     Example:
 
@@ -69,7 +70,8 @@ def _places_and_total(model: keras.Model) -> tuple[dict[str, int], int]:
     """The places with the multiply-adds up to each, and those of the whole model."""
     model = flatten(single_output(model)).model
     nodes = graphs.nodes_in_order(model)
-    macs = [node_macs(node) for node in nodes]
+    counted = macs_by_node(model)
+    macs = [counted[id(node)] for node in nodes]
     places = _places(model, nodes, macs)
     if not places:
         raise BranchyError(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -61,22 +62,24 @@ def fit(
         "Phase %s: epochs %d, rows %d.", phase.name, phase.epochs, len(dataset.train)
     )
     start = time.perf_counter()
-    history = trainer.fit(
-        batches,
-        # The batches are already shuffled.
-        shuffle=False,
-        validation_data=InOrder(dataset.validation, phase.targets, settings.batch_size),
-        epochs=phase.epochs,
-        # The row of an epoch comes before its backup; see HistoryFile.
-        callbacks=[
-            keras.callbacks.LambdaCallback(
-                on_epoch_begin=lambda epoch, logs: batches.start_epoch(epoch)
-            ),
-            HistoryFile(folder.history, phase.name, names),
-            AtomicBackup(folder.backup(phase.name)),
-            *_tensorboard(folder, phase.name),
-        ],
-    )
+    validation = InOrder(dataset.validation, phase.targets, settings.batch_size)
+    with _plain_errors(batches, validation):
+        history = trainer.fit(
+            batches,
+            # The batches are already shuffled.
+            shuffle=False,
+            validation_data=validation,
+            epochs=phase.epochs,
+            # The row of an epoch comes before its backup; see HistoryFile.
+            callbacks=[
+                keras.callbacks.LambdaCallback(
+                    on_epoch_begin=lambda epoch, logs: batches.start_epoch(epoch)
+                ),
+                HistoryFile(folder.history, phase.name, names),
+                AtomicBackup(folder.backup(phase.name)),
+                *_tensorboard(folder, phase.name),
+            ],
+        )
     trained = len(history.epoch) * len(dataset.train)
     if trained:
         seconds = time.perf_counter() - start
@@ -86,6 +89,18 @@ def fit(
             trained / seconds,
             100 * batches.waited / seconds,
         )
+
+
+@contextlib.contextmanager
+def _plain_errors(*sources: Batches | InOrder) -> Iterator[None]:
+    """Raises the error of a batch itself, instead of Keras's about it."""
+    try:
+        yield
+    except Exception:
+        for source in sources:
+            if source.error is not None:
+                raise source.error from None
+        raise
 
 
 def make_batches(phase: Phase, dataset: Dataset, settings: Settings) -> Batches:

@@ -8,7 +8,7 @@ import shutil
 import keras
 
 from branchy_tf import checks, exits, files
-from branchy_tf.data import Dataset
+from branchy_tf.data import Dataset, fitted, weighted
 from branchy_tf.errors import BranchyError
 from branchy_tf.training import branches, losses
 from branchy_tf.training.distillation import DistilledModel
@@ -72,6 +72,7 @@ def train(
                 f"`{name}` must be a {kind.__name__}. Received {checks.shown(value)}."
             )
     settings.check(model, dataset)
+    dataset = weighted(fitted(model, dataset), settings.class_weights)
     baseline = None
     if settings.baseline is not None:
         baseline = read_baseline(exits.baseline(model), settings.baseline)

@@ -1,0 +1,1 @@
+"""Networks and data sets other than images, for the commands of branchy_tf."""
