@@ -135,6 +135,10 @@ def main() -> None:
     graphs.check_backend()
     source = RunFolder(FLAGS.run_dir) if FLAGS.run_dir else None
     recorded = source.read_flags() if source and source.flags.is_file() else {}
+    if source is None and FLAGS.seed is None:
+        # Train's default, by which the shipped weights were trained: another seed would
+        # select training rows for validation.
+        FLAGS.seed = 1
     settings = _settings(recorded)
     choice = command_line.chosen_model()
     dataset = command_line.chosen_dataset(choice.run)

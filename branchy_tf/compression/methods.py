@@ -90,17 +90,13 @@ def _pruned(twin: tf_keras.Model, settings: Settings, steps: int) -> Wrapped:
 
 def _clustered(twin: tf_keras.Model, settings: Settings) -> Wrapped:
     def cluster(layer: tf_keras.layers.Layer) -> tuple[Any, list[Any]]:
-        # Zeros in a kernel come from pruning.
-        sparse = any(
-            (weight == 0).any() for weight in layer.get_weights() if weight.ndim > 1
-        )
         wrapper = tfmot.clustering.keras.cluster_weights(
             layer,
             number_of_clusters=settings.clusters,
             cluster_centroids_init=(
                 tfmot.clustering.keras.CentroidInitialization.KMEANS_PLUS_PLUS
             ),
-            preserve_sparsity=sparse,
+            preserve_sparsity=_is_sparse(layer),
         )
         weights = [weight for _, weight in layer.get_clusterable_weights()]
         # k-means needs more weights than clusters, and these are few values already.
@@ -173,7 +169,42 @@ def _quantized(twin: tf_keras.Model, settings: Settings) -> Wrapped:
                 unknown[found[1]] = layers[found[1]]
     _refuse(unknown, settings)
     changed = {name: [0] for name in kernels if name not in left}
-    return Wrapped(model, lambda trained: trained, changed)
+    masks = {
+        layer.name: [tf.cast(kernel != 0, kernel.dtype) for kernel in _kernels(layer)]
+        for layer in kernels.values()
+        if _is_sparse(layer)
+    }
+    return Wrapped(model, lambda trained: trained, changed, [_KeepZeros(masks)])
+
+
+class _KeepZeros(tf_keras.callbacks.Callback):
+    """Sets the zeros of pruned kernels back to 0 after each step.
+
+    tensorflow-model-optimization has a scheme for that, which fails for a network that
+    begins with Rescaling.
+
+    Args:
+        masks: `{layer: one mask for each kernel}`, 0 where the kernel is 0.
+    """
+
+    def __init__(self, masks: Mapping[str, list[Any]]) -> None:
+        super().__init__()
+        self._masks = masks
+        self._pairs: list[tuple[Any, Any]] = []
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._pairs = [
+            pair
+            for wrapper in self.model.layers
+            if hasattr(wrapper, "layer") and wrapper.layer.name in self._masks
+            for pair in zip(
+                _kernels(wrapper), self._masks[wrapper.layer.name], strict=True
+            )
+        ]
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        for kernel, mask in self._pairs:
+            kernel.assign(kernel * mask)
 
 
 def _integer_readers(model: tf_keras.Model) -> set[str]:
@@ -189,11 +220,16 @@ def _integer_readers(model: tf_keras.Model) -> set[str]:
 
 def _with_kernels(model: tf_keras.Model) -> list[tf_keras.layers.Layer]:
     """The layers with a weight of two axes or more."""
-    return [
-        layer
-        for layer in model.layers
-        if any(len(weight.shape) > 1 for weight in layer.trainable_weights)
-    ]
+    return [layer for layer in model.layers if _kernels(layer)]
+
+
+def _kernels(layer: tf_keras.layers.Layer) -> list[Any]:
+    return [weight for weight in layer.trainable_weights if len(weight.shape) > 1]
+
+
+def _is_sparse(layer: tf_keras.layers.Layer) -> bool:
+    """Whether a kernel has been pruned: trained weights are not 0 by chance."""
+    return any((kernel.numpy() == 0).any() for kernel in _kernels(layer))
 
 
 def _refuse(unknown: Mapping[str, Any], settings: Settings) -> None:

@@ -156,7 +156,7 @@ def _validation_logits(model: keras.Model, split: Split) -> np.ndarray:
 
 
 def _accuracies(logits: np.ndarray, split: Split) -> list[float]:
-    return list((logits.argmax(axis=-1) == split.labels[:, None]).mean(axis=0))
+    return (logits.argmax(axis=-1) == split.labels[:, None]).mean(axis=0).tolist()
 
 
 def _write_job(
