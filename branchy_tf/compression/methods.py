@@ -23,6 +23,7 @@ from branchy_tf.errors import BranchyError
 # masks are chosen anew until then.
 _PRUNING_SHARE = 0.5
 _MASKS = 50
+_VERBS = {"prune": "prune", "cluster": "cluster", "qat": "quantize"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,15 +55,18 @@ def wrap(twin: tf_keras.Model, settings: Settings, steps: int) -> Wrapped:
         BranchyError: tensorflow-model-optimization does not know a layer with a kernel,
             or nothing is left to compress.
     """
-    if settings.method == "qat":
+    method = settings.method
+    if method == "qat":
         wrapped = _quantized(twin, settings)
-    elif settings.method == "prune":
+    elif method == "prune":
         wrapped = _pruned(twin, settings, steps)
     else:
         wrapped = _clustered(twin, settings)
     if not wrapped.changed:
         raise BranchyError(
-            f"No layer of {twin.name!r} is left to compress. Pass fewer --skip_layers."
+            f"No layer of {twin.name!r} is left to {_VERBS[method]}: pass fewer "
+            "--skip_layers"
+            + (", or fewer --clusters than weights." if method == "cluster" else ".")
         )
     return wrapped
 
@@ -239,6 +243,6 @@ def _refuse(unknown: Mapping[str, Any], settings: Settings) -> None:
         )
         skip = ",".join([*settings.skip_layers, *unknown])
         raise BranchyError(
-            f"tensorflow-model-optimization cannot {settings.method} these layers: "
+            f"tensorflow-model-optimization cannot {_VERBS[settings.method]} these layers: "
             f"{found}. Leave them as they are with --skip_layers={skip}."
         )

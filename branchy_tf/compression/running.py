@@ -28,6 +28,8 @@ from branchy_tf.training.losses import check_loss_weights
 
 # The rows on which the rebuilt network is compared with the model.
 _COMPARED = 64
+# The rows that are copied at a time.
+_COPIED = 1024
 # What a compressed run takes over from its source.
 _KEPT = ("train.flags", "baseline.keras", "data.json")
 
@@ -179,8 +181,17 @@ def _write_job(
     np.save(place / "expected.npy", expected)
     for name in ("train", "validation"):
         split = getattr(dataset, name)
-        np.save(place / f"{name}_inputs.npy", split.images)
+        _save_rows(place / f"{name}_inputs.npy", split.images)
         np.save(place / f"{name}_labels.npy", split.labels)
+
+
+def _save_rows(path: pathlib.Path, array: Any) -> None:
+    """Writes an array that may not fit into memory as .npy."""
+    shape = (len(array), *array.shape[1:])
+    copy = np.lib.format.open_memmap(path, "w+", array.dtype, shape)
+    for start in range(0, len(array), _COPIED):
+        copy[start : start + _COPIED] = array[start : start + _COPIED]
+    copy.flush()
 
 
 def _follow(

@@ -84,7 +84,7 @@ def _layer(entry: Mapping[str, Any]) -> tf_keras.layers.Layer:
         return tf_keras.layers.Activation("linear", name=entry["name"])
     kind = getattr(tf_keras.layers, entry["class"], None)
     if kind is None:
-        raise _refused(entry, ValueError("tf_keras has no such layer"))
+        raise _refused(entry, AttributeError("tf_keras has no such layer"))
     renamed = _RENAMED.get(entry["class"], {})
     config = {renamed.get(key, key): value for key, value in entry["config"].items()}
     known = {"name", "dtype", "trainable"}
@@ -109,5 +109,5 @@ def _filled(value: Any, tensors: Mapping[int, Any]) -> Any:
 def _refused(entry: Mapping[str, Any], error: Exception) -> BranchyError:
     return BranchyError(
         f"Layer {entry['name']!r}, a {entry['class']}, cannot be rebuilt on tf_keras: "
-        f"{first_line(error)}"
+        f"{type(error).__name__}, {first_line(error)}"
     )

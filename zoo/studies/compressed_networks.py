@@ -105,6 +105,7 @@ def run(
         `accuracy`, `exit_rates` and `gain` with early exit at the cheapest thresholds
         that lose no accuracy on the validation split.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for variant in variants:
         path = folder / f"{_file_name(variant.name)}.json"
