@@ -239,10 +239,10 @@ def _is_sparse(layer: tf_keras.layers.Layer) -> bool:
 def _refuse(unknown: Mapping[str, Any], settings: Settings) -> None:
     if unknown:
         found = ", ".join(
-            f"{name} ({type(layer).__name__})" for name, layer in unknown.items()
+            f"{name} ({type(layer).__name__})" for name, layer in sorted(unknown.items())
         )
-        skip = ",".join([*settings.skip_layers, *unknown])
+        skip = ",".join([*settings.skip_layers, *sorted(unknown)])
         raise BranchyError(
-            f"tensorflow-model-optimization cannot {_VERBS[settings.method]} these layers: "
-            f"{found}. Leave them as they are with --skip_layers={skip}."
+            f"tensorflow-model-optimization cannot {_VERBS[settings.method]} these "
+            f"layers: {found}. Leave them as they are with --skip_layers={skip}."
         )
