@@ -19,6 +19,7 @@ MODULES = sorted(ROOT.glob("branchy_tf/**/*.py"))
 COMMANDS = {
     "benchmark",
     "calibrate",
+    "compress",
     "demo",
     "evaluate",
     "export",
@@ -43,7 +44,7 @@ LAYERS = [
     {"saved_model"},
     {"predictor"},
     {"scoring", "plots"},
-    {"calibration"},
+    {"calibration", "compression"},
     {"report"},
     {"serving"},
     {"tuning", "benchmarking"},
@@ -122,7 +123,7 @@ def test_commands_named_in_pages_exist():
 
 
 def test_the_package_has_few_modules_at_its_top():
-    assert len([*ROOT.glob("branchy_tf/*.py")]) <= 22
+    assert len([*ROOT.glob("branchy_tf/*.py")]) <= 23
 
 
 def test_only_commands_define_flags():

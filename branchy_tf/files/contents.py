@@ -47,7 +47,7 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
         dir=path.parent,
     )
     os.close(handle)
-    os.chmod(name, 0o666 & ~_umask())
+    os.chmod(name, 0o666 & ~umask())
     beside = pathlib.Path(name)
     try:
         yield beside
@@ -91,7 +91,8 @@ def reading(path: Path, expected: str, mend: str = "") -> Iterator[None]:
         raise BranchyError(text) from error
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The mask that this process applies to the permissions of new files."""
     # The mask can only be read by setting it.
     mask = os.umask(0)
     os.umask(mask)

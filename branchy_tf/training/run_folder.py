@@ -45,6 +45,9 @@ class RunFolder:
         self.benchmark_picture = self.path / "benchmark.png"
         self.load = self.path / "load.json"
         self.load_picture = self.path / "load.png"
+        # Of a compressed run.
+        self.compression = self.path / "compression.json"
+        self.all_exits = self.path / "all_exits.tflite"
 
     def backup(self, phase: str) -> pathlib.Path:
         """The folder of a phase's backup, which exists until the run is finished."""
@@ -58,7 +61,12 @@ class RunFolder:
         """
         if not self.model.is_file():
             advice = "Pass the --run_dir of a finished training."
-            if self.flags.is_file():
+            if self.all_exits.is_file():
+                advice = (
+                    f"Training for int8 leaves only {self.all_exits.name}; its figures "
+                    f"are in {self.compression.name}."
+                )
+            elif self.flags.is_file():
                 advice = (
                     "Its training is not finished: run train again with "
                     f"--flagfile={self.flags} --run_dir={self.path}."
