@@ -228,7 +228,13 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     packaged = {name for name in names if name.startswith("branchy_tf/")}
     expected = {str(path.relative_to(ROOT)) for path in MODULES}
-    for pattern in ("report/*.jinja", "serving/protos/*", "zoo/weights/*"):
+    for pattern in (
+        "report/*.css",
+        "report/*.jinja",
+        "report/*.js",
+        "serving/protos/*",
+        "zoo/weights/*",
+    ):
         data = (ROOT / "branchy_tf").glob(pattern)
         expected |= {str(path.relative_to(ROOT)) for path in data}
     assert packaged == expected | {"branchy_tf/py.typed"}
