@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pathlib
 import warnings
 from collections.abc import Sequence
@@ -56,25 +57,13 @@ def read(
     arrays, notes = images.read(["seven.png"], (28, 28, 1))   # uint8 [1, 28, 28, 1]
     ```
     """
-    height, width, channels = shape
-    if channels not in (1, 3):
-        raise BranchyError(
-            f"The model takes {channels} channels; image files have 1 (grey) or 3 (red, "
-            "green, blue). Pass an array to EarlyExitClient.predict instead."
-        )
-    mode = "L" if channels == 1 else "RGB"
+    _check_channels(shape)
     arrays, notes = [], []
     for path in paths:
-        with files.reading(path, "an image", _EXPECTED), warnings.catch_warnings():
-            # Pillow warns of what is refused below, or is harmless.
-            warnings.simplefilter("ignore")
-            picture, changes = _open(files.path(path))
-            picture = _fit(picture, mode, (width, height), changes)
+        array, changes = _read_one(files.path(path), str(path), shape)
         if changes:
             notes.append(f"{path}: {', '.join(changes)}.")
-        arrays.append(
-            np.asarray(picture, np.uint8).reshape(picture.height, picture.width, channels)
-        )
+        arrays.append(array)
     if len({array.shape for array in arrays}) > 1:
         raise BranchyError(
             "The images differ in size, and the model takes any size. Pass one image at "
@@ -83,11 +72,53 @@ def read(
     return np.stack(arrays), notes
 
 
-def _open(path: pathlib.Path) -> tuple[Image.Image, list[str]]:
-    """An upright 8-bit image, and the changes made to it."""
+def decode(
+    content: bytes, name: str, shape: Sequence[int | None]
+) -> tuple[np.ndarray, list[str]]:
+    """Reads one image file that is in memory, as `read` does.
+
+    Args:
+        content: the bytes of the file.
+        name: its name, for messages.
+        shape: as for `read`.
+
+    Returns:
+        uint8 [height, width, channels], and the changes made, e.g. "made grey".
+
+    Raises:
+        BranchyError: as `read`.
+    """
+    _check_channels(shape)
+    return _read_one(io.BytesIO(content), files.printable(name), shape)
+
+
+def _check_channels(shape: Sequence[int | None]) -> None:
+    if shape[-1] not in (1, 3):
+        raise BranchyError(
+            f"The model takes {shape[-1]} channels; image files have 1 (grey) or 3 (red, "
+            "green, blue). Pass an array to EarlyExitClient.predict instead."
+        )
+
+
+def _read_one(
+    source: pathlib.Path | io.BytesIO, name: str, shape: Sequence[int | None]
+) -> tuple[np.ndarray, list[str]]:
+    height, width, channels = shape
+    mode = "L" if channels == 1 else "RGB"
+    with files.reading(name, "an image", _EXPECTED), warnings.catch_warnings():
+        # Pillow warns of what is refused below, or is harmless.
+        warnings.simplefilter("ignore")
+        picture, changes = _open(source, name)
+        picture = _fit(picture, mode, (width, height), changes)
+    array = np.asarray(picture, np.uint8)
+    return (array[..., None] if channels == 1 else array), changes
+
+
+def _open(source: pathlib.Path | io.BytesIO, path: str) -> tuple[Image.Image, list[str]]:
+    """An upright 8-bit image, and the changes made to it; messages name `path`."""
     changes = []
     try:
-        picture: Image.Image = Image.open(path, formats=FORMATS)
+        picture: Image.Image = Image.open(source, formats=FORMATS)
     except FileNotFoundError:
         raise BranchyError(f"There is no image {path}.") from None
     except UnidentifiedImageError:
@@ -123,9 +154,7 @@ def _turn(picture: Image.Image, changes: list[str]) -> Image.Transpose | None:
     return turn
 
 
-def _in_8_bits(
-    path: pathlib.Path, picture: Image.Image, changes: list[str]
-) -> Image.Image:
+def _in_8_bits(path: str, picture: Image.Image, changes: list[str]) -> Image.Image:
     deep = picture.mode.startswith("I;16") or (
         # The mode of 16-bit PNGs in older releases of Pillow.
         picture.mode == "I" and picture.format == "PNG"
@@ -154,7 +183,7 @@ def _in_8_bits(
 
 
 def _without_transparency(
-    path: pathlib.Path, picture: Image.Image, changes: list[str]
+    path: str, picture: Image.Image, changes: list[str]
 ) -> Image.Image:
     if not picture.has_transparency_data:
         return picture

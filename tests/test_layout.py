@@ -25,6 +25,7 @@ COMMANDS = {
     "evaluate",
     "export",
     "measure",
+    "play",
     "predict",
     "serve",
     "train",
@@ -46,7 +47,7 @@ LAYERS = [
     {"calibration"},
     {"report"},
     {"serving"},
-    {"tuning", "benchmarking"},
+    {"tuning", "benchmarking", "playing"},
     {"command_line"},
     COMMANDS,
     {"__main__"},
@@ -122,7 +123,7 @@ def test_commands_named_in_pages_exist():
 
 
 def test_the_package_has_few_modules_at_its_top():
-    assert len([*ROOT.glob("branchy_tf/*.py")]) <= 22
+    assert len([*ROOT.glob("branchy_tf/*.py")]) <= 23
 
 
 def test_only_commands_define_flags():
@@ -229,6 +230,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
     packaged = {name for name in names if name.startswith("branchy_tf/")}
     expected = {str(path.relative_to(ROOT)) for path in MODULES}
     for pattern in (
+        "playing/*.jinja",
+        "playing/*.js",
         "report/*.css",
         "report/*.jinja",
         "report/*.js",

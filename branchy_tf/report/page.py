@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import base64
 import functools
-import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jinja2
-import markupsafe
-from jinja2.utils import htmlsafe_json_dumps
 
 from branchy_tf import files
+from branchy_tf.report import assets
 from branchy_tf.report.scores import measured_times
 
 # In page order.
 SECTIONS = ("validation", "test")
 
+_SCRIPT = pathlib.Path(__file__).parent / "sliders.js"
 _KINDS = {".png": "image/png", ".jpg": "image/jpeg"}
 
 
@@ -71,8 +70,8 @@ class Report:
         )
         environment.filters |= {
             "embedded": self._embedded,
-            "inlined": inlined,
-            "hash": content_hash,
+            "inlined": assets.inlined,
+            "hash": assets.content_hash,
         }
         mend = f"Remove {self._folder}, and calibrate and evaluate again."
         with files.reading(self._folder, "the sections of a report", mend):
@@ -84,8 +83,8 @@ class Report:
             page = environment.get_template("page.html.jinja").render(
                 title=self._title,
                 sections=list(sections.values()),
-                style=asset("style.css"),
-                script=asset("sliders.js"),
+                style=assets.text(assets.STYLE),
+                script=assets.text(_SCRIPT),
             )
         files.write_text(self._page, page)
 
@@ -167,20 +166,3 @@ class Section:
         """The section as it is stored in JSON."""
         content: dict[str, Any] = {"heading": self._heading, "parts": self._parts}
         return content if self.figures is None else content | {"figures": self.figures}
-
-
-def asset(name: str) -> markupsafe.Markup:
-    """The text of a stylesheet or script of this package, to be inlined in a page."""
-    path = pathlib.Path(__file__).parent / name
-    return markupsafe.Markup(path.read_text(encoding="utf-8"))
-
-
-def inlined(value: Any) -> markupsafe.Markup:
-    """JSON that is safe inside a script element, whatever the strings in it."""
-    return htmlsafe_json_dumps(value, separators=(",", ":"), allow_nan=False)
-
-
-def content_hash(script: str) -> str:
-    """The source expression with which a Content-Security-Policy allows one script."""
-    digest = hashlib.sha256(script.encode("utf-8")).digest()
-    return f"sha256-{base64.b64encode(digest).decode('ascii')}"
