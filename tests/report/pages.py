@@ -7,6 +7,7 @@ import pathlib
 
 import numpy as np
 
+from branchy_tf import files
 from branchy_tf.data import Split
 from branchy_tf.policy import ExitPolicy
 from branchy_tf.report import Report, Section
@@ -78,8 +79,6 @@ def write(
     section.sliders(make)
     costs_file = folder / "costs.json"
     if costs is not None:
-        from branchy_tf import files
-
         files.write_json(costs_file, costs)
     page = Report(folder / "report.html", report_folder, title, costs_file)
     page.write("validation", section)
@@ -88,3 +87,13 @@ def write(
         test.figures = figures
         page.write("test", test)
     return folder / "report.html"
+
+
+def exits_on(page, thresholds):
+    """The exits that the page's script computes for all rows."""
+    given = ["inf" if t == np.inf else t for t in thresholds]
+    return page.evaluate(
+        """(given) => Array.from(sliders.exitIndices(
+          given.map((t) => (t === "inf" ? Infinity : t))))""",
+        given,
+    )

@@ -18,47 +18,6 @@ from branchy_tf.scoring import Answers
 from branchy_tf.thresholds import evaluate
 
 
-@pytest.fixture(scope="module")
-def context(browser):
-    """A browser without network."""
-    found = browser.new_context(offline=True)
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def opened(context):
-    """`opened(path)`, a page from disk that fails the test on any error in its script."""
-    errors, tabs = [], []
-
-    def open_page(path, **emulated):
-        tab = context.new_page()
-        tabs.append(tab)
-        tab.on("pageerror", lambda error: errors.append(str(error)))
-        tab.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
-        tab.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else
-               errors.append(f"asked for {r.url}"))  # fmt: skip
-        if emulated:
-            tab.emulate_media(**emulated)
-        tab.goto(path.as_uri())
-        return tab
-
-    yield open_page
-    for tab in tabs:
-        tab.close()
-    assert not errors
-
-
-def exits_on(page, thresholds):
-    """The exits that the page's script computes for all rows."""
-    given = ["inf" if t == np.inf else t for t in thresholds]
-    return page.evaluate(
-        """(given) => Array.from(sliders.exitIndices(
-          given.map((t) => (t === "inf" ? Infinity : t))))""",
-        given,
-    )
-
-
 def is_percentage(text, share, digits=2):
     """Whether a text is the share rounded; ties may be rounded either way."""
     return abs(float(text.removesuffix(" %")) - 100 * share) <= 0.5001 * 10**-digits
@@ -99,7 +58,7 @@ def test_rows_take_the_exits_of_the_policy(tmp_path, opened):
         ]
         with np.errstate(over="ignore"):
             expected = ExitPolicy(thresholds=thresholds).exit_indices(every.scores)
-        assert exits_on(page, thresholds) == expected.tolist(), thresholds
+        assert pages.exits_on(page, thresholds) == expected.tolist(), thresholds
 
 
 def test_figures_are_those_of_the_package(tmp_path, opened):
@@ -317,7 +276,7 @@ def test_unusual_sizes(tmp_path, opened, rows, exits, classes, thresholds):
     every = pages.answers(rows, exits, classes)
     policy = ExitPolicy(thresholds=thresholds)
     page = opened(pages.write(tmp_path, every, policy))
-    assert exits_on(page, thresholds) == policy.exit_indices(every.scores).tolist()
+    assert pages.exits_on(page, thresholds) == policy.exit_indices(every.scores).tolist()
     page.focus("#slider-1")
     for key in ("Home", "ArrowRight", "End", "PageDown"):
         page.keyboard.press(key)
