@@ -194,6 +194,7 @@ def main() -> None:
     dataset = command_line.chosen_dataset(folder, model)
     split = dataset.validation
     calibration.check_rows(split.labels, request)
+    context = command_line.report_context(folder, dataset)
     macs, full_macs = costs.cumulative_macs(model), costs.full_macs(model)
     budget_costs: Sequence[float] = macs
     if FLAGS.max_latency_ms is not None:
@@ -217,9 +218,17 @@ def main() -> None:
         None if baseline is None else (full_macs, scoring.plain_accuracy(baseline, split))
     )
     section = report.validation_section(
-        folder.pictures, found, written, logits, split, macs, alone
+        folder.pictures,
+        found,
+        written,
+        logits,
+        split,
+        macs,
+        alone,
+        context,
     )
-    page = report.Report(folder.report, folder.pictures, f"{model.name} with early exits")
+    title = f"{model.name} with early exits"
+    page = report.Report(folder.report, folder.pictures, title, folder.costs)
     page.write("validation", section)
 
     if found.compared:

@@ -62,7 +62,7 @@ def main() -> None:
         result["baseline_accuracy"] = packaged.baseline_accuracy
     if output is not None:
         files.write_json(output.evaluation, result)
-        _report(choice, policy, dataset.test, evaluation)
+        _report(choice, policy, dataset, evaluation)
 
     head, rows = report.evaluation_table(result)
     print(tabulate(rows, head, stralign="right", disable_numparse=True))
@@ -108,7 +108,7 @@ def _trained_baseline(run: RunFolder | None, model: keras.Model) -> keras.Model 
 def _report(
     choice: command_line.Choice,
     policy: ExitPolicy,
-    split: data.Split,
+    dataset: data.Dataset,
     evaluation: scoring.Evaluation,
 ) -> None:
     output = choice.output
@@ -119,9 +119,12 @@ def _report(
         # Thresholds for other scores would be meaningless here.
         if known.policy.replace(thresholds=policy.thresholds) == policy:
             frontier = known.frontier
-    section = report.test_section(output.pictures, policy, evaluation, split, frontier)
+    context = command_line.report_context(None, dataset)
+    section = report.test_section(
+        output.pictures, policy, evaluation, dataset.test, frontier, context
+    )
     title = f"{choice.model.name} with early exits"
-    page = report.Report(output.report, output.pictures, title)
+    page = report.Report(output.report, output.pictures, title, output.costs)
     page.write("test", section)
 
 

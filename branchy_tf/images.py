@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import pathlib
 import warnings
@@ -29,6 +30,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_Source = pathlib.Path | io.BytesIO
 
 
 def read(
@@ -80,11 +82,30 @@ def decode(path: files.Path, shape: Sequence[int | None]) -> tuple[np.ndarray, l
         shape: as for `read`.
 
     Returns:
-        uint8 [height, width, channels], and what was done to it.
+        uint8 [height, width, channels], and the changes made, e.g. "made grey".
 
     Raises:
         BranchyError: as `read`.
     """
+    return _decode(files.path(path), str(path), shape)
+
+
+def decode_bytes(
+    content: bytes, name: str, shape: Sequence[int | None]
+) -> tuple[np.ndarray, list[str]]:
+    """Reads one image file that is in memory, as `decode` does.
+
+    Args:
+        content: the bytes of the file.
+        name: its name, for messages.
+        shape: as for `read`.
+    """
+    return _decode(io.BytesIO(content), files.printable(name), shape)
+
+
+def _decode(
+    source: _Source, name: str, shape: Sequence[int | None]
+) -> tuple[np.ndarray, list[str]]:
     height, width, channels = shape
     if channels not in (1, 3):
         raise BranchyError(
@@ -92,10 +113,10 @@ def decode(path: files.Path, shape: Sequence[int | None]) -> tuple[np.ndarray, l
             "green, blue). Pass an array to EarlyExitClient.predict instead."
         )
     mode = "L" if channels == 1 else "RGB"
-    with files.reading(path, "an image", _EXPECTED), warnings.catch_warnings():
+    with files.reading(name, "an image", _EXPECTED), warnings.catch_warnings():
         # Pillow warns of what is refused below, or is harmless.
         warnings.simplefilter("ignore")
-        picture, changes = _open(files.path(path))
+        picture, changes = _open(source, name)
         picture = _fit(picture, mode, (width, height), changes)
         array = np.asarray(picture, np.uint8)
         return array.reshape(picture.height, picture.width, channels), changes
@@ -139,7 +160,7 @@ def header(path: files.Path) -> Header:
     """
     with files.reading(path, "an image", _EXPECTED), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        picture = _identified(files.path(path))
+        picture = _identified(files.path(path), str(path))
         with picture:
             turn = _turn(picture, [])
             sides = picture.height, picture.width
@@ -165,10 +186,10 @@ def _is_complete(path: files.Path, format_: str) -> bool | None:
     return None
 
 
-def _open(path: pathlib.Path) -> tuple[Image.Image, list[str]]:
-    """An upright 8-bit image, and the changes made to it."""
+def _open(source: _Source, path: str) -> tuple[Image.Image, list[str]]:
+    """An upright 8-bit image, and the changes made to it; messages name `path`."""
     changes: list[str] = []
-    picture: Image.Image = _identified(path)
+    picture: Image.Image = _identified(source, path)
     with picture:
         pixels = picture.width * picture.height
         if pixels == 0 or pixels >= _TOO_MANY_PIXELS:
@@ -185,10 +206,10 @@ def _open(path: pathlib.Path) -> tuple[Image.Image, list[str]]:
         return picture if turn is None else picture.transpose(turn), changes
 
 
-def _identified(path: pathlib.Path) -> Image.Image:
+def _identified(source: _Source, path: str) -> Image.Image:
     """The file, opened and not yet decoded."""
     try:
-        return Image.open(path, formats=FORMATS)
+        return Image.open(source, formats=FORMATS)
     except FileNotFoundError:
         raise BranchyError(f"There is no image {path}.") from None
     except UnidentifiedImageError:
@@ -218,9 +239,7 @@ def _is_deep(picture: Image.Image) -> bool:
     )
 
 
-def _in_8_bits(
-    path: pathlib.Path, picture: Image.Image, changes: list[str]
-) -> Image.Image:
+def _in_8_bits(path: str, picture: Image.Image, changes: list[str]) -> Image.Image:
     deep = _is_deep(picture)
     if not deep and picture.mode in ("I", "F"):
         kind = "whole numbers" if picture.mode == "I" else "floats"
@@ -246,7 +265,7 @@ def _in_8_bits(
 
 
 def _without_transparency(
-    path: pathlib.Path, picture: Image.Image, changes: list[str]
+    path: str, picture: Image.Image, changes: list[str]
 ) -> Image.Image:
     if not picture.has_transparency_data:
         return picture

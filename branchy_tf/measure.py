@@ -12,7 +12,7 @@ interquartile range. The command benchmark times early exit itself.
 from absl import flags, logging
 from tabulate import tabulate
 
-from branchy_tf import command_line, costs, files
+from branchy_tf import command_line, costs, files, report
 from branchy_tf.benchmarking import latency
 from branchy_tf.benchmarking.machine import machine
 
@@ -42,6 +42,10 @@ def main() -> None:
     }
     if output is not None:
         files.write_json(output.costs, result)
+        if output.report.is_file():
+            # The sliders of the report show milliseconds from now on.
+            title = f"{model.name} with early exits"
+            report.Report(output.report, output.pictures, title, output.costs).render()
 
     head = ["stage ending in", "multiply-adds", "parameters"]
     head += [f"ms per image, batch {size}" for size in sizes]

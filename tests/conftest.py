@@ -6,7 +6,8 @@ import functools
 import os
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -14,6 +15,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 # For zoo/, which is never installed; at the end, since branchy_tf may be.
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))
 
+import browsers
 import commands
 import keras
 import numpy as np
@@ -85,6 +87,13 @@ def exported(run_dir, tmp_path_factory) -> pathlib.Path:
     done = commands.run("export", f"--run_dir={run_dir}", f"--export_dir={folder}")
     assert done.status == 0, done.stderr
     return folder / "branchy_lenet"
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium; skips where there is none."""
+    with browsers.launched() as found:
+        yield found
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 
+import branchy_tf
 from branchy_tf import files
 
 
@@ -31,12 +33,18 @@ def test_writes_thresholds_and_picture(run_dir):
         "leaving",
         "reliability",
         "scores",
+        "training",
         "wrong",
     ]
     pictures = sorted((run_dir / "report").glob("*.png"))
     assert [p.stem for p in pictures] == [f"validation_{name}" for name in names]
     page = (run_dir / "report.html").read_text()
     assert page.count('src="data:image/png;base64,') == len(names)
+    # The sliders decide by the calibrated policy, and say what made the figures.
+    packed = json.loads(page.split('id="scores">')[1].split("</script>")[0])
+    assert packed["thresholds"] == calibrated["thresholds"]
+    assert packed["rows"] == 500
+    assert f"<td>{branchy_tf.__version__}</td>" in page
 
 
 @pytest.fixture

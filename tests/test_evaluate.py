@@ -105,7 +105,8 @@ def test_evaluation_is_complete_and_correct(copy, trained, mnist_5k):
     page = (copy / "report.html").read_text()
     assert "test split</h2>" in page
     assert page.count('src="data:image/png;base64,') == page.count('src="') == 7
-    assert "http" not in page
+    assert "http:" not in page
+    assert "https:" not in page
     assert "<script" not in page
 
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate",
     "export",
     "measure",
+    "play",
     "predict",
     "serve",
     "train",
@@ -47,7 +48,7 @@ LAYERS = [
     {"calibration", "compression"},
     {"report"},
     {"serving"},
-    {"tuning", "benchmarking"},
+    {"tuning", "benchmarking", "playing"},
     {"command_line"},
     COMMANDS,
     {"__main__"},
@@ -111,7 +112,8 @@ def test_studies_are_listed_and_only_commands_among_them_define_flags():
 
 def test_commands_named_in_pages_exist():
     pages = [*ROOT.glob("*.md"), *ROOT.glob("zoo/**/*.md"), *ROOT.glob("zoo/**/*.flags")]
-    pages += [*ROOT.glob("serving/*.md"), *ROOT.glob("zoo/**/*.py"), *MODULES]
+    pages += [*ROOT.glob("docs/*.md"), *ROOT.glob("serving/*.md")]
+    pages += [*ROOT.glob("zoo/**/*.py"), *MODULES]
     pages.remove(ROOT / "CHANGELOG.md")
     for page in pages:
         named = re.findall(

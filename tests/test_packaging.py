@@ -14,7 +14,10 @@ import pytest
 import branchy_tf
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-DATA = ("py.typed", "report/*.jinja", "serving/protos/*", "zoo/weights/*")
+DATA = (
+    "py.typed", "playing/*.jinja", "playing/*.js", "report/*.css", "report/*.jinja",
+    "report/*.js", "serving/protos/*", "zoo/weights/*",
+)  # fmt: skip
 NAME = f"branchy_tf-{branchy_tf.__version__}"
 
 

@@ -464,6 +464,23 @@ def chosen_policy(choice: Choice) -> ExitPolicy:
     return policy.replace(**changes)
 
 
+def report_context(run: Any, dataset: Any) -> Any:
+    """What the report tells beside its figures.
+
+    Args:
+        run: the folder of the training, or None.
+        dataset: the data set of the figures.
+    """
+    from branchy_tf import report, training
+    from branchy_tf.benchmarking.machine import machine
+
+    return report.Context(
+        machine=machine(),
+        class_names=getattr(dataset, "class_names", None),
+        history=[] if run is None else training.read_history(run.history),
+    )
+
+
 def parse_arguments(text: str) -> dict[str, Any]:
     """Builder arguments from "depth=20,input_shape=32x32x3".
 

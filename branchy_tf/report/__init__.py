@@ -2,6 +2,7 @@
 
 from branchy_tf.report.page import Report, Section
 from branchy_tf.report.sections import (
+    Context,
     guarantee_in_words,
     test_section,
     validation_section,
@@ -14,6 +15,7 @@ from branchy_tf.report.tables import (
 )
 
 __all__ = [
+    "Context",
     "Report",
     "Section",
     "calibration_table",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -14,14 +15,31 @@ from branchy_tf.data import Split
 from branchy_tf.plots.gallery import can_show
 from branchy_tf.policy import ExitPolicy
 from branchy_tf.report.page import Section
+from branchy_tf.report.scores import pack
 from branchy_tf.report.tables import (
     calibration_table,
+    circumstances_table,
     criteria_table,
     evaluation_table,
     points_from_final_exit,
 )
 from branchy_tf.scoring import Answers, Evaluation, answers
 from branchy_tf.thresholds import Calibration
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a page tells beside the figures.
+
+    Attributes:
+        machine: the processor and the versions that made it, `{name: value}`.
+        class_names: the names of the classes, or None.
+        history: the rows of the training's history.csv; may be empty.
+    """
+
+    machine: dict[str, Any] = dataclasses.field(default_factory=dict)
+    class_names: Sequence[str] | None = None
+    history: Sequence[dict[str, str]] = ()
 
 
 def validation_section(
@@ -32,6 +50,7 @@ def validation_section(
     split: Split,
     macs: Sequence[int],
     baseline: tuple[float, float] | None,
+    context: Context,
 ) -> Section:
     """How the thresholds were chosen.
 
@@ -43,6 +62,7 @@ def validation_section(
         split: the validation split.
         macs: [N], cumulative multiply-adds.
         baseline: `(multiply-adds, accuracy)` of the trained baseline, or None.
+        context: what to tell beside the figures.
     """
     section = Section("Choosing thresholds: validation split", folder, "validation")
     chosen, known = calibrated.chosen, calibration.validation
@@ -71,6 +91,17 @@ def validation_section(
     if calibrated.compared:
         section.paragraph("The criteria at equal cost; the best one is used.")
         section.table(*criteria_table(calibrated.compared))
+    if calibrated.policy.thresholds:
+        section.sliders(
+            functools.partial(
+                pack,
+                calibration=calibration,
+                answers=calibrated.answers,
+                split=split,
+                macs=macs,
+                class_names=context.class_names,
+            )
+        )
     knee = thresholds.find_knee(calibrated.points)
     _frontier(
         section,
@@ -87,6 +118,13 @@ def validation_section(
     exits = calibrated.policy.exit_indices(calibrated.answers.scores)
     given = calibrated.answers.given[np.arange(len(exits)), exits]
     _rows(section, split, exits, given, len(macs))
+    if context.history:
+        section.picture(
+            "training",
+            "Accuracy of each exit on the validation split during training.",
+            functools.partial(plots.training, rows=context.history),
+        )
+    section.table(*circumstances_table(context.machine))
     return section
 
 
@@ -96,6 +134,7 @@ def test_section(
     evaluation: Evaluation,
     split: Split,
     frontier: Sequence[dict[str, Any]],
+    context: Context,
 ) -> Section:
     """The figures of the policy on the test split, which chose nothing.
 
@@ -106,6 +145,7 @@ def test_section(
         split: the test split.
         frontier: the frontier in thresholds.json, which is counted again on the test
             split; may be empty.
+        context: what to tell beside the figures.
     """
     section = Section("Results: test split", folder, "test")
     result, every = evaluation.result, evaluation.answers
@@ -145,6 +185,10 @@ def test_section(
     _exits(section, every, evaluation.logits)
     routed = evaluation.routed
     _rows(section, split, routed.exits, routed.labels, len(macs))
+    section.table(*circumstances_table(context.machine))
+    section.figures = {
+        name: result[name] for name in ("accuracy", "exit_rates", "macs", "gain")
+    }
     return section
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import datetime
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import branchy_tf
 from branchy_tf.calibration import Calibrated
 
 # The head and the rows of a table, for `tabulate` and `Section.table`.
@@ -87,6 +89,18 @@ def criteria_table(compared: Sequence[dict[str, Any]]) -> Table:
         for row in compared
     ]
     return head, rows
+
+
+def circumstances_table(machine: Mapping[str, Any]) -> Table:
+    """When figures were made, with which versions and on what machine.
+
+    Args:
+        machine: the processor and versions, `{name: value}`.
+    """
+    now = datetime.datetime.now(datetime.timezone.utc)
+    facts = {"branchy_tf": branchy_tf.__version__} | dict(machine)
+    rows = [[name, str(value)] for name, value in facts.items()]
+    return ["made", f"{now:%Y-%m-%d %H:%M} UTC"], rows
 
 
 def points_from_final_exit(drop: float, interval: Sequence[float]) -> str:

@@ -19,11 +19,7 @@ from branchy_tf.serving.driver import Driver
 class AsyncEarlyExitClient(Driver):
     """`EarlyExitClient` with coroutines; bound to the first event loop that uses it.
 
-    Cancelling a call cancels its requests.
-
-    Args:
-        server, model, version, timeout, label, tls, max_rows, metrics: as for
-            `EarlyExitClient`.
+    Cancelling a call cancels its requests. Takes the arguments of `EarlyExitClient`.
 
     Example:
 
