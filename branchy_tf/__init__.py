@@ -5,9 +5,10 @@ inputs at the last; one threshold for each exit decides. This package takes
 such a network from a builder to a container that serves it:
 
     zoo / exits -> training -> thresholds -> saved_model -> serving
+                                          -> litert -> devices
 
 Submodules and the names below are imported on first use, so that the
-serving client starts without TensorFlow.
+serving client and the predictor of a LiteRT export start without TensorFlow.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ _SUBMODULES = (
     "data",
     "errors",
     "exits",
+    "litert",
     "policy",
     "predictor",
     "results",
@@ -43,6 +45,7 @@ _SUBMODULES = (
     "stages",
     "thresholds",
     "training",
+    "versions",
     "zoo",
 )
 _NAMES = {

@@ -118,19 +118,10 @@ command_line.define_import()
 command_line.define_data(required=False)
 command_line.define_seed(default=None)
 
-_BUDGETS = (
-    "max_accuracy_drop",
-    "min_accuracy",
-    "max_macs",
-    "max_latency_ms",
-    "exit_rates",
-    "knee",
-)
-
 
 def _given() -> dict[str, Any]:
     """The budget flags that are set, with their values."""
-    values: dict[str, Any] = {name: FLAGS[name].value for name in _BUDGETS}
+    values: dict[str, Any] = {name: FLAGS[name].value for name in calibration.BUDGETS}
     values["exit_rates"] = command_line.parse_numbers("exit_rates", FLAGS.exit_rates)
     # 0 is a value, and equals False.
     return {k: v for k, v in values.items() if v is not None and v is not False}
@@ -172,8 +163,7 @@ def _request(num_exits: int | None) -> calibration.Request:
             "--max_latency_ms and --latency_batch_size go together: latency depends on "
             "the batch size. Pass both."
         )
-    arguments = {"max_macs": "max_cost", "max_latency_ms": "max_cost"}
-    budget = {arguments.get(name, name): value for name, value in given.items()}
+    budget = calibration.as_arguments(given)
     budget["guarantee"] = guarantee
     thresholds.check_budget(**budget, num_exits=num_exits)
     return calibration.Request(

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from branchy_tf import thresholds
 from branchy_tf.errors import BranchyError
 from branchy_tf.exits.confidence import CRITERIA
 from branchy_tf.policy import ExitPolicy
+from branchy_tf.results import Predictions
 from branchy_tf.scoring import Answers, answers
 from branchy_tf.thresholds import Calibration, Guarantee, Point
 
@@ -19,6 +21,19 @@ from branchy_tf.thresholds import Calibration, Guarantee, Point
 RISKS = ("accuracy", "lost", "disagreement")
 # The name of one minus the risk.
 _MEASURES = {"accuracy": "accuracy", "lost": "not lost", "disagreement": "agreement"}
+# The budgets, by the names of calibrate's flags ...
+BUDGETS = (
+    "max_accuracy_drop",
+    "min_accuracy",
+    "max_macs",
+    "max_latency_ms",
+    "exit_rates",
+    "knee",
+)
+# ... and the arguments of `thresholds.choose` with other names.
+_ARGUMENTS = {"max_macs": "max_cost", "max_latency_ms": "max_cost"}
+# Rounding moves a few rows; another split moves more.
+_SAME = 0.002
 # Keeps thresholds.json readable for people.
 _MOST_POINTS = 200
 # The costs at which criteria are compared, as shares of the way from the cheapest to
@@ -78,6 +93,89 @@ class Calibrated:
         return self.policy.temperatures
 
 
+def repeat(
+    known: Calibration,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    macs: Sequence[float],
+    seed: int = 0,
+) -> ExitPolicy:
+    """Calibrates again within the same budget, for a model whose scores have moved.
+
+    Quantising a model moves its scores, so thresholds of the original would let other
+    shares of the rows exit.
+
+    Args:
+        known: the calibration of the original.
+        logits: float32 [n, N, classes], of every exit of the model as it is now.
+        labels: int [n].
+        macs: [N], cumulative multiply-adds.
+        seed: the seed of the split that a guarantee makes.
+
+    Returns:
+        A policy with the same criterion; its temperatures are fitted if the original's
+        were.
+
+    Raises:
+        BranchyError: the budget cannot be met any more.
+    """
+    asked = known.budget
+    budget = as_arguments({name: asked[name] for name in BUDGETS if name in asked})
+    guarantee = asked.get("guarantee")
+    if guarantee not in (None, thresholds.EXPECTATION):
+        guarantee = float(guarantee)
+    fitted = any(t != 1.0 for t in known.temperatures or ())
+    request = Request(
+        budget | {"guarantee": guarantee},
+        known.criterion,
+        asked.get("risk", "accuracy"),
+        fitted,
+        seed,
+    )
+    try:
+        return calibrate(logits, labels, macs, request, asked.get("exit_ms")).policy
+    except BranchyError as error:
+        raise BranchyError(f"Calibrating again failed: {error}") from None
+
+
+def check_same_rows(known: Calibration, routed: Predictions, labels: np.ndarray) -> None:
+    """Checks that rows are those that a policy was calibrated on.
+
+    Another seed cuts another validation split, most of whose rows the model was trained
+    on. There it is surer and more often correct than on unseen rows, so thresholds
+    chosen there let too many rows exit.
+
+    Args:
+        known: the calibration, which records its figures on its validation split.
+        routed: the model's answers at that policy.
+        labels: int [n], of the same rows.
+
+    Raises:
+        BranchyError: the figures differ by more than rounding.
+    """
+    then = known.validation
+    if not {"num_examples", "accuracy", "exit_rates"} <= then.keys():
+        logging.warning(
+            "The calibration records no figures, so its rows are not compared."
+        )
+        return
+    accuracy = float((routed.labels == labels).mean())
+    rates = routed.exit_rates(known.policy.num_exits)
+    moved = np.abs(rates - np.asarray(then["exit_rates"])).max()
+    if (
+        then["num_examples"] != len(labels)
+        or abs(accuracy - then["accuracy"]) > _SAME
+        or moved > _SAME
+    ):
+        raise BranchyError(
+            f"The validation split is not the one of the calibration: {len(labels):,} "
+            f"rows with accuracy {accuracy:.2%}, but it was {then['num_examples']:,} "
+            f"rows with {then['accuracy']:.2%}. The model may have been trained on these "
+            "rows. Pass the --seed and --validation_size of its training; the zoo's "
+            "weights have --seed=1."
+        )
+
+
 def check_rows(labels: np.ndarray, request: Request) -> None:
     """Raises `BranchyError` for rows of a single class, or for too few rows."""
     if len(labels) < 2 or len(np.unique(labels)) < 2:
@@ -90,6 +188,11 @@ def check_rows(labels: np.ndarray, request: Request) -> None:
     if level is not None:
         drop = request.budget.get("max_accuracy_drop")
         thresholds.check_guarantee(level, drop, len(labels))
+
+
+def as_arguments(budget: dict[str, Any]) -> dict[str, Any]:
+    """A budget by the names of calibrate's flags, as arguments of `thresholds.choose`."""
+    return {_ARGUMENTS.get(name, name): value for name, value in budget.items()}
 
 
 def check_cost(request: Request, costs: Sequence[float]) -> None:

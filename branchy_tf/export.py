@@ -1,8 +1,10 @@
-"""Exports an early-exit model as the next version for TF Serving.
+r"""Exports an early-exit model as the next version, for TF Serving or for devices.
 
-Example:
+Examples:
 
   python -m branchy_tf.export --run_dir=runs/lenet --export_dir=exports
+  python -m branchy_tf.export --run_dir=runs/lenet --export_dir=exports \
+    --format=litert --quantize=int8
 
 Loads the new version into a Session, compares it with the Keras model and then moves it
 to <export_dir>/<model_name>/<version>/. If there is a data set, every validation image
@@ -12,14 +14,34 @@ must take the exit that the calibration expects. Then serve it: python -m branch
 --precision=bfloat16 halves the size and is faster on CPUs with AVX512_BF16 or AMX. The
 export compares it with float32 on the validation images first, and fails if too many of
 them get another label or take another exit.
+
+--format=litert writes early_exit.tflite, which routes one row, stage_1.tflite and so on
+for batches, and branchy.json; EarlyExitPredictor runs the folder without TensorFlow.
+--quantize=dynamic stores weights in int8, --quantize=int8 computes in int8 too. A
+quantised model is calibrated again with the run's budget, because its scores move, and
+is refused if it differs too much from float32 on the validation images.
 """
 
 from typing import Any
 
+import numpy as np
 from absl import flags, logging
 
-from branchy_tf import command_line, graphs, saved_model
+from branchy_tf import (
+    calibration,
+    command_line,
+    costs,
+    exits,
+    graphs,
+    litert,
+    saved_model,
+    thresholds,
+    versions,
+)
 from branchy_tf.errors import BranchyError
+from branchy_tf.litert.converting import QUANTIZE
+from branchy_tf.litert.writing import EXAMPLES, MAX_ACCURACY_DROP, MAX_DISAGREEMENT
+from branchy_tf.predictor import EarlyExitPredictor
 from branchy_tf.saved_model.bfloat16 import BFLOAT16, PRECISIONS
 from branchy_tf.saved_model.freezing import FREEZE
 from branchy_tf.saved_model.writing import MAX_ROWS
@@ -35,6 +57,19 @@ flags.DEFINE_string(
     "model_name",
     None,
     "Sets the name under which clients request the model. Default: the model's own name.",
+)
+flags.DEFINE_enum(
+    "format",
+    versions.SAVED_MODEL,
+    versions.FORMATS,
+    "Sets the format: saved_model for TF Serving, litert for devices.",
+)
+flags.DEFINE_enum(
+    "quantize",
+    "none",
+    QUANTIZE,
+    "With --format=litert, sets what is in int8: dynamic, the weights; int8, activations "
+    "too, with ranges from rows of the training split.",
 )
 flags.DEFINE_enum(
     "freeze",
@@ -55,10 +90,17 @@ flags.DEFINE_enum(
     "Sets the dtype of weights and computations; bfloat16 is checked on the data set.",
 )
 flags.DEFINE_float(
+    "max_accuracy_drop",
+    MAX_ACCURACY_DROP,
+    "Sets how far the accuracy on the validation images may drop when quantised. A "
+    "fraction of 1.",
+)
+flags.DEFINE_float(
     "max_disagreement",
-    0.01,
-    "Sets the largest share of validation images that may get another label with "
-    "bfloat16, and that may take another exit. A fraction of 1.",
+    None,
+    "Sets the largest share of validation images that may get another label than in "
+    "float32; with bfloat16, also the largest share that may take another exit. A "
+    f"fraction of 1. Default: 0.01 with bfloat16, {MAX_DISAGREEMENT} when quantised.",
 )
 flags.DEFINE_integer(
     "max_rows",
@@ -69,12 +111,28 @@ flags.DEFINE_integer(
 )
 
 
-def _validation_images(choice: command_line.Choice) -> Any:
-    """The validation images, or None and a warning if there is no data."""
+# Flags that one format alone has.
+_ONLY = {
+    versions.SAVED_MODEL: ("freeze", "input_dtype", "precision"),
+    versions.LITERT: ("quantize", "max_accuracy_drop"),
+}
+
+
+def _check_flags() -> None:
+    for kind, names in _ONLY.items():
+        for name in names:
+            if FLAGS.format != kind and FLAGS[name].value != FLAGS[name].default:
+                raise BranchyError(
+                    f"--{name} goes with --format={kind}, not --format={FLAGS.format}."
+                )
+
+
+def _dataset(choice: command_line.Choice) -> Any:
+    """The data set, or None and a warning if there is none and none is needed."""
     try:
-        return command_line.chosen_dataset(choice.run, choice.model).validation.inputs
+        return command_line.chosen_dataset(choice.run, choice.model)
     except BranchyError as error:
-        if FLAGS.dataset or FLAGS.precision == BFLOAT16:
+        if FLAGS.dataset or FLAGS.precision == BFLOAT16 or FLAGS.quantize != "none":
             raise
         logging.warning(
             "The export was not compared with the calibration on validation images. %s",
@@ -83,25 +141,65 @@ def _validation_images(choice: command_line.Choice) -> Any:
         return None
 
 
-def main() -> None:
-    if not FLAGS.export_dir:
-        raise BranchyError("--export_dir is missing: the folder to write versions to.")
-    graphs.check_backend()
-    choice = command_line.chosen_model()
-    model = choice.model
-    policy = command_line.chosen_policy(choice)
-    version = saved_model.export(
-        model,
+def _export_saved_model(choice: command_line.Choice, name: str, policy: Any) -> Any:
+    dataset, allowed = _dataset(choice), FLAGS.max_disagreement
+    return saved_model.export(
+        choice.model,
         FLAGS.export_dir,
-        FLAGS.model_name or model.name,
+        name,
         policy,
         freeze=FLAGS.freeze,
         input_dtype=FLAGS.input_dtype,
         precision=FLAGS.precision,
-        images=_validation_images(choice),
-        max_disagreement=FLAGS.max_disagreement,
+        images=None if dataset is None else dataset.validation.inputs,
+        max_disagreement=0.01 if allowed is None else allowed,
         max_rows=FLAGS.max_rows,
     )
+
+
+def _export_litert(choice: command_line.Choice, name: str, policy: Any) -> Any:
+    model, dataset, seed = choice.model, _dataset(choice), FLAGS.seed or 0
+    data: dict[str, Any] = {}
+    if dataset is not None:
+        rows = np.random.default_rng(seed).permutation(len(dataset.train))[:EXAMPLES]
+        data = {
+            "images": dataset.validation.images,
+            "labels": dataset.validation.labels,
+            "examples": dataset.train.take(np.sort(rows)).images,
+        }
+    # Thresholds from the command line are the user's own choice.
+    if FLAGS.quantize != "none" and FLAGS.thresholds is None:
+        known = thresholds.Calibration.read(choice.thresholds, exits.exit_names(model))
+        macs = costs.cumulative_macs(model)
+        split = dataset.validation
+        routed = EarlyExitPredictor(model, known.policy).predict(split.images)
+        calibration.check_same_rows(known, routed, split.labels)
+        data["recalibrate"] = lambda logits: calibration.repeat(
+            known, logits, split.labels, macs, seed
+        )
+    allowed = FLAGS.max_disagreement
+    return litert.export(
+        model,
+        FLAGS.export_dir,
+        name,
+        policy,
+        quantize=FLAGS.quantize,
+        max_accuracy_drop=FLAGS.max_accuracy_drop,
+        max_disagreement=MAX_DISAGREEMENT if allowed is None else allowed,
+        max_rows=FLAGS.max_rows,
+        **data,
+    )
+
+
+def main() -> None:
+    if not FLAGS.export_dir:
+        raise BranchyError("--export_dir is missing: the folder to write versions to.")
+    _check_flags()
+    graphs.check_backend()
+    choice = command_line.chosen_model()
+    policy = command_line.chosen_policy(choice)
+    write = _export_litert if FLAGS.format == versions.LITERT else _export_saved_model
+    version = write(choice, FLAGS.model_name or choice.model.name, policy)
     logging.info("Exported %s.", version)
 
 

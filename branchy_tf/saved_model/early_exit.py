@@ -39,6 +39,7 @@ class LogitsModule(tf.Module):
         input_names: the names of the inputs.
         model_dtypes: the dtypes that the inputs are cast to.
         max_rows: the largest number of rows in a request, or None.
+        stages: the stages as functions, see `freezing.stage_functions`.
 
     Raises:
         BranchyError: an argument does not fit the model.
@@ -66,7 +67,7 @@ class LogitsModule(tf.Module):
             else checks.whole_number("max_rows", max_rows, at_least=1, at_most=2**31 - 1)
         )
         _check_weights(model)
-        self._stages = freezing.stage_functions(model, frozen)
+        self.stages = freezing.stage_functions(model, frozen)
         # Tracked, so that loading a SavedModel fills them.
         self._tables = freezing.tables(model)
         # The plain variables: a Session does not restore variables that are reachable
@@ -121,7 +122,7 @@ class LogitsModule(tf.Module):
     def _all_logits(self):
         def logits(*tensors):
             prepared = self._cast(self._check(tensors))
-            return {"logits": routing.all_logits(self._stages, prepared, self.classes)}
+            return {"logits": routing.all_logits(self.stages, prepared, self.classes)}
 
         return _signature(logits, self.specs)
 
@@ -179,7 +180,7 @@ class EarlyExitModule(LogitsModule):
         thresholds = tf.ensure_shape(thresholds, [None, len(self.exit_names) - 1])
         checked = self._check(tensors, thresholds)
         probabilities, exit_index, score = routing.early_exit(
-            self._stages,
+            self.stages,
             self._cast(checked),
             _disable_for_nonfinite(checked, thresholds),
             self.policy,
@@ -207,7 +208,7 @@ class EarlyExitModule(LogitsModule):
     def _all_exits(self):
         def all_exits(*tensors):
             probabilities, scores = routing.all_exits(
-                self._stages,
+                self.stages,
                 self._cast(self._check(tensors)),
                 self.policy,
                 self.classes,

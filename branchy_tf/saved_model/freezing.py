@@ -24,7 +24,7 @@ FREEZE = ("auto", "true", "false")
 # Each of three signatures may hold a copy of the constants, and a GraphDef is limited
 # to 2 GB.
 _MOST_FROZEN_BYTES = 500_000_000
-_LARGEST_GRAPH = 1_900_000_000
+LARGEST_GRAPH = 1_900_000_000
 # Keras opens a TensorFlow scope with the name of each layer.
 _SCOPE = re.compile(r"[A-Za-z0-9_.>-]*")
 
@@ -37,17 +37,20 @@ def should_freeze(model: keras.Model, freeze: str) -> bool:
             large to freeze.
     """
     checks.one_of("freeze", freeze, FREEZE)
-    weights = sum(
-        int(np.prod(v.shape)) * tf.as_dtype(v.dtype).size for v in model.variables
-    )
-    if freeze == "true" and weights > _LARGEST_GRAPH:
+    weights = weight_bytes(model)
+    if freeze == "true" and weights > LARGEST_GRAPH:
         raise BranchyError(
             f"{model.name} has {weights:,} bytes of weights, but a graph can hold at "
-            f"most {_LARGEST_GRAPH:,} as constants. Pass --freeze=false."
+            f"most {LARGEST_GRAPH:,} as constants. Pass --freeze=false."
         )
     if freeze == "auto":
         return 3 * weights <= _MOST_FROZEN_BYTES
     return freeze == "true"
+
+
+def weight_bytes(model: keras.Model) -> int:
+    """The size of all weights in memory."""
+    return sum(int(np.prod(v.shape)) * tf.as_dtype(v.dtype).size for v in model.variables)
 
 
 def stage_functions(model: keras.Model, frozen: bool) -> list[StageFunction]:

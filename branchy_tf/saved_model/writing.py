@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import glob
-import os
 import pathlib
-import re
-import shutil
-import tempfile
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,12 +13,10 @@ import tensorflow as tf
 from absl import logging
 
 import branchy_tf
-from branchy_tf import checks, costs, files, graphs
+from branchy_tf import checks, costs, files, graphs, versions
 from branchy_tf.errors import BranchyError, first_line
-from branchy_tf.files import next_version
 from branchy_tf.policy import PolicyLike
 from branchy_tf.saved_model import agreement, freezing, warmup
-from branchy_tf.saved_model.agreement import Agreement
 from branchy_tf.saved_model.bfloat16 import BFLOAT16, PRECISIONS, in_bfloat16
 from branchy_tf.saved_model.checking import (
     TOLERANCE,
@@ -36,9 +28,6 @@ from branchy_tf.zoo.policies import policy_for
 
 # Above 1000, the most rows that EarlyExitClient sends and TF Serving merges by default.
 MAX_ROWS = 1024
-# Not a number, so that no server takes it for a version.
-_BESIDE = ".writing-"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
 
 def export(
@@ -103,12 +92,7 @@ def export(
     """
     folder = files.folder(export_dir)
     max_disagreement = checks.fraction("max_disagreement", max_disagreement)
-    if not isinstance(model_name, str) or not _NAME.match(model_name):
-        raise BranchyError(
-            f"`model_name` must be letters, digits, '.', '_' and '-', and begin with a "
-            f"letter or digit. Received {checks.shown(model_name)}."
-        )
-    folder /= model_name
+    folder /= versions.check_model_name(model_name)
     if glob.has_magic(str(folder)):
         raise BranchyError(
             f"{folder} contains *, ? or [, and TensorFlow finds no checkpoint in such a "
@@ -132,53 +116,34 @@ def export(
     for function in module.functions.values():
         # Tracing errors surface before a file is touched.
         function.get_concrete_function()
-    beside = None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder)
-        beside = pathlib.Path(tempfile.mkdtemp(prefix=_BESIDE, dir=folder))
-        # mkdtemp gives access to its user only; a server often runs as another user.
-        os.chmod(beside, 0o755)
-        logging.info("Writing the signatures ...")
-        module.save(beside)
-        (beside / "assets.extra").mkdir()
-        files.write_json(
-            beside / "assets.extra" / "branchy.json",
-            _description(model, module, frozen, agreed),
-        )
-        warmup.write(module, beside, model_name)
-        logging.info("Comparing the version with the Keras model, in a Session ...")
-        tolerance = TOLERANCE if agreed is None else TOLERANCE_BFLOAT16
-        check_version(beside, model, module, policy, tolerance, images)
-        return _rename_to_next(beside, folder)
+        with versions.new_version(folder) as version:
+            beside = version.beside
+            logging.info("Writing the signatures ...")
+            module.save(beside)
+            (beside / "assets.extra").mkdir()
+            files.write_json(
+                beside / "assets.extra" / "branchy.json",
+                describe(model, module)
+                | {
+                    "format": versions.SAVED_MODEL,
+                    "frozen": frozen,
+                    "precision": "float32" if agreed is None else BFLOAT16,
+                    # The agreement of bfloat16 with float32.
+                    "agreement": None if agreed is None else dataclasses.asdict(agreed),
+                },
+            )
+            warmup.write(module, beside, model_name)
+            logging.info("Comparing the version with the Keras model, in a Session ...")
+            tolerance = TOLERANCE if agreed is None else TOLERANCE_BFLOAT16
+            check_version(beside, model, module, policy, tolerance, images)
+        return version.path
     except (OSError, tf.errors.OpError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise BranchyError(
             f"{folder} cannot be written: {reason}. Nothing was exported; pass an "
             "--export_dir that is writable and has enough space."
         ) from None
-    finally:
-        if beside is not None:
-            shutil.rmtree(beside, ignore_errors=True)
-
-
-def _remove_leftovers(folder: pathlib.Path) -> None:
-    """Removes leftovers of killed exports, which are more than a day old."""
-    for leftover in folder.glob(f"{_BESIDE}*"):
-        if time.time() - leftover.stat().st_mtime > 24 * 3600:
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _rename_to_next(beside: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
-    while True:
-        target = folder / str(next_version(folder))
-        try:
-            os.rename(beside, target)
-            return target
-        except OSError as error:
-            # Another export has taken the number in the meantime.
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
 
 
 def _macs(model: keras.Model) -> dict:
@@ -193,12 +158,8 @@ def _macs(model: keras.Model) -> dict:
         return {"macs": None, "full_macs": None}
 
 
-def _description(
-    model: keras.Model,
-    module: EarlyExitModule,
-    frozen: bool,
-    agreed: Agreement | None,
-) -> dict:
+def describe(model: keras.Model, module: EarlyExitModule) -> dict[str, Any]:
+    """The content of branchy.json that all formats share."""
     return {
         "exits": module.exit_names,
         "criterion": module.policy.criterion,
@@ -211,10 +172,6 @@ def _description(
             for spec in module.specs
         },
         "max_rows": module.max_rows,
-        "frozen": frozen,
-        "precision": "float32" if agreed is None else BFLOAT16,
-        # The agreement of bfloat16 with float32.
-        "agreement": None if agreed is None else dataclasses.asdict(agreed),
         "versions": {
             "branchy_tf": branchy_tf.__version__,
             "tensorflow": tf.__version__,

@@ -448,7 +448,7 @@ def test_serves_an_input_named_like_a_python_keyword(tmp_path):
 
 
 def test_does_not_freeze_weights_beyond_the_graph_limit(lenet, monkeypatch):
-    monkeypatch.setattr(freezing, "_LARGEST_GRAPH", 1000)
+    monkeypatch.setattr(freezing, "LARGEST_GRAPH", 1000)
     with pytest.raises(BranchyError, match="--freeze=false"):
         freezing.should_freeze(lenet, "true")
 

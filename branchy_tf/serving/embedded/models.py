@@ -11,11 +11,12 @@ from typing import Any
 
 from absl import logging
 
-from branchy_tf import files
+from branchy_tf import files, versions
 from branchy_tf.errors import BranchyError
 from branchy_tf.saved_model.session import SessionModel
 from branchy_tf.serving import configs
 from branchy_tf.serving.embedded.batching import BatchedModel
+from branchy_tf.serving.embedded.litert import LiteRTModel
 from branchy_tf.serving.embedded.statuses import Refusal, invalid, not_found, unmet
 from branchy_tf.serving.embedded.versions import Model, Version, Versions
 from branchy_tf.serving.options import ServerOptions
@@ -222,9 +223,16 @@ class Models:
                     )
 
     def _load(self, folder: pathlib.Path) -> Model:
+        threads = self._options.tensorflow_intra_op_parallelism
+        if versions.find_format(folder) == versions.LITERT:
+            served = LiteRTModel(folder, threads)
+            served.warm_up()
+            if self._batching is not None:
+                logging.warning("%s: LiteRT versions run without batching.", folder)
+            return served
         model = SessionModel(
             folder,
-            self._options.tensorflow_intra_op_parallelism,
+            threads,
             self._options.tensorflow_inter_op_parallelism or -1,
         )
         return model if self._batching is None else BatchedModel(model, self._batching)

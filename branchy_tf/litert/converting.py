@@ -1,0 +1,229 @@
+"""Converts stages and answers to .tflite parts."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from branchy_tf import checks, graphs
+from branchy_tf.errors import BranchyError, first_line
+from branchy_tf.exits.confidence import exit_answer
+from branchy_tf.litert.quiet import quiet
+from branchy_tf.policy import ExitPolicy, exits_early
+from branchy_tf.saved_model import freezing
+from branchy_tf.stages import Stage
+
+QUANTIZE = ("none", "dynamic", "int8")
+
+# Maps tensors to a list of tensors.
+_Function = Callable[..., Sequence[Any]]
+
+
+def check_quantize(quantize: str) -> str:
+    """Returns `quantize`, or raises `BranchyError` if it is unknown."""
+    return checks.one_of("quantize", quantize, QUANTIZE)
+
+
+def check_size(model: keras.Model) -> None:
+    """Raises `BranchyError` for weights that no .tflite file can hold."""
+    size = freezing.weight_bytes(model)
+    if size > freezing.LARGEST_GRAPH:
+        raise BranchyError(
+            f"{model.name} has {size:,} bytes of weights, but LiteRT's converter takes "
+            f"at most {freezing.LARGEST_GRAPH:,}. Export it as a SavedModel: "
+            "--format=saved_model."
+        )
+
+
+def convert_stage(
+    stage: Stage,
+    function: freezing.StageFunction,
+    quantize: str,
+    examples: Sequence[np.ndarray] | None = None,
+    rows: int | None = None,
+) -> bytes:
+    """A stage as a part from its inputs to [logits, *carried].
+
+    Args:
+        stage: one stage of a model.
+        function: the same stage as a function, frozen.
+        quantize: `none`, `dynamic` (weights in int8) or `int8` (activations too). Inputs
+            and outputs keep their dtypes.
+        examples: for int8, arrays for the stage's inputs, each [n, ...].
+        rows: the number of rows; None for any.
+
+    Raises:
+        BranchyError: a layer cannot be expressed in LiteRT's built-in operators; the
+            message names it.
+    """
+
+    def run(*tensors: Any) -> list[Any]:
+        logits, carried = function(list(tensors))
+        return [tf.cast(logits, tf.float32), *carried]
+
+    specs = _specs(stage.model, rows)
+    try:
+        return _convert(run, specs, quantize, examples)
+    except BranchyError:
+        raise
+    except Exception as error:  # the converter documents no types
+        raise _explained(stage, error) from error
+
+
+def answer_part(
+    policy: ExitPolicy, exit_index: int, classes: int, rows: int | None = None
+) -> bytes:
+    """The scores of an exit: from logits to [probabilities, score], in float32."""
+
+    def run(logits: Any) -> list[Any]:
+        return list(exit_answer(logits, policy, exit_index))
+
+    return _convert(run, [tf.TensorSpec([rows, classes], tf.float32)])
+
+
+def decision_part(policy: ExitPolicy, exit_index: int, classes: int) -> bytes:
+    """One row's decision: [logits, thresholds] to [probabilities, score, leaves]."""
+
+    def run(logits: Any, thresholds: Any) -> list[Any]:
+        probabilities, score = exit_answer(logits, policy, exit_index)
+        leaves = exits_early(score, thresholds[:, exit_index])
+        return [probabilities, score, leaves]
+
+    specs = [
+        tf.TensorSpec([1, classes], tf.float32),
+        tf.TensorSpec([1, policy.num_exits - 1], tf.float32),
+    ]
+    return _convert(run, specs)
+
+
+def guard_part(policy: ExitPolicy, inputs: Sequence[tf.TensorSpec]) -> bytes:
+    """Thresholds that are NaN if an input holds NaN or infinity, for one row.
+
+    Args:
+        policy: sets the number of thresholds.
+        inputs: the specs of the model's float inputs.
+    """
+
+    def run(thresholds: Any, *tensors: Any) -> list[Any]:
+        for tensor in tensors:
+            # LiteRT has no is_finite. NaN and infinity times 0 are NaN.
+            nothing = tf.cast(tensor, tf.float32) * 0.0
+            thresholds = thresholds + tf.reduce_sum(nothing)
+        return [thresholds]
+
+    specs = [tf.TensorSpec([1, policy.num_exits - 1], tf.float32)]
+    specs += [tf.TensorSpec([1, *spec.shape[1:]], spec.dtype) for spec in inputs]
+    return _convert(run, specs)
+
+
+def _specs(model: keras.Model, rows: int | None) -> list[tf.TensorSpec]:
+    return [
+        tf.TensorSpec([rows, *tensor.shape[1:]], tensor.dtype) for tensor in model.inputs
+    ]
+
+
+def _convert(
+    function: _Function,
+    specs: Sequence[tf.TensorSpec],
+    quantize: str = "none",
+    examples: Sequence[np.ndarray] | None = None,
+) -> bytes:
+    named = [
+        tf.TensorSpec(spec.shape, spec.dtype, f"x_{i}") for i, spec in enumerate(specs)
+    ]
+
+    def run(*tensors: Any) -> dict[str, Any]:
+        return {
+            # An output that is an input, or twice an output, needs a name of its own.
+            f"y_{i}": tf.identity(tensor)
+            for i, tensor in enumerate(function(*tensors))
+        }
+
+    module = tf.Module()
+    module.run = tf.function(run, input_signature=named, autograph=False)
+    with quiet():
+        converter = tf.lite.TFLiteConverter.from_concrete_functions(
+            [module.run.get_concrete_function()], module
+        )
+        if quantize != "none":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if quantize == "int8":
+            assert examples is not None
+            converter.representative_dataset = lambda: _rows(named, examples)
+            # An operator without an int8 kernel stays in float32.
+            converter.target_spec.supported_ops = [
+                tf.lite.OpsSet.TFLITE_BUILTINS_INT8,
+                tf.lite.OpsSet.TFLITE_BUILTINS,
+            ]
+        return converter.convert()
+
+
+def _rows(
+    specs: Sequence[tf.TensorSpec], examples: Sequence[np.ndarray]
+) -> Iterator[dict[str, np.ndarray]]:
+    for i in range(len(examples[0])):
+        yield {
+            spec.name: array[i : i + 1]
+            for spec, array in zip(specs, examples, strict=True)
+        }
+
+
+def _explained(stage: Stage, error: Exception) -> BranchyError:
+    """Names the layer that cannot be converted."""
+    for node in graphs.nodes_in_order(stage.model):
+        reason = _failure(node)
+        if reason:
+            return BranchyError(
+                f"Layer {node.operation.name!r} ({type(node.operation).__name__}) of "
+                f"{stage.name} cannot be expressed in LiteRT's built-in operators: "
+                f"{reason} Replace the layer, or export with --format=saved_model."
+            )
+    return BranchyError(
+        f"The stage of {stage.name} cannot be converted to LiteRT: "
+        f"{_reason(error)} Export with --format=saved_model."
+    )
+
+
+def _failure(node: Any) -> str:
+    """Why a node alone cannot be converted; "" if it can."""
+    inputs = [
+        keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype)
+        for tensor in node.input_tensors
+    ]
+    if not inputs:
+        return ""
+    value = {
+        id(tensor): fresh
+        for tensor, fresh in zip(node.input_tensors, inputs, strict=True)
+    }
+    graphs.replay([node], value)
+    outputs = [value[id(tensor)] for tensor in node.outputs]
+    alone = keras.Model(inputs, outputs)
+    try:
+        _convert(
+            lambda *tensors: keras.tree.flatten(alone(list(tensors), training=False)),
+            _specs(alone, 1),
+        )
+    except Exception as error:  # the converter documents no types
+        return _reason(error)
+    return ""
+
+
+def _reason(error: Exception) -> str:
+    """The operators that the converter misses, or its first line."""
+    lines = str(error).splitlines()
+    found = list(
+        itertools.chain.from_iterable(
+            line.partition(":")[2].split(",")
+            for line in lines
+            if line.startswith(("Flex ops:", "Custom ops:"))
+        )
+    )
+    if found:
+        return f"it needs {', '.join(sorted(name.strip() for name in found))}."
+    return f"{first_line(error).rstrip('.')}."

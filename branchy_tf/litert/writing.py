@@ -1,0 +1,251 @@
+"""Writes a LiteRT version: converts, recalibrates, compares, and only then renames."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from branchy_tf import checks, files, graphs, stages, versions
+from branchy_tf.errors import BranchyError
+from branchy_tf.litert import comparing, composing, converting
+from branchy_tf.litert.checking import check_version
+from branchy_tf.litert.engine import EARLY_EXIT, LiteRTEngine, stage_name
+from branchy_tf.litert.interpreters import check_installed
+from branchy_tf.policy import ExitPolicy, PolicyLike
+from branchy_tf.saved_model import agreement, warmup
+from branchy_tf.saved_model.early_exit import EarlyExitModule
+from branchy_tf.saved_model.writing import MAX_ROWS, describe
+from branchy_tf.zoo.policies import policy_for
+
+# The number of rows that fix the ranges of int8; more change nothing measurable.
+EXAMPLES = 200
+MAX_ACCURACY_DROP = 0.005
+MAX_DISAGREEMENT = 0.05
+_CHECKED = 256
+
+
+def export(
+    model: keras.Model,
+    export_dir: files.Path,
+    model_name: str,
+    policy: PolicyLike | None = None,
+    *,
+    thresholds: Sequence[float] | None = None,
+    quantize: str = "none",
+    images: Any = None,
+    labels: np.ndarray | None = None,
+    examples: Any = None,
+    recalibrate: Callable[[np.ndarray], ExitPolicy] | None = None,
+    max_accuracy_drop: float = MAX_ACCURACY_DROP,
+    max_disagreement: float = MAX_DISAGREEMENT,
+    max_rows: int | None = MAX_ROWS,
+) -> pathlib.Path:
+    """Exports a multi-exit model as the next LiteRT version of `model_name`.
+
+    Args:
+        model: outputs `{"exit_1": logits, ..., "exit_N": logits}`.
+        export_dir: the folder of all models.
+        model_name: the name under which clients request the model.
+        policy: the policy of the float32 model, as for `saved_model.export`.
+        thresholds: plain thresholds, instead of `policy`.
+        quantize: `none`; `dynamic`, weights in int8; or `int8`, activations too.
+        images: real rows, such as the validation split: [n, ...] of the model's input
+            shape and dtype; a dict by name for several inputs. Required unless `quantize`
+            is `none`.
+        labels: int [n], the labels of `images`; required with them if quantised.
+        examples: for int8, about 200 rows of the training split, which fix the range of
+            each tensor.
+        recalibrate: gives the policy for the quantised model from its logits
+            [n, N, classes] for `images`, because quantising moves the scores. None keeps
+            the policy.
+        max_accuracy_drop: how far the accuracy may drop below the float32 model's, each
+            at its own thresholds. A fraction of 1.
+        max_disagreement: the largest share of rows that may get another label than in
+            float32. A fraction of 1.
+        max_rows: the largest number of rows in a request to a server; None: no limit.
+
+    Returns:
+        The folder of the version, `<export_dir>/<model_name>/<version>`.
+
+    Raises:
+        BranchyError: an argument does not fit, a layer cannot be expressed in LiteRT, the
+            folder cannot be written, or a check failed. Nothing is left behind.
+
+    Example:
+
+    ```python
+    export(model, "exports", "branchy_lenet", ExitPolicy(thresholds=[0.025]))
+    ```
+    """
+    folder = files.folder(export_dir) / versions.check_model_name(model_name)
+    converting.check_quantize(quantize)
+    max_accuracy_drop = checks.fraction("max_accuracy_drop", max_accuracy_drop)
+    max_disagreement = checks.fraction("max_disagreement", max_disagreement)
+    graphs.check_functional(model)
+    converting.check_size(model)
+    check_installed()
+    policy = policy_for(model, policy, thresholds=thresholds)
+    module = EarlyExitModule(model, policy, max_rows=max_rows)
+    _check_data(module, quantize, images, labels, examples)
+    parts = stages.split(model)
+    live = None if quantize != "int8" else _live(module, examples)
+    logging.info("Converting %d stages to LiteRT ...", len(parts))
+    single, batched = (
+        [
+            converting.convert_stage(
+                part, module.stages[k], quantize, None if live is None else live[k], rows
+            )
+            for k, part in enumerate(parts)
+        ]
+        for rows in (1, None)
+    )
+    try:
+        with versions.new_version(folder) as version:
+            beside = version.beside
+            description = describe(model, module) | {
+                "format": versions.LITERT,
+                "quantize": quantize,
+            }
+            description["versions"]["ai-edge-litert"] = importlib.metadata.version(
+                "ai-edge-litert"
+            )
+            engine = _write(beside, module, policy, single, batched, description)
+            if quantize != "none" and recalibrate is not None:
+                policy = recalibrate(_all_logits(engine, module, images))
+                policy.check_exits(len(parts))
+                engine = _write(beside, module, policy, single, batched, description)
+            if images is None:
+                rows = warmup.example_inputs(module, _CHECKED)
+            else:
+                rows = _first(agreement.batches(module, images))
+            check_version(beside, engine, module, rows, quantize)
+            if images is not None:
+                found = comparing.compare(engine, module, images, labels)
+                if quantize != "none":
+                    comparing.check(found, quantize, max_accuracy_drop, max_disagreement)
+                description["comparison"] = dataclasses.asdict(found)
+                files.write_json(beside / "branchy.json", description)
+        if images is not None:
+            logging.info("In LiteRT, %s.", found)
+        return version.path
+    except OSError as error:
+        raise BranchyError(
+            f"{folder} cannot be written: {error.strerror}. Nothing was exported; pass "
+            "an --export_dir that is writable and has enough space."
+        ) from None
+
+
+def _check_data(
+    module: EarlyExitModule, quantize: str, images: Any, labels: Any, examples: Any
+) -> None:
+    if images is not None:
+        _first(agreement.batches(module, images))
+    if quantize == "none":
+        return
+    if images is None or labels is None:
+        raise BranchyError(
+            "`images` and `labels` are missing: a quantised model is compared with "
+            "float32 before it is exported. Pass the validation split."
+        )
+    if quantize == "int8":
+        if examples is None:
+            raise BranchyError(
+                "`examples` are missing: int8 needs rows of the training split, which "
+                f"fix the range of each tensor. Pass about {EXAMPLES}."
+            )
+        _first(agreement.batches(module, examples))
+
+
+def _first(batches: Any) -> dict[str, np.ndarray]:
+    return next(iter(batches))
+
+
+def _live(module: EarlyExitModule, examples: Any) -> list[list[np.ndarray]]:
+    """What each stage reads for the examples, in float32.
+
+    Raises:
+        BranchyError: a tensor is infinite or NaN, for which int8 has no value.
+    """
+    found: list[list[list[np.ndarray]]] = [[] for _ in module.stages]
+    for batch in agreement.batches(module, examples):
+        live = [tf.constant(batch[name]) for name in module.input_names]
+        for k, stage in enumerate(module.stages):
+            found[k].append([tensor.numpy() for tensor in live])
+            logits, live = stage(live)
+            for tensor in (logits, *live):
+                if tensor.dtype.is_floating and not np.isfinite(tensor.numpy()).all():
+                    raise BranchyError(
+                        f"{module.exit_names[k]} computes infinite values or NaN, such "
+                        "as masked classes, for which int8 has no value. Export with "
+                        "--quantize=dynamic."
+                    )
+    return [
+        [np.concatenate(tensors) for tensors in zip(*batches, strict=True)]
+        for batches in found
+    ]
+
+
+def _all_logits(engine: LiteRTEngine, module: EarlyExitModule, images: Any) -> np.ndarray:
+    return np.concatenate([engine.logits(b) for b in agreement.batches(module, images)])
+
+
+def _write(
+    beside: pathlib.Path,
+    module: EarlyExitModule,
+    policy: ExitPolicy,
+    single: Sequence[bytes],
+    batched: Sequence[bytes],
+    description: dict[str, Any],
+) -> LiteRTEngine:
+    """Writes all files of a version with this policy, and loads them."""
+    number, classes = policy.num_exits, module.classes
+    decisions = [
+        converting.decision_part(policy, k, classes)
+        if k < number - 1
+        else converting.answer_part(policy, k, classes, rows=1)
+        for k in range(number)
+    ]
+    floats = [i for i, spec in enumerate(module.specs) if spec.dtype.is_floating]
+    guard = None
+    if floats and number > 1:
+        guard = converting.guard_part(policy, [module.specs[i] for i in floats])
+    contents = {
+        EARLY_EXIT: composing.early_exit_file(
+            single,
+            decisions,
+            guard,
+            module.input_names,
+            floats,
+            composing.part_inputs(decisions[0])[1] if number > 1 else None,
+        )
+    }
+    for k, part in enumerate(batched):
+        count = len(composing.part_inputs(part))
+        names = [f"carried_{i}" for i in range(count)] if k else module.input_names
+        scores = converting.answer_part(policy, k, classes)
+        name = stage_name(k + 1)
+        contents[name] = composing.stage_file(
+            part, scores, names, name[: -len(".tflite")]
+        )
+    for name, content in contents.items():
+        (beside / name).write_bytes(content)
+    description |= {
+        "thresholds": policy.limits[0],
+        "criterion": policy.criterion,
+        "temperatures": policy.temperatures,
+        "files": {
+            name: hashlib.sha256(content).hexdigest()
+            for name, content in contents.items()
+        },
+    }
+    files.write_json(beside / "branchy.json", description)
+    return LiteRTEngine(beside)
