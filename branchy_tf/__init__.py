@@ -42,6 +42,7 @@ _SUBMODULES = (
     "stages",
     "thresholds",
     "training",
+    "units",
     "zoo",
 )
 _NAMES = {

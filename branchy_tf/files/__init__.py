@@ -18,10 +18,13 @@ from branchy_tf.files.paths import (
     printable,
     version_folders,
 )
+from branchy_tf.files.versions import begin_version, finish_version
 
 __all__ = [
     "Path",
     "absolute",
+    "begin_version",
+    "finish_version",
     "folder",
     "is_url",
     "next_version",

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import glob
-import os
 import pathlib
 import re
 import shutil
-import tempfile
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +17,6 @@ from absl import logging
 import branchy_tf
 from branchy_tf import checks, costs, files, graphs
 from branchy_tf.errors import BranchyError, first_line
-from branchy_tf.files import next_version
 from branchy_tf.policy import PolicyLike
 from branchy_tf.saved_model import agreement, freezing, warmup
 from branchy_tf.saved_model.agreement import Agreement
@@ -36,8 +31,6 @@ from branchy_tf.zoo.policies import policy_for
 
 # Above 1000, the most rows that EarlyExitClient sends and TF Serving merges by default.
 MAX_ROWS = 1024
-# Not a number, so that no server takes it for a version.
-_BESIDE = ".writing-"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
 
@@ -101,19 +94,8 @@ def export(
     export(model, "exports", "branchy_lenet", ExitPolicy(thresholds=[0.025]))
     ```
     """
-    folder = files.folder(export_dir)
+    folder = model_folder(export_dir, model_name)
     max_disagreement = checks.fraction("max_disagreement", max_disagreement)
-    if not isinstance(model_name, str) or not _NAME.match(model_name):
-        raise BranchyError(
-            f"`model_name` must be letters, digits, '.', '_' and '-', and begin with a "
-            f"letter or digit. Received {checks.shown(model_name)}."
-        )
-    folder /= model_name
-    if glob.has_magic(str(folder)):
-        raise BranchyError(
-            f"{folder} contains *, ? or [, and TensorFlow finds no checkpoint in such a "
-            "path. Pass another --export_dir."
-        )
     checks.one_of("precision", precision, PRECISIONS)
     graphs.check_functional(model)
     frozen = freezing.should_freeze(model, freeze)
@@ -134,11 +116,7 @@ def export(
         function.get_concrete_function()
     beside = None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder)
-        beside = pathlib.Path(tempfile.mkdtemp(prefix=_BESIDE, dir=folder))
-        # mkdtemp gives access to its user only; a server often runs as another user.
-        os.chmod(beside, 0o755)
+        beside = files.begin_version(folder)
         logging.info("Writing the signatures ...")
         module.save(beside)
         (beside / "assets.extra").mkdir()
@@ -150,35 +128,42 @@ def export(
         logging.info("Comparing the version with the Keras model, in a Session ...")
         tolerance = TOLERANCE if agreed is None else TOLERANCE_BFLOAT16
         check_version(beside, model, module, policy, tolerance, images)
-        return _rename_to_next(beside, folder)
+        return files.finish_version(beside)
     except (OSError, tf.errors.OpError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise BranchyError(
-            f"{folder} cannot be written: {reason}. Nothing was exported; pass an "
-            "--export_dir that is writable and has enough space."
-        ) from None
+        raise unwritable(folder, error) from None
     finally:
         if beside is not None:
             shutil.rmtree(beside, ignore_errors=True)
 
 
-def _remove_leftovers(folder: pathlib.Path) -> None:
-    """Removes leftovers of killed exports, which are more than a day old."""
-    for leftover in folder.glob(f"{_BESIDE}*"):
-        if time.time() - leftover.stat().st_mtime > 24 * 3600:
-            shutil.rmtree(leftover, ignore_errors=True)
+def unwritable(folder: pathlib.Path, error: Exception) -> BranchyError:
+    """The error for a version that cannot be written."""
+    reason = getattr(error, "strerror", None) or first_line(error)
+    return BranchyError(
+        f"{folder} cannot be written: {reason}. Nothing was exported; pass an "
+        "--export_dir that is writable and has enough space."
+    )
 
 
-def _rename_to_next(beside: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
-    while True:
-        target = folder / str(next_version(folder))
-        try:
-            os.rename(beside, target)
-            return target
-        except OSError as error:
-            # Another export has taken the number in the meantime.
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
+def model_folder(export_dir: files.Path, model_name: str) -> pathlib.Path:
+    """The folder of a model's versions.
+
+    Raises:
+        BranchyError: the name, or the path, cannot be served.
+    """
+    folder = files.folder(export_dir)
+    if not isinstance(model_name, str) or not _NAME.match(model_name):
+        raise BranchyError(
+            f"`model_name` must be letters, digits, '.', '_' and '-', and begin with a "
+            f"letter or digit. Received {checks.shown(model_name)}."
+        )
+    folder /= model_name
+    if glob.has_magic(str(folder)):
+        raise BranchyError(
+            f"{folder} contains *, ? or [, and TensorFlow finds no checkpoint in such a "
+            "path. Pass another --export_dir."
+        )
+    return folder
 
 
 def _macs(model: keras.Model) -> dict:
