@@ -45,6 +45,7 @@ _SUBMODULES = (
     "stages",
     "thresholds",
     "training",
+    "units",
     "versions",
     "zoo",
 )

@@ -21,12 +21,16 @@ class Predictions:
         exits: int32 [B], 0-based: 0 is exit_1.
         scores: float32 [B], the score at that exit; lower is surer.
         model_version: the version that answered; None without a server.
+        degraded: bool [B], from a cascade of units: whether a unit that should have
+            answered the row was down or late, and this is an earlier unit's answer. None
+            without a cascade.
     """
 
     probabilities: np.ndarray
     exits: np.ndarray
     scores: np.ndarray
     model_version: int | None = None
+    degraded: np.ndarray | None = None
 
     @property
     def labels(self) -> np.ndarray:

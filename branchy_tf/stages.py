@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -43,7 +44,7 @@ class Stage:
         return logits, carried
 
 
-def split(model: keras.Model) -> list[Stage]:
+def split(model: keras.Model, only: Sequence[str] | None = None) -> list[Stage]:
     """Cuts a functional multi-exit model at its exits.
 
     The model may have skip connections across a cut, several inputs, layers that
@@ -51,6 +52,8 @@ def split(model: keras.Model) -> list[Stage]:
 
     Args:
         model: outputs `{"exit_1": logits, ..., "exit_N": logits}`.
+        only: the exits to end stages at; what only other exits need is left out.
+            Default: all.
 
     Returns:
         N stages in exit order. Their composition equals the model bit for bit.
@@ -68,6 +71,8 @@ def split(model: keras.Model) -> list[Stage]:
     ```
     """
     tensors = exits.exit_tensors(model)
+    if only is not None:
+        tensors = {name: tensors[name] for name in tensors if name in only}
     nodes = graphs.nodes_in_order(model)
     stage_of = _assign(tensors, nodes, model.inputs)
     last_reader = _last_readers(tensors, nodes, stage_of)

@@ -19,6 +19,7 @@ MODULES = sorted(ROOT.glob("branchy_tf/**/*.py"))
 COMMANDS = {
     "benchmark",
     "calibrate",
+    "cascade",
     "compress",
     "demo",
     "evaluate",
@@ -50,6 +51,7 @@ LAYERS = [
     {"calibration", "compression"},
     {"report"},
     {"serving"},
+    {"units"},
     {"tuning", "benchmarking", "playing"},
     {"command_line"},
     COMMANDS,
@@ -165,7 +167,7 @@ def test_models_and_training_are_for_any_keras_backend(part):
 
 def test_the_client_comes_without_tensorflow_and_keras():
     script = (
-        "import branchy_tf.serving, branchy_tf.tuning, sys;"
+        "import branchy_tf.serving, branchy_tf.tuning, branchy_tf.units.gateway, sys;"
         "print([m for m in ('tensorflow', 'keras', 'tensorflow_serving') "
         "if m in sys.modules])"
     )

@@ -83,8 +83,10 @@ def _check_answers(
     expected, scores, largest = _answers(logits, policy)
     tolerance = relative * max(1.0, largest)
     everything = session.run("all_exits", inputs)
-    _same("probabilities of all_exits", everything["probabilities"], expected, tolerance)
-    _same("scores of all_exits", everything["scores"], scores, tolerance)
+    check_same(
+        "probabilities of all_exits", everything["probabilities"], expected, tolerance
+    )
+    check_same("scores of all_exits", everything["scores"], scores, tolerance)
 
     num_exits = len(module.exit_names)
     forced = [forcing(k, num_exits) for k in range(num_exits)]
@@ -124,7 +126,7 @@ def _check_decisions(
     tolerance = relative * max(1.0, largest)
     policy.check_routing(scores, answer["exit"], tolerance, "The exported graph")
     rows = np.flatnonzero(policy.exit_indices(scores) == answer["exit"])
-    _same(
+    check_same(
         "probabilities of early_exit on real images",
         answer["probabilities"][rows],
         expected[rows, answer["exit"][rows]],
@@ -178,16 +180,20 @@ def _check_routing(
             f"The exported model takes exits {answer['exit'][rows].tolist()}, the Keras "
             f"model {where.tolist()} (thresholds {limits.tolist()})."
         )
-    _same(
+    check_same(
         "probabilities of early_exit",
         answer["probabilities"][rows],
         expected[rows, where],
         tolerance,
     )
-    _same("scores of early_exit", answer["score"][rows], scores[rows, where], tolerance)
+    check_same(
+        "scores of early_exit", answer["score"][rows], scores[rows, where], tolerance
+    )
 
 
-def _same(what: str, found: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
+def check_same(
+    what: str, found: np.ndarray, expected: np.ndarray, tolerance: float
+) -> None:
     if not np.allclose(found, expected, rtol=0, atol=tolerance, equal_nan=True):
         difference = float(np.nanmax(np.abs(found - expected)))
         raise BranchyError(

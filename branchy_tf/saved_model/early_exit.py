@@ -21,61 +21,24 @@ from branchy_tf.saved_model import freezing, routing
 _UNNAMED = re.compile(r"(keras_tensor|input_layer)(_\d+)?")
 
 
-class LogitsModule(tf.Module):
-    """Every exit's logits of a multi-exit model, without routing.
+class ServedModule(tf.Module):
+    """A module whose signatures check their inputs before they use them.
 
     Args:
-        model: outputs `{"exit_1": logits, ..., "exit_N": logits}`.
-        frozen: whether weights are constants instead of variables.
-        input_dtype: the dtype of the inputs, which are cast to the model's in the
-            graph; default: the model's own.
-        max_rows: the largest number of rows in a request, checked before anything is
-            computed; default: no limit.
-
-    Attributes:
-        logits: a `tf.function` from the model's inputs to every exit's logits
-            [B, N, C]; it is not served.
         specs: the specs of the inputs in the signatures, in order.
-        input_names: the names of the inputs.
-        model_dtypes: the dtypes that the inputs are cast to.
-        max_rows: the largest number of rows in a request, or None.
-        stages: the stages as functions, see `freezing.stage_functions`.
-
-    Raises:
-        BranchyError: an argument does not fit the model.
+        max_rows: the largest number of rows in a request; None: no limit.
     """
 
-    def __init__(
-        self,
-        model: keras.Model,
-        frozen: bool = True,
-        input_dtype: str | None = None,
-        max_rows: int | None = None,
-    ) -> None:
+    def __init__(self, specs: Sequence[tf.TensorSpec], max_rows: int | None) -> None:
         super().__init__()
-        graphs.check_backend()
-        tensors = exits.exit_tensors(model)
-        exits.check_logits(tensors)
-        self.exit_names = list(tensors)
-        self.classes = exits.num_classes(model)
-        self.specs = _input_specs(model, input_dtype)
-        self.input_names = [spec.name for spec in self.specs]
-        self.model_dtypes = [tensor.dtype for tensor in model.inputs]
+        self.specs = list(specs)
         self.max_rows = (
             None
             if max_rows is None
             else checks.whole_number("max_rows", max_rows, at_least=1, at_most=2**31 - 1)
         )
-        _check_weights(model)
-        self.stages = freezing.stage_functions(model, frozen)
-        # Tracked, so that loading a SavedModel fills them.
-        self._tables = freezing.tables(model)
-        # The plain variables: a Session does not restore variables that are reachable
-        # only through Keras layers.
-        self._weights = [] if frozen else [v.value for v in model.variables]
-        self.logits = self._all_logits()
 
-    def _check(self, tensors: Sequence[Any], thresholds: Any = None) -> list:
+    def check(self, tensors: Sequence[Any], thresholds: Any = None) -> list:
         """The inputs after all checks; operations must use these, not the originals."""
         # A server does not check shapes: a wrong rank would abort it, and a fully
         # convolutional network would answer a wrong height or width.
@@ -113,6 +76,55 @@ class LogitsModule(tf.Module):
         with tf.control_dependencies(assertions):
             return [tf.identity(tensor) for tensor in checked]
 
+
+class LogitsModule(ServedModule):
+    """Every exit's logits of a multi-exit model, without routing.
+
+    Args:
+        model: outputs `{"exit_1": logits, ..., "exit_N": logits}`.
+        frozen: whether weights are constants instead of variables.
+        input_dtype: the dtype of the inputs, which are cast to the model's in the
+            graph; default: the model's own.
+        max_rows: the largest number of rows in a request, checked before anything is
+            computed; default: no limit.
+
+    Attributes:
+        logits: a `tf.function` from the model's inputs to every exit's logits
+            [B, N, C]; it is not served.
+        specs: the specs of the inputs in the signatures, in order.
+        input_names: the names of the inputs.
+        model_dtypes: the dtypes that the inputs are cast to.
+        max_rows: the largest number of rows in a request, or None.
+        stages: the stages as functions, see `freezing.stage_functions`.
+
+    Raises:
+        BranchyError: an argument does not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        frozen: bool = True,
+        input_dtype: str | None = None,
+        max_rows: int | None = None,
+    ) -> None:
+        graphs.check_backend()
+        tensors = exits.exit_tensors(model)
+        exits.check_logits(tensors)
+        super().__init__(input_specs(model, input_dtype), max_rows)
+        self.exit_names = list(tensors)
+        self.classes = exits.num_classes(model)
+        self.input_names = [spec.name for spec in self.specs]
+        self.model_dtypes = [tensor.dtype for tensor in model.inputs]
+        check_weights(model)
+        self.stages = freezing.stage_functions(model, frozen)
+        # Tracked, so that loading a SavedModel fills them.
+        self._tables = freezing.tables(model)
+        # The plain variables: a Session does not restore variables that are reachable
+        # only through Keras layers.
+        self._weights = [] if frozen else [v.value for v in model.variables]
+        self.logits = self._all_logits()
+
     def _cast(self, checked: list) -> list:
         return [
             cast_input(tensor, dtype)
@@ -121,10 +133,10 @@ class LogitsModule(tf.Module):
 
     def _all_logits(self):
         def logits(*tensors):
-            prepared = self._cast(self._check(tensors))
+            prepared = self._cast(self.check(tensors))
             return {"logits": routing.all_logits(self.stages, prepared, self.classes)}
 
-        return _signature(logits, self.specs)
+        return signature(logits, self.specs)
 
 
 class EarlyExitModule(LogitsModule):
@@ -178,11 +190,11 @@ class EarlyExitModule(LogitsModule):
 
     def _route(self, tensors: Sequence[Any], thresholds: Any) -> dict[str, Any]:
         thresholds = tf.ensure_shape(thresholds, [None, len(self.exit_names) - 1])
-        checked = self._check(tensors, thresholds)
+        checked = self.check(tensors, thresholds)
         probabilities, exit_index, score = routing.early_exit(
             self.stages,
             self._cast(checked),
-            _disable_for_nonfinite(checked, thresholds),
+            disable_for_nonfinite(checked, thresholds),
             self.policy,
             self.classes,
         )
@@ -197,25 +209,25 @@ class EarlyExitModule(LogitsModule):
             *tensors, limits = arguments
             return self._route(tensors, limits)
 
-        return _signature(early_exit, [*self.specs, spec], {"thresholds": thresholds})
+        return signature(early_exit, [*self.specs, spec], {"thresholds": thresholds})
 
     def _serving_default(self):
         def serving_default(*tensors):
             return self._route(tensors, tf.constant(self.policy.limits))
 
-        return _signature(serving_default, self.specs)
+        return signature(serving_default, self.specs)
 
     def _all_exits(self):
         def all_exits(*tensors):
             probabilities, scores = routing.all_exits(
                 self.stages,
-                self._cast(self._check(tensors)),
+                self._cast(self.check(tensors)),
                 self.policy,
                 self.classes,
             )
             return {"probabilities": probabilities, "scores": scores}
 
-        return _signature(all_exits, self.specs)
+        return signature(all_exits, self.specs)
 
 
 def save(module: tf.Module, path: pathlib.Path, signatures: dict[str, Any]) -> None:
@@ -231,7 +243,7 @@ def _assert(condition: Any, message: str, *values: Any) -> Any:
     return tf.raw_ops.Assert(condition=condition, data=[tf.constant(message), *values])
 
 
-def _disable_for_nonfinite(inputs: list, thresholds: Any) -> Any:
+def disable_for_nonfinite(inputs: list, thresholds: Any) -> Any:
     """The thresholds, NaN for rows with NaN or infinity in their inputs.
 
     The scores do not show it: fused kernels turn relu(NaN) into 0, and a cast to
@@ -245,7 +257,8 @@ def _disable_for_nonfinite(inputs: list, thresholds: Any) -> Any:
     return thresholds
 
 
-def _check_weights(model: keras.Model) -> None:
+def check_weights(model: keras.Model) -> None:
+    """Raises `BranchyError` for weights that hold NaN."""
     # Fused kernels can turn NaN into 0, and rows would exit early with wrong answers.
     for variable in model.variables:
         values = keras.ops.convert_to_numpy(variable)
@@ -264,7 +277,7 @@ def cast_input(tensor: Any, dtype: str) -> Any:
     return tf.cast(tensor, dtype)
 
 
-def _signature(
+def signature(
     function: Callable, specs: Sequence[tf.TensorSpec], defaults: dict | None = None
 ):
     """A tf.function whose arguments are named like the specs."""
@@ -283,7 +296,8 @@ def _signature(
     return tf.function(function, input_signature=list(specs), autograph=False)
 
 
-def _input_specs(model: keras.Model, input_dtype: str | None) -> list[tf.TensorSpec]:
+def input_specs(model: keras.Model, input_dtype: str | None) -> list[tf.TensorSpec]:
+    """The specs of a model's inputs as they are served."""
     tensors = model.inputs
     if any(tensor.shape[0] is not None for tensor in tensors):
         raise BranchyError(
@@ -310,10 +324,7 @@ def _input_specs(model: keras.Model, input_dtype: str | None) -> list[tf.TensorS
             f"`input_dtype` must be a dtype such as uint8 or float32. Received "
             f"{checks.shown(input_dtype)}."
         )
-    if len(tensors) == 1 and len(tensors[0].shape) == 4:
-        names = ["images"]
-    else:
-        names = _names(model)
+    names = input_names(model)
     if len(set(names)) < len(names) or "thresholds" in names:
         raise BranchyError(
             f"{model.name} has inputs named {', '.join(names)}; expected different "
@@ -325,8 +336,10 @@ def _input_specs(model: keras.Model, input_dtype: str | None) -> list[tf.TensorS
     ]
 
 
-def _names(model: keras.Model) -> list[str]:
-    """The names of the inputs, the same in each process."""
+def input_names(model: keras.Model) -> list[str]:
+    """The served names of a model's inputs, the same in each process."""
+    if len(model.inputs) == 1 and len(model.inputs[0].shape) == 4:
+        return ["images"]
     names = [tensor.name for tensor in model.inputs]
     keys = sorted(model.input) if isinstance(model.input, dict) else []
     for i, name in enumerate(names):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -72,9 +72,13 @@ def stage_functions(model: keras.Model, frozen: bool) -> list[StageFunction]:
             "TensorFlow. Set KERAS_BACKEND=tensorflow; a .keras file trained on another "
             "backend loads there."
         )
-    _check_layer_names(model)
-    parts = stages.split(model)
-    for part in parts[1:]:
+    check_layer_names(model)
+    return as_functions(stages.split(model), frozen)
+
+
+def as_functions(parts: Sequence[stages.Stage], frozen: bool) -> list[StageFunction]:
+    """Stages that follow each other as functions; see `stage_functions`."""
+    for part in parts:
         for tensor in part.model.inputs:
             if not len(tensor.shape) or tensor.shape[0] is not None:
                 raise BranchyError(
@@ -118,7 +122,8 @@ def _all_layers(model: keras.Model) -> list[keras.layers.Layer]:
     return list(model._flatten_layers(include_self=False))
 
 
-def _check_layer_names(model: keras.Model) -> None:
+def check_layer_names(model: keras.Model) -> None:
+    """Raises `BranchyError` if TensorFlow refuses the name of a layer."""
     for layer in _all_layers(model):
         if not _SCOPE.fullmatch(layer.name):
             raise BranchyError(

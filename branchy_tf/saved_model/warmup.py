@@ -8,6 +8,7 @@ that no client has to wait for either.
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,17 +48,39 @@ def requests(module: EarlyExitModule) -> list[tuple[str, dict[str, np.ndarray]]]
 
 def example_inputs(module: EarlyExitModule, rows: int) -> dict[str, np.ndarray]:
     """A reproducible batch of noise that fits the signatures."""
+    return examples(module.specs, module.model_dtypes, rows)
+
+
+def examples(
+    specs: Sequence[tf.TensorSpec], model_dtypes: Sequence[str], rows: int
+) -> dict[str, np.ndarray]:
+    """A reproducible batch of noise.
+
+    Args:
+        specs: of the inputs.
+        model_dtypes: the dtypes that the inputs are cast to.
+        rows: of the batch.
+    """
     random = np.random.default_rng(0)
     return {
         spec.name: _example(spec, dtype, rows, random)
-        for spec, dtype in zip(module.specs, module.model_dtypes, strict=True)
+        for spec, dtype in zip(specs, model_dtypes, strict=True)
     }
 
 
 def write(module: EarlyExitModule, version: pathlib.Path, model_name: str) -> None:
     """Writes assets.extra/tf_serving_warmup_requests of a version."""
+    write_requests(requests(module), version, model_name)
+
+
+def write_requests(
+    requests: Iterable[tuple[str, dict[str, np.ndarray]]],
+    version: pathlib.Path,
+    model_name: str,
+) -> None:
+    """Writes `(signature, inputs)` as the warm-up requests of a version."""
     with tf.io.TFRecordWriter(str(version / "assets.extra" / FILE_NAME)) as writer:
-        for signature, inputs in requests(module):
+        for signature, inputs in requests:
             request = predict_pb2.PredictRequest(
                 model_spec=model_pb2.ModelSpec(name=model_name, signature_name=signature)
             )

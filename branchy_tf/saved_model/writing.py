@@ -90,14 +90,8 @@ def export(
     export(model, "exports", "branchy_lenet", ExitPolicy(thresholds=[0.025]))
     ```
     """
-    folder = files.folder(export_dir)
+    folder = model_folder(export_dir, model_name)
     max_disagreement = checks.fraction("max_disagreement", max_disagreement)
-    folder /= versions.check_model_name(model_name)
-    if glob.has_magic(str(folder)):
-        raise BranchyError(
-            f"{folder} contains *, ? or [, and TensorFlow finds no checkpoint in such a "
-            "path. Pass another --export_dir."
-        )
     checks.one_of("precision", precision, PRECISIONS)
     graphs.check_functional(model)
     frozen = freezing.should_freeze(model, freeze)
@@ -139,11 +133,31 @@ def export(
             check_version(beside, model, module, policy, tolerance, images)
         return version.path
     except (OSError, tf.errors.OpError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
+        raise unwritable(folder, error) from None
+
+
+def unwritable(folder: pathlib.Path, error: Exception) -> BranchyError:
+    """The error for a version that cannot be written."""
+    reason = getattr(error, "strerror", None) or first_line(error)
+    return BranchyError(
+        f"{folder} cannot be written: {reason}. Nothing was exported; pass an "
+        "--export_dir that is writable and has enough space."
+    )
+
+
+def model_folder(export_dir: files.Path, model_name: str) -> pathlib.Path:
+    """The folder of a model's versions.
+
+    Raises:
+        BranchyError: the name, or the path, cannot be served.
+    """
+    folder = files.folder(export_dir) / versions.check_model_name(model_name)
+    if glob.has_magic(str(folder)):
         raise BranchyError(
-            f"{folder} cannot be written: {reason}. Nothing was exported; pass an "
-            "--export_dir that is writable and has enough space."
-        ) from None
+            f"{folder} contains *, ? or [, and TensorFlow finds no checkpoint in such a "
+            "path. Pass another --export_dir."
+        )
+    return folder
 
 
 def _macs(model: keras.Model) -> dict:

@@ -89,13 +89,18 @@ class Route:
             f"Received {checks.shown(tls)}."
         )
 
-    def open(self, library: Any) -> Any:
+    def open(self, library: Any, retries: bool = True) -> Any:
         """A channel, which connects on first use.
 
         Args:
             library: `grpc` or `grpc.aio`.
+            retries: whether it retries requests that did not reach a model; a caller
+                with several servers asks the next one instead.
         """
         options = list(_OPTIONS)
+        if not retries:
+            # Overrides the option above.
+            options.append(("grpc.enable_retries", 0))
         if self.proxy is None:
             # By default gRPC uses a proxy even for servers on this machine.
             options.append(("grpc.enable_http_proxy", 0))

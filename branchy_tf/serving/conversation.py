@@ -342,7 +342,11 @@ def _join(answers: list[Answer]) -> Answer:
     """Concatenates answers in order."""
     if len(answers) == 1:
         return answers[0]
-    arrays = {field.name for field in dataclasses.fields(answers[0])} - {"model_version"}
+    arrays = [
+        field.name
+        for field in dataclasses.fields(answers[0])
+        if isinstance(getattr(answers[0], field.name), np.ndarray)
+    ]
     joined: dict[str, Any] = {
         name: np.concatenate([getattr(answer, name) for answer in answers])
         for name in arrays

@@ -20,6 +20,8 @@ from branchy_tf.results import AllExits, Predictions
 from branchy_tf.serving import addresses, wire
 
 EARLY_EXIT, ALL_EXITS, CALIBRATED = "early_exit", "all_exits", "serving_default"
+# The output of a cascade that marks rows which a unit failed to answer.
+DEGRADED = "degraded"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,20 +202,21 @@ def read_predictions(
     Raises:
         ServerError: an unexpected response.
     """
-    probabilities, exits, scores = _outputs(
-        target,
-        response,
-        {
-            "probabilities": (np.float32, (rows, signature.classes)),
-            "exit": (np.int32, (rows,)),
-            "score": (np.float32, (rows,)),
-        },
-    )
+    expected: dict[str, tuple[Any, tuple[int | None, ...]]] = {
+        "probabilities": (np.float32, (rows, signature.classes)),
+        "exit": (np.int32, (rows,)),
+        "score": (np.float32, (rows,)),
+    }
+    if DEGRADED in response.outputs:
+        expected[DEGRADED] = (np.bool_, (rows,))
+    probabilities, exits, scores, *marks = _outputs(target, response, expected)
     if exits.size and not 0 <= exits.min() <= exits.max() < signature.num_exits:
         raise target.unexpected(
             f"exits {exits.min()} to {exits.max()}; the model has {signature.num_exits}"
         )
-    return Predictions(probabilities, exits, scores, response.model_spec.version.value)
+    version = response.model_spec.version.value
+    degraded = marks[0] if marks else None
+    return Predictions(probabilities, exits, scores, version, degraded)
 
 
 def read_all_exits(

@@ -98,6 +98,11 @@ def dtype_of(number: int) -> np.dtype:
     return np.dtype(_DTYPES[number][0])
 
 
+def number_of(dtype: Any) -> int:
+    """The DataType of a NumPy dtype."""
+    return _NUMBERS[np.dtype(dtype)]
+
+
 def shape_of(proto: Any) -> tuple[int, ...]:
     """The sizes in a TensorShapeProto; -1 means any size."""
     return tuple(dim.size for dim in proto.dim)
@@ -105,7 +110,7 @@ def shape_of(proto: Any) -> tuple[int, ...]:
 
 def fill(proto: Any, array: np.ndarray) -> None:
     """Writes a numeric array into an empty TensorProto."""
-    proto.dtype = _NUMBERS[array.dtype]
+    proto.dtype = number_of(array.dtype)
     for size in array.shape:
         proto.tensor_shape.dim.add(size=size)
     proto.tensor_content = np.ascontiguousarray(array).tobytes()

@@ -8,13 +8,14 @@ from branchy_tf.versions.describing import (
     describe,
     find_format,
 )
-from branchy_tf.versions.writing import check_model_name, new_version
+from branchy_tf.versions.writing import NewVersion, check_model_name, new_version
 
 __all__ = [
     "FORMATS",
     "LITERT",
     "SAVED_MODEL",
     "Description",
+    "NewVersion",
     "check_model_name",
     "describe",
     "find_format",

@@ -1,0 +1,1 @@
+"""The command `cascade`, with commands of its own."""
