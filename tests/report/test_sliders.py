@@ -262,6 +262,25 @@ def test_names_cannot_bring_script(tmp_path, opened):
     assert page.locator("h1").inner_text() == SCRIPT
 
 
+def test_the_page_runs_its_own_script_alone(tmp_path, browser):
+    path = pages.write(tmp_path, pages.answers(20, 2), ExitPolicy(thresholds=[0.3]))
+    # As a mistake in escaping would let it in.
+    path.write_text(path.read_text().replace("<h1>", f"{SCRIPT}<h1>"))
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    assert page.locator("#slider-1").is_visible()
+    assert page.evaluate("globalThis.broken") is None
+    page.close()
+
+
+def test_a_guarantee_is_not_promised_for_moved_thresholds(tmp_path, opened):
+    every, policy = pages.answers(20, 2), ExitPolicy(thresholds=[0.3])
+    page = opened(pages.write(tmp_path, every, policy, guarantee={"level": 0.95}))
+    assert "Thresholds chosen here have none" in page.inner_text("#sliders .note")
+    page = opened(pages.write(tmp_path, every, policy))
+    assert page.locator("#sliders .note").count() == 0
+
+
 @pytest.mark.parametrize(
     ("rows", "exits", "classes", "thresholds"),
     [
