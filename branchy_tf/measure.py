@@ -42,10 +42,6 @@ def main() -> None:
     }
     if output is not None:
         files.write_json(output.costs, result)
-        if output.report.is_file():
-            # The sliders of the report show milliseconds from now on.
-            title = f"{model.name} with early exits"
-            report.Report(output.report, output.pictures, title, output.costs).render()
 
     head = ["stage ending in", "multiply-adds", "parameters"]
     head += [f"ms per image, batch {size}" for size in sizes]
@@ -63,6 +59,10 @@ def main() -> None:
     print(f"Network without branches: {result['full_macs']:,} multiply-adds.")
     if output is not None:
         logging.info("Wrote %s.", output.costs)
+        if output.report.is_file():
+            # The sliders of the report show milliseconds from now on.
+            title = f"{model.name} with early exits"
+            report.Report(output.report, output.pictures, title, output.costs).render()
 
 
 if __name__ == "__main__":

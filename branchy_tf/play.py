@@ -76,8 +76,10 @@ def _of_model() -> tuple[Subject, Any]:
     policy = command_line.chosen_policy(choice)
     dataset = _dataset(choice.run, choice.model)
     names = getattr(dataset, "class_names", None)
-    subject = playing.of_model(choice.model, policy, names, _pixels(choice.run))
-    return subject, dataset
+    pixels = (0.0, 255.0)
+    if choice.run is not None:
+        pixels = playing.pixel_range(choice.run.path / "data.json")
+    return playing.of_model(choice.model, policy, names, pixels), dataset
 
 
 def _dataset(run: Any, model: Any) -> Any:
@@ -92,16 +94,6 @@ def _dataset(run: Any, model: Any) -> Any:
         # Drawings and files need no data set.
         logging.warning("The page offers no test images. %s", error)
         return None
-
-
-def _pixels(run: Any) -> tuple[float, float]:
-    """The values for black and white, by the run's record of its training inputs."""
-    record = None if run is None else run.path / "data.json"
-    if record is None or not record.is_file():
-        return 0.0, 255.0
-    inputs = files.read_json(record).get("inputs") or {}
-    only: dict[str, Any] = next(iter(inputs.values()), {})
-    return float(only.get("low", 0.0)), float(only.get("high", 255.0))
 
 
 def main() -> None:

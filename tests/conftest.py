@@ -89,7 +89,8 @@ def exported(run_dir, tmp_path_factory) -> pathlib.Path:
     return folder / "branchy_lenet"
 
 
-@pytest.fixture(scope="session")
+# Not for the session: while it is open, asyncio.run fails in every other test.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A headless Chromium; skips where there is none."""
     with browsers.launched() as found:

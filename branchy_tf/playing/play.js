@@ -17,6 +17,8 @@
   const positionOf = (t) =>
     t === Infinity ? POSITIONS + 1 : Math.min(POSITIONS, Math.round(POSITIONS * Math.cbrt(t / highest)));
   const written = (t) => (t === Infinity ? "inf" : String(t));
+  /** A threshold for reading. */
+  const brief = (t, digits = 8) => written(Number(t.toPrecision(digits)));
 
   const calibrated = facts.thresholds?.map((t) => (t === "inf" ? Infinity : t));
   // Null asks for the calibrated thresholds, which a server may keep to itself.
@@ -33,8 +35,8 @@
     const shown = thresholds || calibrated;
     sliders.forEach((slider, k) => {
       slider.value = shown ? positionOf(shown[k]) : 0;
-      slider.setAttribute("aria-valuetext", shown ? `threshold ${written(shown[k])}` : "calibrated");
-      if (document.activeElement !== fields[k]) fields[k].value = shown ? written(shown[k]) : "";
+      slider.setAttribute("aria-valuetext", shown ? `threshold ${brief(shown[k])}` : "calibrated");
+      if (document.activeElement !== fields[k]) fields[k].value = shown ? brief(shown[k]) : "";
       fields[k].placeholder = shown ? "" : "calibrated";
       fields[k].removeAttribute("aria-invalid");
     });
@@ -184,7 +186,7 @@
     let told = `score ${score}`;
     if (k < last) {
       const sign = exit.score !== null && limits && exit.score < limits[k] ? "<" : "≥";
-      told += limits ? ` ${sign} threshold ${written(Number(limits[k].toPrecision(4)))}` : "; the threshold is the server's";
+      told += limits ? ` ${sign} threshold ${brief(limits[k], 4)}` : "; the threshold is the server's";
     } else {
       told += "; the final exit takes what is left";
     }

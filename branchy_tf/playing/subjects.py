@@ -12,15 +12,16 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
-from branchy_tf import costs, exits, policy
+from branchy_tf import costs, exits, files, policy
 from branchy_tf.checks import TensorSpec
 from branchy_tf.errors import BranchyError
 from branchy_tf.policy import ExitPolicy
 from branchy_tf.predictor import EarlyExitPredictor
 from branchy_tf.results import Predictions, exit_name
 
-# How often each exit is timed at the start, after one call to warm up.
-_REPETITIONS = 5
+# Each exit is timed at the start for this long, after one call to warm up.
+_SECONDS = 0.3
+_LEAST_CALLS = 5
 
 
 class Predictor(Protocol):
@@ -151,14 +152,30 @@ class Subject:
         medians = []
         for k in range(number):
             limits = policy.forcing(k, number)
-            times = [self._seconds(image, limits) for _ in range(_REPETITIONS + 1)]
-            medians.append(1e3 * statistics.median(times[1:]))
+            self._seconds(image, limits)
+            times: list[float] = []
+            while len(times) < _LEAST_CALLS or sum(times) < _SECONDS:
+                times.append(self._seconds(image, limits))
+            medians.append(1e3 * statistics.median(times))
         return medians
 
     def _seconds(self, image: np.ndarray, thresholds: np.ndarray) -> float:
         start = time.perf_counter()
         self._predictor.predict(image[None], thresholds)
         return time.perf_counter() - start
+
+
+def pixel_range(record: files.Path) -> tuple[float, float]:
+    """The values for black and white, by a run's record of its training inputs.
+
+    Args:
+        record: the data.json of a run; without it, pixels are 0 to 255.
+    """
+    if not files.path(record).is_file():
+        return 0.0, 255.0
+    inputs = files.read_json(record).get("inputs") or {}
+    only: dict[str, Any] = next(iter(inputs.values()), {})
+    return float(only.get("low", 0.0)), float(only.get("high", 255.0))
 
 
 def of_model(

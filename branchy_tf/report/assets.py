@@ -7,19 +7,18 @@ import hashlib
 import pathlib
 from typing import Any
 
-import markupsafe
 from jinja2.utils import htmlsafe_json_dumps
 
 # The look of all pages.
 STYLE = pathlib.Path(__file__).parent / "style.css"
 
 
-def text(path: pathlib.Path) -> markupsafe.Markup:
+def text(path: pathlib.Path) -> str:
     """The text of a stylesheet or script of this package, to be inlined in a page."""
-    return markupsafe.Markup(path.read_text(encoding="utf-8"))
+    return path.read_text(encoding="utf-8")
 
 
-def inlined(value: Any) -> markupsafe.Markup:
+def inlined(value: Any) -> str:
     """JSON that is safe inside a script element, whatever the strings in it."""
     return htmlsafe_json_dumps(value, separators=(",", ":"), allow_nan=False)
 

@@ -81,6 +81,7 @@ def pack(
         "answers": [_in_base64(given[rows, k], f"<u{width}") for k in range(number)],
         "labels": _in_base64(answers.labels[rows], f"<u{width}"),
         "frontier": calibration.frontier,
+        "guaranteed": calibration.guarantee is not None,
         "times": _budgeted_times(calibration.budget),
         "pictures": _pictures(path, split, rows, given),
     }

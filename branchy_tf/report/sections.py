@@ -50,7 +50,7 @@ def validation_section(
     split: Split,
     macs: Sequence[int],
     baseline: tuple[float, float] | None,
-    context: Context,
+    context: Context | None = None,
 ) -> Section:
     """How the thresholds were chosen.
 
@@ -64,6 +64,7 @@ def validation_section(
         baseline: `(multiply-adds, accuracy)` of the trained baseline, or None.
         context: what to tell beside the figures.
     """
+    context = context or Context()
     section = Section("Choosing thresholds: validation split", folder, "validation")
     chosen, known = calibrated.chosen, calibration.validation
     asked = ", ".join(
@@ -134,7 +135,7 @@ def test_section(
     evaluation: Evaluation,
     split: Split,
     frontier: Sequence[dict[str, Any]],
-    context: Context,
+    context: Context | None = None,  # noqa: PT028  # no test, despite its name
 ) -> Section:
     """The figures of the policy on the test split, which chose nothing.
 
@@ -185,7 +186,7 @@ def test_section(
     _exits(section, every, evaluation.logits)
     routed = evaluation.routed
     _rows(section, split, routed.exits, routed.labels, len(macs))
-    section.table(*circumstances_table(context.machine))
+    section.table(*circumstances_table((context or Context()).machine))
     section.figures = {
         name: result[name] for name in ("accuracy", "exit_rates", "macs", "gain")
     }

@@ -119,6 +119,8 @@
   }
 
   const written = (threshold) => (threshold === Infinity ? "inf" : String(threshold));
+  /** A threshold for reading: short, and the same float32. */
+  const brief = (threshold) => written(shortest(asLimit(threshold)));
 
   // ---- Slider positions ----
 
@@ -500,9 +502,9 @@
       slider.value = positionOf(k, thresholds[k]);
       slider.setAttribute(
         "aria-valuetext",
-        `threshold ${written(thresholds[k])}, ${percent(counts.rates[k], 1)} exit here`,
+        `threshold ${brief(thresholds[k])}, ${percent(counts.rates[k], 1)} exit here`,
       );
-      if (document.activeElement !== fields[k]) fields[k].value = written(thresholds[k]);
+      if (document.activeElement !== fields[k]) fields[k].value = brief(thresholds[k]);
     });
     if (!budget) return;
     if (document.activeElement !== budget) {
@@ -574,7 +576,7 @@
     });
     field.addEventListener("change", announce);
     field.addEventListener("blur", () => {
-      field.value = written(thresholds[k]);
+      field.value = brief(thresholds[k]);
       field.removeAttribute("aria-invalid");
       refuse("");
     });

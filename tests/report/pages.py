@@ -52,6 +52,7 @@ def write(
     budget: dict | None = None,
     costs: dict | None = None,
     figures: dict | None = None,
+    guarantee: dict | None = None,
 ) -> pathlib.Path:
     """report.html over these answers; returns its path."""
     rows, exits = every.scores.shape
@@ -62,6 +63,7 @@ def write(
         validation={"full_macs": 900 * exits},
         frontier=frontier_of(every, macs),
         budget=budget or {},
+        guarantee=guarantee,
     )
     if images is None:
         images = np.zeros((rows, 1, 1, 2), np.uint8)

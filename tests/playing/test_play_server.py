@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from branchy_tf import EarlyExitPredictor, playing
+from branchy_tf import EarlyExitPredictor, files, playing
 from branchy_tf.checks import TensorSpec
 from branchy_tf.errors import BranchyError
 from branchy_tf.playing import pictures
@@ -241,6 +241,18 @@ def test_pixels_become_the_values_that_the_model_was_trained_on():
         score = subject.ask(values, None).scores[0]
         assert answer["exits"][0]["score"] == pytest.approx(score, rel=1e-5)
         server.shutdown()
+
+
+def test_a_runs_record_tells_the_values_of_pixels(tmp_path):
+    record = tmp_path / "data.json"
+    assert playing.pixel_range(record) == (0.0, 255.0)
+    for inputs, expected in (
+        ({"images": {"low": -1, "high": 1.5}}, (-1.0, 1.5)),
+        ({"images": {}}, (0.0, 255.0)),
+        (None, (0.0, 255.0)),
+    ):
+        files.write_json(record, {"dataset": "x", "inputs": inputs})
+        assert playing.pixel_range(record) == expected
 
 
 def test_names_a_model_that_takes_no_image():
