@@ -174,7 +174,7 @@ def memory(images: int, rows: int) -> dict:
         root, run = pathlib.Path(folder, "pictures"), pathlib.Path(folder, "run")
         part = images // 10
         make_folder(root, {"train": images - 2 * part, "validation": part, "test": part})
-        own = [sys.executable, __file__, "slice", f"--rows={rows}", str(root), str(run)]
+        own = [sys.executable, __file__, "slice", str(root), str(run), f"--rows={rows}"]
         command = [sys.executable, "-m"]
         for name, line in (
             ("train", own),
