@@ -109,6 +109,12 @@ flags.DEFINE_enum(
     "share of images whose answer differs from the final exit's, correct or not. "
     "Default: accuracy; lost with --guarantee.",
 )
+flags.DEFINE_float(
+    "max_class_drop",
+    None,
+    "Beside the budget: the most accuracy that any class may lose below the final exit. "
+    "A fraction of 1. Default: no bound.",
+)
 flags.DEFINE_bool(
     "fit_temperatures",
     True,
@@ -127,7 +133,9 @@ def _given() -> dict[str, Any]:
     return {k: v for k, v in values.items() if v is not None and v is not False}
 
 
-def _request(num_exits: int | None) -> calibration.Request:
+def _request(
+    num_exits: int | None, class_names: Sequence[str] | None = None
+) -> calibration.Request:
     """The request that the flags describe.
 
     Raises:
@@ -167,7 +175,13 @@ def _request(num_exits: int | None) -> calibration.Request:
     budget["guarantee"] = guarantee
     thresholds.check_budget(**budget, num_exits=num_exits)
     return calibration.Request(
-        budget, FLAGS.criterion, risk, FLAGS.fit_temperatures, FLAGS.seed or 0
+        budget,
+        FLAGS.criterion,
+        risk,
+        FLAGS.fit_temperatures,
+        FLAGS.seed or 0,
+        FLAGS.max_class_drop,
+        class_names,
     )
 
 
@@ -180,8 +194,9 @@ def main() -> None:
     folder = RunFolder(FLAGS.run_dir)
     model = folder.load_model()
     names = exits.exit_names(model)
-    request = _request(len(names))
+    _request(len(names))
     dataset = command_line.chosen_dataset(folder, model)
+    request = _request(len(names), dataset.class_names)
     split = dataset.validation
     calibration.check_rows(split.labels, request)
     context = command_line.report_context(folder, dataset)
@@ -228,6 +243,11 @@ def main() -> None:
     head, rows = report.calibration_table(names, macs, found)
     print(tabulate(rows, head, stralign="right", disable_numparse=True))
     _print_summary(names, found, written)
+    drops = found.class_drops(dataset.classes)
+    worst = int(np.nanargmax(drops))
+    count = int((split.labels == worst).sum())
+    name = dataset.class_name(worst)
+    print(f"largest drop of a class: {name}, {drops[worst]:.2%} of its {count:,} images")
     logging.info("Wrote %s and %s.", folder.thresholds, folder.report)
 
 
@@ -238,6 +258,8 @@ def _budget(
 ) -> dict[str, Any]:
     """The requested budget, as thresholds.json stores it."""
     budget = _given() | {"risk": request.risk}
+    if request.max_class_drop is not None:
+        budget["max_class_drop"] = request.max_class_drop
     if FLAGS.guarantee is not None:
         budget["guarantee"] = FLAGS.guarantee
     if FLAGS.max_latency_ms is not None:

@@ -66,6 +66,11 @@ def main() -> None:
 
     head, rows = report.evaluation_table(result)
     print(tabulate(rows, head, stralign="right", disable_numparse=True))
+    if dataset.class_names is not None:
+        head, rows = report.class_table(result)
+        print(tabulate(rows, head, stralign="right", disable_numparse=True))
+        if len(rows) < len(result["classes"]):
+            print(f"{len(rows)} of {dataset.classes} classes, those that lose most.")
     low, high = (f"{100 * value:.2f}" for value in result["accuracy_interval"])
     print(
         f"accuracy {result['accuracy']:.2%} on {result['num_examples']:,} test images "

@@ -22,6 +22,7 @@ quantised model is calibrated again with the run's budget, because its scores mo
 is refused if it differs too much from float32 on the validation images.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ from branchy_tf import (
     thresholds,
     versions,
 )
+from branchy_tf.data import Dataset
 from branchy_tf.errors import BranchyError
 from branchy_tf.litert.converting import QUANTIZE
 from branchy_tf.litert.writing import EXAMPLES, MAX_ACCURACY_DROP, MAX_DISAGREEMENT
@@ -127,7 +129,7 @@ def _check_flags() -> None:
                 )
 
 
-def _dataset(choice: command_line.Choice) -> Any:
+def _dataset(choice: command_line.Choice) -> Dataset | None:
     """The data set, or None and a warning if there is none and none is needed."""
     try:
         return command_line.chosen_dataset(choice.run, choice.model)
@@ -139,6 +141,15 @@ def _dataset(choice: command_line.Choice) -> Any:
             error,
         )
         return None
+
+
+def _class_names(
+    choice: command_line.Choice, dataset: Dataset | None
+) -> Sequence[str] | None:
+    """The names of the classes: the data set's, or those that the run recorded."""
+    if dataset is not None:
+        return dataset.class_names
+    return None if choice.run is None else command_line.class_names(choice.run.path)
 
 
 def _export_saved_model(choice: command_line.Choice, name: str, policy: Any) -> Any:
@@ -154,6 +165,7 @@ def _export_saved_model(choice: command_line.Choice, name: str, policy: Any) -> 
         images=None if dataset is None else dataset.validation.inputs,
         max_disagreement=0.01 if allowed is None else allowed,
         max_rows=FLAGS.max_rows,
+        class_names=_class_names(choice, dataset),
     )
 
 
@@ -168,7 +180,7 @@ def _export_litert(choice: command_line.Choice, name: str, policy: Any) -> Any:
             "examples": dataset.train.take(np.sort(rows)).images,
         }
     # Thresholds from the command line are the user's own choice.
-    if FLAGS.quantize != "none" and FLAGS.thresholds is None:
+    if dataset is not None and FLAGS.quantize != "none" and FLAGS.thresholds is None:
         known = thresholds.Calibration.read(choice.thresholds, exits.exit_names(model))
         macs = costs.cumulative_macs(model)
         split = dataset.validation

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -353,12 +353,15 @@ def chosen_model() -> Choice:
     return Choice(folder.load_model(), folder, folder, folder.thresholds)
 
 
-def chosen_dataset(run: Any, model: Any = None) -> Any:
+def chosen_dataset(
+    run: Any, model: Any = None, input_shape: Sequence[int | None] | None = None
+) -> Any:
     """The data set that the flags select, or the run's.
 
     Args:
         run: the folder of a training, or None.
         model: the model that the data must fit, or None.
+        input_shape: the shape of its input, for pictures; default: the model's.
 
     Raises:
         BranchyError: no data set is given, it cannot be loaded or does not fit.
@@ -392,14 +395,50 @@ def chosen_dataset(run: Any, model: Any = None) -> Any:
         int(value("seed") or 0),
         image_size=parse_size(own("image_size")),
         skip_unreadable=str(own("skip_unreadable")) == "True",
-        input_shape=None if model is None else _image_shape(model),
+        input_shape=input_shape if model is None else _input_shape(model),
     )
     return dataset if model is None else data.fitted(model, dataset)
 
 
-def _image_shape(model: Any) -> tuple[int | None, ...] | None:
+def _input_shape(model: Any) -> tuple[int | None, ...] | None:
     """The shape of a model's input if it is a single one."""
     return tuple(model.inputs[0].shape[1:]) if len(model.inputs) == 1 else None
+
+
+def class_names(path: files.Path) -> list[str] | None:
+    """The names of the classes that a file or folder records.
+
+    Args:
+        path: a branchy.json or a data.json; the folder of a run, of a version, or of a
+            model, which stands for its newest version.
+
+    Returns:
+        The names, or None if there is no such file or it records none.
+
+    Raises:
+        BranchyError: the file is damaged.
+    """
+    place = files.path(path)
+    versions = files.version_folders(place)
+    folders = [place, *(versions[number] for number in sorted(versions)[-1:])]
+    for file in (
+        place,
+        *(
+            folder / name
+            for folder in folders
+            for name in ("data.json", "branchy.json", "assets.extra/branchy.json")
+        ),
+    ):
+        if file.is_file():
+            names = files.read_json(file).get("class_names")
+            if names is None:
+                return None
+            if not isinstance(names, list) or not all(isinstance(x, str) for x in names):
+                raise BranchyError(
+                    f"{file}: class_names is no list of strings. Export the model again."
+                )
+            return names
+    return None
 
 
 def parse_size(text: str | None) -> tuple[int, ...] | None:

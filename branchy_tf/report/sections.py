@@ -118,7 +118,7 @@ def validation_section(
     _exits(section, calibrated.answers, logits)
     exits = calibrated.policy.exit_indices(calibrated.answers.scores)
     given = calibrated.answers.given[np.arange(len(exits)), exits]
-    _rows(section, split, exits, given, len(macs))
+    _rows(section, split, exits, given, len(macs), context.class_names)
     if context.history:
         section.picture(
             "training",
@@ -148,6 +148,7 @@ def test_section(
             split; may be empty.
         context: what to tell beside the figures.
     """
+    context = context or Context()
     section = Section("Results: test split", folder, "test")
     result, every = evaluation.result, evaluation.answers
     low, high = result["accuracy_interval"]
@@ -185,8 +186,8 @@ def test_section(
     _leaving(section, every, policy)
     _exits(section, every, evaluation.logits)
     routed = evaluation.routed
-    _rows(section, split, routed.exits, routed.labels, len(macs))
-    section.table(*circumstances_table((context or Context()).machine))
+    _rows(section, split, routed.exits, routed.labels, len(macs), context.class_names)
+    section.table(*circumstances_table(context.machine))
     section.figures = {
         name: result[name] for name in ("accuracy", "exit_rates", "macs", "gain")
     }
@@ -271,13 +272,24 @@ def _exits(section: Section, every: Answers, logits: np.ndarray) -> None:
 
 
 def _rows(
-    section: Section, split: Split, exits: np.ndarray, given: np.ndarray, number: int
+    section: Section,
+    split: Split,
+    exits: np.ndarray,
+    given: np.ndarray,
+    number: int,
+    class_names: Sequence[str] | None,
 ) -> None:
     right = given == split.labels
     section.picture(
         "classes",
         "The exits that each class takes, and the accuracy on it.",
-        functools.partial(plots.classes, exits=exits, right=right, labels=split.labels),
+        functools.partial(
+            plots.classes,
+            exits=exits,
+            right=right,
+            labels=split.labels,
+            class_names=class_names,
+        ),
     )
     if not can_show(split.inputs):
         return
@@ -297,5 +309,6 @@ def _rows(
                 labels=split.labels[rows],
                 number=number,
                 title=words,
+                class_names=class_names,
             ),
         )

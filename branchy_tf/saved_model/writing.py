@@ -13,7 +13,7 @@ import tensorflow as tf
 from absl import logging
 
 import branchy_tf
-from branchy_tf import checks, costs, files, graphs, versions
+from branchy_tf import checks, costs, exits, files, graphs, versions
 from branchy_tf.errors import BranchyError, first_line
 from branchy_tf.policy import PolicyLike
 from branchy_tf.saved_model import agreement, freezing, warmup
@@ -43,6 +43,7 @@ def export(
     images: Any = None,
     max_disagreement: float = 0.01,
     max_rows: int | None = MAX_ROWS,
+    class_names: Sequence[str] | None = None,
 ) -> pathlib.Path:
     """Exports a multi-exit model as the next version of `model_name`.
 
@@ -75,6 +76,7 @@ def export(
             server merges requests, the limit applies to the merged batch, so it must be
             at least `max_batch_size`. It does not protect the server from decoding a
             request: a message of a few bytes can declare a tensor of gigabytes.
+        class_names: the names of the classes, for branchy.json.
 
     Returns:
         The folder of the version, `<export_dir>/<model_name>/<version>`. The version is
@@ -94,6 +96,7 @@ def export(
     max_disagreement = checks.fraction("max_disagreement", max_disagreement)
     checks.one_of("precision", precision, PRECISIONS)
     graphs.check_functional(model)
+    _check_class_names(class_names, model)
     frozen = freezing.should_freeze(model, freeze)
     policy = policy_for(model, policy, thresholds=thresholds)
     settings = (policy, frozen, input_dtype, max_rows)
@@ -118,7 +121,7 @@ def export(
             (beside / "assets.extra").mkdir()
             files.write_json(
                 beside / "assets.extra" / "branchy.json",
-                describe(model, module)
+                describe(model, module, class_names)
                 | {
                     "format": versions.SAVED_MODEL,
                     "frozen": frozen,
@@ -160,6 +163,21 @@ def model_folder(export_dir: files.Path, model_name: str) -> pathlib.Path:
     return folder
 
 
+def _check_class_names(names: Sequence[str] | None, model: keras.Model) -> None:
+    if names is None:
+        return
+    classes = exits.num_classes(model)
+    if (
+        isinstance(names, str)
+        or len(names) > classes
+        or not all(isinstance(name, str) and name for name in names)
+    ):
+        raise BranchyError(
+            f"`class_names` must be at most {classes} non-empty strings, one for each "
+            f"class. Received {checks.shown(names)}."
+        )
+
+
 def _macs(model: keras.Model) -> dict:
     try:
         return {
@@ -172,7 +190,11 @@ def _macs(model: keras.Model) -> dict:
         return {"macs": None, "full_macs": None}
 
 
-def describe(model: keras.Model, module: EarlyExitModule) -> dict[str, Any]:
+def describe(
+    model: keras.Model,
+    module: EarlyExitModule,
+    class_names: Sequence[str] | None = None,
+) -> dict[str, Any]:
     """The content of branchy.json that all formats share."""
     return {
         "exits": module.exit_names,
@@ -180,6 +202,7 @@ def describe(model: keras.Model, module: EarlyExitModule) -> dict[str, Any]:
         "thresholds": module.policy.limits[0],
         "temperatures": module.policy.temperatures,
         "classes": module.classes,
+        "class_names": None if class_names is None else list(class_names),
         **_macs(model),
         "inputs": {
             spec.name: {"dtype": spec.dtype.name, "shape": spec.shape.as_list()}
