@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from branchy_tf import checks, files
+from branchy_tf.checks import ranges
 from branchy_tf.errors import BranchyError
 from branchy_tf.results import exit_name
 
@@ -30,6 +31,18 @@ SMALLEST = float(np.finfo(np.float32).tiny)
 # The share of all rows that rounding may send to another exit. If more rows change
 # their exit, the cause is not rounding.
 _MOST_FLIPPED = 0.05
+
+# The fields of a policy in a thresholds.json.
+FILE_KINDS: checks.Kinds = {
+    "criterion": ("a string", checks.is_text),
+    "thresholds": ("a list of numbers", checks.is_numbers),
+    "temperatures": ("a list of numbers", checks.is_numbers),
+    "weights": ("a string", checks.is_text),
+    "inputs": (
+        "an object or null",
+        lambda value: value is None or checks.is_object(value),
+    ),
+}
 
 
 class HasPolicy(Protocol):
@@ -60,6 +73,9 @@ class ExitPolicy:
             temperature. None means 1 for every exit.
         weights: the fingerprint of the weights that the policy was calibrated for, or
             "" if unknown. Equality ignores it.
+        inputs: the range of each input that these weights were trained on, by name, or
+            None if unknown. Predictor, export and client compare batches with it.
+            Equality ignores it.
 
     Raises:
         BranchyError: a threshold is negative or NaN, the number of temperatures is not
@@ -78,6 +94,9 @@ class ExitPolicy:
     thresholds: Sequence[float]
     temperatures: Sequence[float] | None = None
     weights: str = dataclasses.field(default="", compare=False)
+    inputs: Mapping[str, ranges.InputRange] | None = dataclasses.field(
+        default=None, compare=False
+    )
 
     def __post_init__(self) -> None:
         check_criterion(self.criterion)
@@ -129,6 +148,11 @@ class ExitPolicy:
         Raises:
             BranchyError: the file is missing or holds no valid policy.
         """
+        if files.path(path).is_dir():
+            raise BranchyError(
+                f"{path} is a folder; expected a file such as "
+                f"{files.path(path) / 'thresholds.json'}."
+            )
         return cls.from_json(files.read_json(path), path)
 
     def save(self, path: files.Path) -> None:
@@ -140,7 +164,12 @@ class ExitPolicy:
 
     def to_json(self) -> dict[str, Any]:
         """The fields as thresholds.json stores them."""
-        return dataclasses.asdict(self)
+        value = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self)
+        }
+        if self.inputs is not None:
+            value["inputs"] = {n: known.to_json() for n, known in self.inputs.items()}
+        return value
 
     @classmethod
     def from_json(cls, value: dict[str, Any], source: files.Path) -> ExitPolicy:
@@ -158,9 +187,12 @@ class ExitPolicy:
             raise BranchyError(
                 f"{source} lacks {', '.join(missing)}. Calibrate again to replace it."
             )
+        checks.check_kinds(source, value, FILE_KINDS)
         known = [field.name for field in dataclasses.fields(cls)]
+        fields = {name: value[name] for name in known if name in value}
+        fields["inputs"] = ranges.ranges_from_json(value.get("inputs"), source)
         try:
-            policy = cls(**{name: value[name] for name in known if name in value})
+            policy = cls(**fields)
         except BranchyError as error:
             raise BranchyError(f"{source}: {error}") from None
         for given, limit in zip(value["thresholds"], policy.thresholds, strict=True):
@@ -215,7 +247,7 @@ class ExitPolicy:
         if weights and self.weights and weights != self.weights:
             raise BranchyError(
                 f"{source} was made for other weights than this model has, so its "
-                "thresholds may not fit. Calibrate this model, or pass --thresholds."
+                "thresholds may not fit. Calibrate this model, or pass thresholds."
             )
         return self
 

@@ -20,9 +20,10 @@ from absl import logging
 
 import branchy_tf
 from branchy_tf import checks, costs, files, graphs
+from branchy_tf.checks import ranges
 from branchy_tf.errors import BranchyError, first_line
 from branchy_tf.files import next_version
-from branchy_tf.policy import PolicyLike
+from branchy_tf.policy import ExitPolicy, PolicyLike
 from branchy_tf.saved_model import agreement, freezing, warmup
 from branchy_tf.saved_model.agreement import Agreement
 from branchy_tf.saved_model.bfloat16 import BFLOAT16, PRECISIONS, in_bfloat16
@@ -128,7 +129,10 @@ def export(
         logging.info("In bfloat16, %s.", agreed)
         agreement.check(agreed, max_disagreement)
     if images is not None:
-        next(agreement.batches(module, images))
+        batch = next(agreement.batches(module, images))
+        warning = ranges.check(policy.inputs, batch)
+        if warning is not None:
+            logging.warning("%s", warning)
     for function in module.functions.values():
         # Tracing errors surface before a file is touched.
         function.get_concrete_function()
@@ -206,10 +210,7 @@ def _description(
         "temperatures": module.policy.temperatures,
         "classes": module.classes,
         **_macs(model),
-        "inputs": {
-            spec.name: {"dtype": spec.dtype.name, "shape": spec.shape.as_list()}
-            for spec in module.specs
-        },
+        "inputs": {spec.name: _input(spec, module.policy) for spec in module.specs},
         "max_rows": module.max_rows,
         "frozen": frozen,
         "precision": "float32" if agreed is None else BFLOAT16,
@@ -221,3 +222,10 @@ def _description(
             "keras": keras.__version__,
         },
     }
+
+
+def _input(spec: tf.TensorSpec, policy: ExitPolicy) -> dict:
+    """One input as it is served, with the range of its values in training if known."""
+    served = {"dtype": spec.dtype.name, "shape": spec.shape.as_list()}
+    known = (policy.inputs or {}).get(spec.name)
+    return served if known is None else known.to_json() | served

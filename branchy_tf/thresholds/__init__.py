@@ -15,7 +15,11 @@ from branchy_tf.policy import (
     within_tolerance,
 )
 from branchy_tf.thresholds.budgets import check_budget, choose, find_knee, quantiles
-from branchy_tf.thresholds.calibrated import Calibration, fit_temperature
+from branchy_tf.thresholds.calibrated import (
+    TEMPERATURES,
+    Calibration,
+    fit_temperature,
+)
 from branchy_tf.thresholds.counting import (
     Point,
     agreement,
@@ -35,6 +39,7 @@ from branchy_tf.thresholds.search import frontier
 
 __all__ = [
     "EXPECTATION",
+    "TEMPERATURES",
     "Calibration",
     "Guarantee",
     "Point",

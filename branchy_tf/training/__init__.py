@@ -2,7 +2,15 @@
 
 from branchy_tf.training.callbacks import read_history
 from branchy_tf.training.phases import make_deterministic, train
-from branchy_tf.training.run_folder import RunFolder
+from branchy_tf.training.recording import (
+    data_flags,
+    input_ranges,
+    is_stored,
+    load_dataset,
+    load_stored,
+    read_data,
+)
+from branchy_tf.training.run_folder import RunFolder, changes
 from branchy_tf.training.settings import GRADIENT_SCALINGS, MODES, Settings
 from branchy_tf.training.transfer import copy_layers
 
@@ -11,8 +19,15 @@ __all__ = [
     "MODES",
     "RunFolder",
     "Settings",
+    "changes",
     "copy_layers",
+    "data_flags",
+    "input_ranges",
+    "is_stored",
+    "load_dataset",
+    "load_stored",
     "make_deterministic",
+    "read_data",
     "read_history",
     "train",
 ]
