@@ -30,18 +30,23 @@ import pathlib
 import tempfile
 from typing import Any
 
+import numpy as np
 from absl import flags, logging
 from tabulate import tabulate
 
 from branchy_tf import command_line, files, plots
 from branchy_tf.benchmarking import comparing, contenders, load, tables
 from branchy_tf.benchmarking.machine import machine
+from branchy_tf.data import Dataset
 from branchy_tf.errors import BranchyError
 from branchy_tf.predictor import EarlyExitPredictor
 from branchy_tf.serving import EarlyExitClient
 from branchy_tf.serving.answers import ExpectedAnswers
 
 FLAGS = flags.FLAGS
+
+# The most test images to time or to send.
+_MOST_IMAGES = 4096
 
 command_line.define_model_choice()
 command_line.define_data(required=False)
@@ -96,7 +101,7 @@ def _time_contenders() -> None:
         result = comparing.compare(
             model,
             policy,
-            dataset.test.images[:4096],
+            _images(dataset),
             pathlib.Path(folder),
             batch_sizes,
             threads,
@@ -111,6 +116,11 @@ def _time_contenders() -> None:
         files.write_csv(output.benchmark_table, tables.flat(result))
         plots.contenders(output.benchmark_picture, result)
         logging.info("Wrote %s, its table and its picture.", output.benchmark)
+
+
+def _images(dataset: Dataset) -> np.ndarray:
+    """The first test images, in memory."""
+    return np.asarray(dataset.test.images[:_MOST_IMAGES])
 
 
 def _peers() -> list[str]:
@@ -187,12 +197,12 @@ def _traffic(client: EarlyExitClient) -> tuple[load.Traffic, Any]:
     """
     if not (FLAGS.run_dir or FLAGS.model):
         limits = command_line.parse_numbers("thresholds", FLAGS.thresholds)
-        images = command_line.chosen_dataset(None).test.images
+        images = _images(command_line.chosen_dataset(None))
         thresholds = None if limits is None else [limits]
         return load.Traffic(client, images, FLAGS.rows, thresholds), None
     choice = command_line.chosen_model()
     policy = command_line.chosen_policy(choice)
-    images = command_line.chosen_dataset(choice.run, choice.model).test.images
+    images = _images(command_line.chosen_dataset(choice.run, choice.model))
     predictor = EarlyExitPredictor(choice.model, policy)
     expected = ExpectedAnswers(*predictor.all_exits(images))
     thresholds = [list(policy.thresholds)]

@@ -54,7 +54,7 @@ def main() -> None:
     model, run, output = choice.model, choice.run, choice.output
     policy = command_line.chosen_policy(choice)
     dataset = command_line.chosen_dataset(run, model)
-    trained_baseline = _trained_baseline(run, dataset)
+    trained_baseline = _trained_baseline(run, model)
     evaluation = scoring.evaluate(model, policy, dataset, trained_baseline)
     result = evaluation.result
     packaged = choice.packaged
@@ -84,7 +84,7 @@ def main() -> None:
         logging.info("Wrote %s and %s.", output.evaluation, output.report)
 
 
-def _trained_baseline(run: RunFolder | None, dataset: data.Dataset) -> keras.Model | None:
+def _trained_baseline(run: RunFolder | None, model: keras.Model) -> keras.Model | None:
     """The network trained without branches, or None."""
     if FLAGS.baseline:
         path = files.absolute(FLAGS.baseline)
@@ -92,14 +92,17 @@ def _trained_baseline(run: RunFolder | None, dataset: data.Dataset) -> keras.Mod
         path = run.baseline
     else:
         return None
-    model = load_keras_file(path)
-    wanted = [(None, *dataset.image_shape)]
-    if [tensor.shape for tensor in model.inputs] != wanted or len(model.outputs) != 1:
+    baseline = load_keras_file(path)
+    wanted, found = (
+        [tensor.shape[1:] for tensor in network.inputs] for network in (model, baseline)
+    )
+    if found != wanted or len(baseline.outputs) != 1:
         raise BranchyError(
-            f"{path} is not a network from images {dataset.image_shape} to one output. "
-            "Pass the baseline.keras of a run."
+            f"{path} is not a network from inputs of shape "
+            f"{', '.join(map(str, wanted))} to one output. Pass the baseline.keras of a "
+            "run."
         )
-    return model
+    return baseline
 
 
 def _report(

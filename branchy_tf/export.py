@@ -72,7 +72,7 @@ flags.DEFINE_integer(
 def _validation_images(choice: command_line.Choice) -> Any:
     """The validation images, or None and a warning if there is no data."""
     try:
-        return command_line.chosen_dataset(choice.run, choice.model).validation.images
+        return command_line.chosen_dataset(choice.run, choice.model).validation.inputs
     except BranchyError as error:
         if FLAGS.dataset or FLAGS.precision == BFLOAT16:
             raise

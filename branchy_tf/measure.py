@@ -32,7 +32,7 @@ def main() -> None:
     dataset = command_line.chosen_dataset(run, model)
     stages = costs.by_stage(model)
     times = latency.stage_milliseconds(
-        model, dataset.validation.images, sizes, FLAGS.seconds
+        model, dataset.validation.inputs, sizes, FLAGS.seconds
     )
     result = {
         "machine": machine(),

@@ -10,6 +10,8 @@ Examples:
     --model_name=branchy_lenet --label=stable --images=seven.png
 """
 
+from typing import Any
+
 import numpy as np
 from absl import flags
 from tabulate import tabulate
@@ -58,7 +60,7 @@ flags.DEFINE_float("timeout", 10.0, "Seconds to wait for all answers.")
 command_line.define_dataset(required=False)
 
 
-def _images(client: EarlyExitClient) -> tuple[np.ndarray, list[str], list[str] | None]:
+def _images(client: EarlyExitClient) -> tuple[Any, list[str], list[str] | None]:
     """`(images, their names, their labels if known)`."""
     # First, to notice an unreachable server before data is loaded.
     expected, _ = client.describe()
@@ -72,9 +74,9 @@ def _images(client: EarlyExitClient) -> tuple[np.ndarray, list[str], list[str] |
         print(*notes, sep="\n", end="\n" if notes else "")
         return arrays, list(FLAGS.images), None
     dataset = command_line.chosen_dataset(None)
-    test = dataset.test.take(np.arange(min(FLAGS.num_images, len(dataset.test))))
+    test = dataset.test.take(slice(0, FLAGS.num_images))
     names = [f"{dataset.name} test {i}" for i in range(len(test))]
-    return test.images, names, [str(label) for label in test.labels]
+    return test.read(), names, [str(label) for label in test.labels]
 
 
 def _tls() -> Tls | None:

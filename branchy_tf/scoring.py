@@ -22,6 +22,8 @@ from branchy_tf.saved_model.checking import TOLERANCE
 
 # Rows with a score this close to a threshold are listed.
 NEAR = 1e-4
+# Rows in memory at a time.
+_BATCH_SIZE = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +58,11 @@ def every_exit(predictor: LogitsPredictor, split: Split) -> np.ndarray:
         BranchyError: a row has a NaN or +inf logit, or -inf logits only; the message
             names exit and row.
     """
-    with tqdm(total=len(split), unit=" images", desc="every exit") as bar:
-        logits = predictor.logits(split.images, progress=bar.update)
+    parts = []
+    with tqdm(total=len(split), unit=" rows", desc="every exit") as bar:
+        for inputs, _ in split.batches(_BATCH_SIZE):
+            parts.append(predictor.logits(inputs, progress=bar.update))
+    logits = np.concatenate(parts)
     rows, columns = np.nonzero(~np.isfinite(logits.max(axis=-1)))
     if len(rows):
         exit_, row = columns[0], rows[0]
@@ -68,6 +73,16 @@ def every_exit(predictor: LogitsPredictor, split: Split) -> np.ndarray:
             "weights or the data are damaged; train again."
         )
     return logits
+
+
+def route(predictor: EarlyExitPredictor, split: Split) -> Predictions:
+    """The answers with early exit to all rows, which are read batch by batch."""
+    parts = [predictor.predict(inputs) for inputs, _ in split.batches(_BATCH_SIZE)]
+    return Predictions(
+        np.concatenate([part.probabilities for part in parts]),
+        np.concatenate([part.exits for part in parts]),
+        np.concatenate([part.scores for part in parts]),
+    )
 
 
 def answers(
@@ -135,7 +150,7 @@ def evaluate(
     logits = every_exit(predictor, test)
     every = answers(logits, test.labels, policy)
     correct = every.correct
-    routed = predictor.predict(test.images)
+    routed = route(predictor, test)
     check_routing(policy, logits, every, routed)
     right = routed.labels == test.labels
     rates = routed.exit_rates(predictor.num_exits)
@@ -218,8 +233,10 @@ def check_routing(
 
 def plain_accuracy(model: keras.Model, split: Split) -> float:
     """The accuracy of a model with one logits output, a fraction of 1."""
-    logits = model.predict(split.images, batch_size=256, verbose=0)
-    return float((logits.argmax(axis=-1) == split.labels).mean())
+    right = 0
+    for inputs, labels in split.batches(_BATCH_SIZE):
+        right += int((model.predict_on_batch(inputs).argmax(axis=-1) == labels).sum())
+    return right / len(split)
 
 
 def wilson_interval(right: np.ndarray) -> list[float]:

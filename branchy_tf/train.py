@@ -62,8 +62,8 @@ flags.DEFINE_enum(
 flags.DEFINE_integer(
     "epochs",
     10,
-    "The epochs of the phase that trains the branches. With more than a finished run had, "
-    "that run is continued.",
+    "The epochs of the phase that trains the branches. With more of them, a finished run "
+    "is continued.",
 )
 flags.DEFINE_integer(
     "baseline_epochs",
@@ -134,7 +134,8 @@ _RECORDED = (
     "model", "model_args", "weights", "initial_weights", "dataset", "data_dir",
     "validation_size", "mode", "baseline", "epochs", "baseline_epochs", "batch_size",
     "optimizer", "learning_rate", "schedule", "weight_decay", "precision",
-    "loss_weights", "gradient_scaling", "distillation", "augmentation", "patience", "seed",
+    "loss_weights", "gradient_scaling", "distillation", "augmentation", "patience",
+    "seed",
 )  # fmt: skip
 _SETTINGS = dataclasses.fields(training.Settings)
 
@@ -175,7 +176,7 @@ def _check_same_flags(folder: training.RunFolder) -> None:
     old = folder.read_flags()
     now = {name: _recorded(name, FLAGS[name].value) for name in _RECORDED}
     defaults = {name: _recorded(name, FLAGS[name].default) for name in _RECORDED}
-    if folder.may_continue(defaults | old, FLAGS.epochs):
+    if folder.may_continue({"epochs": str(FLAGS["epochs"].default)} | old, FLAGS.epochs):
         now.pop("epochs")
     changed = training.changes(old, now, defaults, "--{}")
     if changed:

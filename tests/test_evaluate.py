@@ -166,7 +166,7 @@ def test_rejects_an_invalid_baseline(copy, name, digits_npz):
         f"--dataset={digits_npz}",
     )  # fmt: skip
     expected = {
-        "model.keras": "is not a network from images (28, 28, 1) to one output",
+        "model.keras": "is not a network from inputs of shape (28, 28, 1) to one output",
         "nowhere.keras": "expected a Keras model",
     }
     assert expected[name] in done.error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -26,8 +26,9 @@ def stage_milliseconds(
     Excludes the exit decisions between stages and the overhead of a server.
 
     Args:
-        model: outputs `{"exit_1": logits, ..., "exit_N": logits}`, one input.
-        images: [n, ...] of the model's input shape and dtype.
+        model: outputs `{"exit_1": logits, ..., "exit_N": logits}`.
+        images: [n, ...] of the model's input shape and dtype; a dict by name for several
+            inputs.
         batch_sizes: how many images at a time, each at most n.
         seconds: how long to measure each batch size.
 
@@ -38,10 +39,12 @@ def stage_milliseconds(
     Raises:
         BranchyError: a batch size is not a whole number from 1 to n.
     """
+    arrays = images if isinstance(images, Mapping) else {"": images}
+    rows_given = min(map(len, arrays.values()))
     for batch in batch_sizes:
-        if not (1 <= batch <= len(images) and float(batch).is_integer()):
+        if not (1 <= batch <= rows_given and float(batch).is_integer()):
             raise BranchyError(
-                f"A batch size must be a whole number from 1 to {len(images)}, the "
+                f"A batch size must be a whole number from 1 to {rows_given}, the "
                 f"number of images there are. Received {batch}."
             )
     parts = stages.split(model)
@@ -49,7 +52,10 @@ def stage_milliseconds(
     rows = []
     for batch in map(int, batch_sizes):
         calls: dict[str, Callable[[], object]] = {}
-        live = [tf.cast(images[:batch], model.inputs[0].dtype)]
+        live = [
+            tf.cast(arrays.get(tensor.name, images)[:batch], tensor.dtype)
+            for tensor in model.inputs
+        ]
         for k, function in enumerate(functions):
             calls[str(k + 1)] = _call(function, live)
             _, live = function(live)

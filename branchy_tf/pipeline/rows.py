@@ -41,19 +41,17 @@ def validation_rows(dataset: Any, classes: int) -> Split:
             f"`dataset` must be {_EXPECTED}. Received {checks.shown(dataset)}."
         )
     inputs, labels = dataset[0], dataset[1]
-    if isinstance(inputs, Mapping):
-        arrays = {name: _array(name, value) for name, value in inputs.items()}
-        counts = {len(array) for array in arrays.values()}
-    else:
-        arrays = _array("inputs", inputs)
-        counts = {len(arrays)}
+    several = isinstance(inputs, Mapping)
+    named = inputs if several else {"inputs": inputs}
+    arrays = {name: _array(name, value) for name, value in named.items()}
+    counts = {len(array) for array in arrays.values()}
     found = _labels(labels, classes)
     if counts != {len(found)}:
         raise BranchyError(
             f"`dataset` has inputs of {', '.join(map(str, sorted(counts)))} rows and "
             f"{len(found)} labels; expected one label for each row."
         )
-    return Split(arrays, found)
+    return Split(arrays if several else arrays["inputs"], found)
 
 
 def _array(name: str, value: Any) -> np.ndarray:
@@ -114,7 +112,8 @@ def _read(dataset: tf.data.Dataset) -> tuple[Any, Any]:
         parts = [(element[0], element[1]) for element in dataset.as_numpy_iterator()]
     except tf.errors.OpError as error:
         raise BranchyError(
-            f"`dataset` cannot be read: {first_line(error)}. Iterate over it to see where."
+            f"`dataset` cannot be read: {first_line(error)}. Iterate over it to see "
+            "where."
         ) from None
     if not parts:
         raise BranchyError("`dataset` is empty; expected a validation split.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from branchy_tf import files
@@ -13,7 +15,7 @@ _COLUMNS = 8
 
 def gallery(
     path: files.Path,
-    images: np.ndarray,
+    images: Any,
     exits: np.ndarray,
     answers: np.ndarray,
     labels: np.ndarray,
@@ -25,7 +27,7 @@ def gallery(
 
     Args:
         path: the .png file to write.
-        images: uint8 [n, H, W, 1 or 3].
+        images: uint8 [n, H, W, 1 or 3]; may be read on access.
         exits: int [n], the exit of each row, 0-based.
         answers: int [n], the predicted classes.
         labels: int [n], the true classes.
@@ -44,7 +46,7 @@ def gallery(
         shown = np.sort(random.permutation(rows)[:_COLUMNS])
         for column, row in enumerate(shown):
             axes.imshow(
-                images[row].squeeze(),
+                np.asarray(images[row]).squeeze(),
                 cmap="gray",
                 vmin=0,
                 vmax=255,
@@ -59,6 +61,7 @@ def gallery(
     save(figure, path, grid=False)
 
 
-def can_show(images: np.ndarray) -> bool:
-    """Whether `gallery` can show `images`: [n, H, W, 1 or 3]."""
-    return images.ndim == 4 and images.shape[-1] in (1, 3)
+def can_show(images: Any) -> bool:
+    """Whether `gallery` can show `images`: uint8 [n, H, W, 1 or 3]."""
+    shape: tuple[int, ...] = getattr(images, "shape", ())
+    return len(shape) == 4 and shape[-1] in (1, 3) and images.dtype == np.uint8

@@ -234,7 +234,7 @@ def _rows(
         "The exits that each class takes, and the accuracy on it.",
         functools.partial(plots.classes, exits=exits, right=right, labels=split.labels),
     )
-    if not can_show(split.images):
+    if not can_show(split.inputs):
         return
     for name, rows, words in (
         ("gallery", np.arange(len(split)), "Images by exit"),
@@ -246,7 +246,7 @@ def _rows(
             "answer if it is wrong; beside each exit, the number of such images.",
             functools.partial(
                 plots.gallery,
-                images=split.images[rows],
+                images=split.take(rows).images,
                 exits=exits[rows],
                 answers=given[rows],
                 labels=split.labels[rows],

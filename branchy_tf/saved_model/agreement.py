@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -82,17 +82,28 @@ def batches(module: EarlyExitModule, images: Any) -> Iterator[dict[str, np.ndarr
         spec.name: checks.TensorSpec(tuple(spec.shape), np.dtype(dtype))
         for spec, dtype in zip(module.specs, module.model_dtypes, strict=True)
     }
-    arrays, rows = checks.batch(images, expected)
-    if not rows:
-        raise BranchyError("There are no images to compare answers on.")
     size = min(_BATCH_SIZE, module.max_rows or _BATCH_SIZE)
-    for start in range(0, rows, size):
-        yield {
-            spec.name: tf.cast(
-                arrays[spec.name][start : start + size], spec.dtype
-            ).numpy()
-            for spec in module.specs
-        }
+    start, rows = 0, size
+    while rows == size:
+        # Rows may be read on access, so not all are in memory.
+        arrays, rows = checks.batch(_slice(images, start, start + size), expected)
+        if not start and not rows:
+            raise BranchyError("There are no images to compare answers on.")
+        if rows:
+            yield {
+                spec.name: tf.cast(arrays[spec.name], spec.dtype).numpy()
+                for spec in module.specs
+            }
+        start += size
+
+
+def _slice(images: Any, start: int, stop: int) -> Any:
+    if isinstance(images, Mapping):
+        return {name: _slice(array, start, stop) for name, array in images.items()}
+    try:
+        return images[start:stop]
+    except (TypeError, IndexError):  # checks.batch says what is wrong with it
+        return images
 
 
 def check(agreement: Agreement, max_disagreement: float) -> None:

@@ -1,6 +1,7 @@
 """Trains multi-exit models: losses, modes, resuming and the run folder."""
 
 from branchy_tf.training.callbacks import read_history
+from branchy_tf.training.compiling import by_exit, compile_exits
 from branchy_tf.training.phases import make_deterministic, train
 from branchy_tf.training.recording import (
     data_flags,
@@ -19,7 +20,9 @@ __all__ = [
     "MODES",
     "RunFolder",
     "Settings",
+    "by_exit",
     "changes",
+    "compile_exits",
     "copy_layers",
     "data_flags",
     "input_ranges",

@@ -64,8 +64,8 @@ class Batches(keras.utils.PyDataset):
     def __len__(self) -> int:
         return -(-len(self._split) // self._batch_size)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, Any]:
-        """Images, uint8 [B, H, W, C], and targets of a batch of this epoch."""
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        """Inputs and targets of a batch of this epoch, as NumPy arrays."""
         made = self._made
         self._made = {
             i: made.get(i) or self._maker.submit(self._make, self._epoch, self._order, i)
@@ -76,12 +76,39 @@ class Batches(keras.utils.PyDataset):
         self.waited += time.perf_counter() - start
         return batch
 
-    def _make(self, epoch: int, order: np.ndarray, index: int) -> tuple[np.ndarray, Any]:
+    def _make(self, epoch: int, order: np.ndarray, index: int) -> tuple[Any, Any]:
         first = index * self._batch_size
         batch = self._split.take(order[first : first + self._batch_size])
         random = self._random(epoch, 1 + index)
-        images = augment(self._augmentation, batch.images, random)
-        return images, self._targets(batch)
+        inputs = augment(self._augmentation, batch.read(), random)
+        return inputs, self._targets(batch)
 
     def _random(self, epoch: int, use: int) -> np.random.Generator:
         return np.random.default_rng([*self._seed, epoch, use])
+
+
+class InOrder(keras.utils.PyDataset):
+    """Rows in order and as they are, for evaluating.
+
+    Args:
+        split: the rows.
+        targets: `targets(split)`, in the structure of the model's outputs.
+        batch_size: rows per batch. The last batch may be smaller.
+    """
+
+    def __init__(
+        self, split: Split, targets: Callable[[Split], Any], batch_size: int
+    ) -> None:
+        super().__init__(workers=1)
+        self._split = split
+        self._targets = targets
+        self._batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self._split) // self._batch_size)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        """Inputs and targets of a batch, as NumPy arrays."""
+        first = index * self._batch_size
+        batch = self._split.take(slice(first, first + self._batch_size))
+        return batch.read(), self._targets(batch)

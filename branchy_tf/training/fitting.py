@@ -12,7 +12,7 @@ from absl import logging
 
 from branchy_tf.data import Dataset, Split
 from branchy_tf.training import optimizers
-from branchy_tf.training.batches import Batches
+from branchy_tf.training.batches import Batches, InOrder
 from branchy_tf.training.callbacks import AtomicBackup, HistoryFile
 from branchy_tf.training.early_stopping import (
     EarlyStopping,
@@ -68,17 +68,14 @@ def fit(
         epochs = min(epochs, stopped or epochs)
     batches = make_batches(phase, dataset, settings)
     trainer = compiled(phase, settings, len(batches))
-    logging.info(
-        "Phase %s: epochs %d, rows %d.", phase.name, epochs, len(dataset.train)
-    )
+    logging.info("Phase %s: epochs %d, rows %d.", phase.name, epochs, len(dataset.train))
     start = time.perf_counter()
     history = trainer.fit(
         batches,
         # The batches are already shuffled.
         shuffle=False,
-        validation_data=(dataset.validation.images, phase.targets(dataset.validation)),
+        validation_data=InOrder(dataset.validation, phase.targets, settings.batch_size),
         epochs=epochs,
-        validation_batch_size=settings.batch_size,
         # The row of an epoch comes before its backup; see HistoryFile.
         callbacks=[
             keras.callbacks.LambdaCallback(

@@ -88,6 +88,9 @@ def train(
             )
     _check_callbacks(callbacks)
     settings.check(model, dataset)
+    baseline = None
+    if settings.baseline is not None:
+        baseline = read_baseline(exits.baseline(model), settings.baseline)
     if flags is None:
         _check_same(folder, settings)
         flags = recording.flags_text(settings)
@@ -96,9 +99,6 @@ def train(
             logging.info("%s is already trained; nothing to do.", folder.path)
             graphs.copy_weights(folder.load_model(), model)
             return
-        baseline = None
-        if settings.baseline is not None:
-            baseline = read_baseline(exits.baseline(model), settings.baseline)
         last = branches_phase(model, settings).name
         _prepare_more_epochs(folder, last)
         recording.write_data(folder, model, dataset)

@@ -8,6 +8,7 @@ beside it in data.npz. train.flags holds the settings.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -111,14 +112,18 @@ def data_flags(folder: RunFolder) -> dict[str, str]:
     source = read_data(folder).get("source")
     if not source:
         return flags
-    flags = {name: text for name, text in flags.items() if name not in _arguments()}
-    named = {("dataset" if name == "name" else name): v for name, v in source.items()}
-    return flags | {name: str(v) for name, v in named.items() if v is not None}
+    named = {_flag(argument): _text(value) for argument, value in source.items()}
+    known = {_flag(argument) for argument in inspect.signature(data.load).parameters}
+    return {name: text for name, text in flags.items() if name not in known} | named
 
 
-def _arguments() -> set[str]:
-    """The names of the flags that determine a data set."""
-    return {"dataset", "data_dir", "validation_size", "seed"}
+def _flag(argument: str) -> str:
+    """The flag for an argument of `data.load`."""
+    return "dataset" if argument == "name" else argument
+
+
+def _text(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def is_stored(folder: RunFolder, name: str | None) -> bool:
@@ -174,7 +179,7 @@ def _store(folder: RunFolder, dataset: Dataset) -> bool:
         if split.weights is not None:
             arrays[f"w_{part}"] = split.weights
     with files.replacing(folder.splits) as beside:
-        np.savez(beside, **arrays)
+        np.savez(beside, **arrays)  # type: ignore[arg-type]  # NumPy's own flag
     return True
 
 
@@ -189,14 +194,15 @@ def load_stored(folder: RunFolder) -> Dataset:
     with files.reading(folder.splits, "the data of a training", mend):
         with np.load(folder.splits, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        parts = [_split(arrays, part) for part in ("train", "validation", "test")]
         names = known.get("class_names")
         return Dataset(
             known["dataset"],
             int(known["classes"]),
-            *parts,
-            class_names=None if names is None else tuple(names),
-            source={"name": str(folder.splits)},
+            _split(arrays, "train"),
+            _split(arrays, "validation"),
+            _split(arrays, "test"),
+            None if names is None else tuple(names),
+            {"name": str(folder.splits)},
         )
 
 

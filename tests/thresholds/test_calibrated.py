@@ -44,7 +44,7 @@ def test_rejects_a_file_for_other_weights(tmp_path):
 
 
 def test_missing_file_error_says_how_to_create_it(tmp_path):
-    with pytest.raises(BranchyError, match="calibrate"):
+    with pytest.raises(BranchyError, match="Calibrate the model first"):
         thresholds.Calibration.read(tmp_path / "thresholds.json", EXITS)
 
 

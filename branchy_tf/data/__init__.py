@@ -1,0 +1,25 @@
+"""Data sets, their splits and their augmentation.
+
+Thresholds, epochs and all other choices are made on a validation split, which a seed
+cuts from the training split. The test split only measures the result.
+"""
+
+from branchy_tf.data.augmentation import AUGMENTATIONS, augment, check_augmentation
+from branchy_tf.data.fitting import check_fits
+from branchy_tf.data.loading import load
+from branchy_tf.data.named import NAMES
+from branchy_tf.data.splits import ArrayLike, Dataset, Inputs, Split, View
+
+__all__ = [
+    "AUGMENTATIONS",
+    "NAMES",
+    "ArrayLike",
+    "Dataset",
+    "Inputs",
+    "Split",
+    "View",
+    "augment",
+    "check_augmentation",
+    "check_fits",
+    "load",
+]
