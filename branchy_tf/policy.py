@@ -45,6 +45,13 @@ FILE_KINDS: checks.Kinds = {
 }
 
 
+# What tells the ranges of a model's inputs: themselves, something with a policy, or
+# a file with `inputs`: branchy.json, thresholds.json or data.json.
+InputsLike: TypeAlias = (
+    "Mapping[str, ranges.InputRange] | ExitPolicy | HasPolicy | str | os.PathLike[str]"
+)
+
+
 class HasPolicy(Protocol):
     """An object with a policy, such as a `thresholds.Calibration`."""
 
@@ -312,6 +319,35 @@ class ExitPolicy:
                 f"explain it. Exit rates {taken}; expected {expected}. Calibrate again; "
                 "if the error remains, the model's answers are not reproducible."
             )
+
+
+def trained_inputs(given: InputsLike | None) -> Mapping[str, ranges.InputRange] | None:
+    """The ranges that a model was trained on, by input name; None if unknown.
+
+    Args:
+        given: the ranges; a policy, or an object with one; or the path of a
+            branchy.json, a thresholds.json, a data.json, or of an exported version.
+
+    Raises:
+        BranchyError: it is none of these.
+    """
+    if isinstance(given, (str, os.PathLike)):
+        path = files.path(given)
+        if path.is_dir():
+            path = path / "assets.extra" / "branchy.json"
+        return ranges.ranges_from_json(files.read_json(path).get("inputs"), path)
+    brought = getattr(given, "policy", given)
+    if isinstance(brought, ExitPolicy):
+        return brought.inputs
+    if given is None or (
+        isinstance(given, Mapping)
+        and all(isinstance(known, ranges.InputRange) for known in given.values())
+    ):
+        return given
+    raise BranchyError(
+        "`inputs` must be a policy, or the path of a branchy.json or thresholds.json. "
+        f"Received {checks.shown(given)}."
+    )
 
 
 def exits_early(scores: Any, thresholds: Any) -> Any:
