@@ -16,6 +16,7 @@ test split.
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from absl import flags, logging
 from tabulate import tabulate
 
@@ -105,6 +106,12 @@ flags.DEFINE_enum(
     "share of images whose answer differs from the final exit's, correct or not. "
     "Default: accuracy; lost with --guarantee.",
 )
+flags.DEFINE_float(
+    "max_class_drop",
+    None,
+    "Beside the budget: the most accuracy that any class may lose below the final exit. "
+    "A fraction of 1. Default: no bound.",
+)
 flags.DEFINE_bool(
     "fit_temperatures",
     True,
@@ -130,10 +137,13 @@ _REQUEST = (
     "risk",
     "criterion",
     "fit_temperatures",
+    "max_class_drop",
 )
 
 
-def _request(num_exits: int | None) -> calibration.Request:
+def _request(
+    num_exits: int | None, class_names: Sequence[str] | None = None
+) -> calibration.Request:
     """The request that the flags describe.
 
     Raises:
@@ -154,6 +164,7 @@ def _request(num_exits: int | None) -> calibration.Request:
         guarantee=guarantee,
         seed=FLAGS.seed or 0,
         num_exits=num_exits,
+        class_names=class_names,
     )
 
 
@@ -166,8 +177,9 @@ def main() -> None:
     folder = RunFolder(FLAGS.run_dir)
     model = folder.load_model()
     names = exits.exit_names(model)
-    request = _request(len(names))
+    _request(len(names))
     dataset = command_line.chosen_dataset(folder, model)
+    request = _request(len(names), dataset.class_names)
     split = dataset.validation
     calibration.check_rows(split.labels, request)
     inputs = read_data(folder).get("inputs")
@@ -181,7 +193,14 @@ def main() -> None:
     if baseline is not None:
         alone = (outcome.full_macs, scoring.plain_accuracy(baseline, split))
     section = report.validation_section(
-        folder.pictures, found, written, outcome.logits, split, macs, alone
+        folder.pictures,
+        found,
+        written,
+        outcome.logits,
+        split,
+        macs,
+        alone,
+        dataset.class_names,
     )
     page = report.Report(folder.report, folder.pictures, f"{model.name} with early exits")
     page.write("validation", section)
@@ -193,6 +212,11 @@ def main() -> None:
     head, rows = report.calibration_table(names, macs, found)
     print(tabulate(rows, head, stralign="right", disable_numparse=True))
     _print_summary(names, found, written)
+    drops = found.class_drops(dataset.classes)
+    worst = int(np.nanargmax(drops))
+    count = int((split.labels == worst).sum())
+    name = dataset.class_name(worst)
+    print(f"largest drop of a class: {name}, {drops[worst]:.2%} of its {count:,} images")
     logging.info("Wrote %s and %s.", folder.thresholds, folder.report)
 
 

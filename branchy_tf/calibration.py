@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 from scipy import stats
 
 from branchy_tf import checks, thresholds
@@ -21,6 +22,8 @@ from branchy_tf.thresholds import Calibration, Guarantee, Point
 RISKS = ("accuracy", "lost", "disagreement")
 # The name of one minus the risk.
 _MEASURES = {"accuracy": "accuracy", "lost": "not lost", "disagreement": "agreement"}
+# The most classes to list in a message.
+_MOST_CLASSES = 10
 # Keeps thresholds.json readable for people.
 _MOST_POINTS = 200
 # The costs at which criteria are compared, as shares of the way from the cheapest to
@@ -42,6 +45,13 @@ class Request:
         fit_temperatures: whether to fit a temperature for each exit.
         seed: the seed of the split that a guarantee makes.
         asked: the budget as it was asked for, for thresholds.json.
+        max_class_drop: the largest drop of accuracy of any class below the final exit on
+            the same rows, a fraction of 1, beside the budget; None for no bound.
+        class_names: the names of the classes for messages, or None.
+
+    Raises:
+        BranchyError: `max_class_drop` is out of range, or goes with a guarantee or with
+            exit rates.
     """
 
     budget: dict[str, Any]
@@ -49,7 +59,25 @@ class Request:
     risk: str = "accuracy"
     fit_temperatures: bool = True
     seed: int = 0
+    max_class_drop: float | None = None
+    class_names: Sequence[str] | None = None
     asked: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Checks `max_class_drop`."""
+        if self.max_class_drop is None:
+            return
+        checks.fraction("max_class_drop", self.max_class_drop, difference=True)
+        for name in ("guarantee", "exit_rates"):
+            if self.budget.get(name) is not None:
+                raise BranchyError(
+                    f"`max_class_drop` does not go with {name}, which fixes the "
+                    "thresholds. Leave one of them out."
+                )
+
+    def class_name(self, index: int) -> str:
+        """The name of a class, or its number."""
+        return str(index) if self.class_names is None else self.class_names[index]
 
     @classmethod
     def of(
@@ -67,11 +95,14 @@ class Request:
         risk: str | None = None,
         fit_temperatures: bool = True,
         seed: int = 0,
+        max_class_drop: float | None = None,
+        class_names: Sequence[str] | None = None,
         num_exits: int | None = None,
     ) -> Request:
         """The request that the arguments describe; see `branchy_tf.calibrate`.
 
         Args:
+            class_names: the names of the classes for messages, or None.
             num_exits: N, if known already.
 
         Raises:
@@ -124,7 +155,9 @@ class Request:
             )
         fit = checks.switch("fit_temperatures", fit_temperatures)
         seed = checks.whole_number("seed", seed, at_least=0)
-        return cls(budget, criterion, risk, fit, seed, asked)
+        if max_class_drop is not None:
+            asked["max_class_drop"] = max_class_drop
+        return cls(budget, criterion, risk, fit, seed, max_class_drop, class_names, asked)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +182,12 @@ class Calibrated:
     guarantee: Guarantee | None
     compared: list[dict[str, Any]]
 
+    def class_drops(self, classes: int) -> np.ndarray:
+        """The drop of accuracy of each class; see `thresholds.class_drops`."""
+        every = self.answers
+        exits = self.policy.exit_indices(every.scores)
+        return thresholds.class_drops(every.correct, exits, every.labels, classes)
+
     @property
     def criterion(self) -> str:
         """The policy's criterion."""
@@ -172,6 +211,27 @@ def check_rows(labels: np.ndarray, request: Request) -> None:
     if level is not None:
         drop = request.budget.get("max_accuracy_drop")
         thresholds.check_guarantee(level, drop, len(labels))
+    if request.max_class_drop is not None:
+        _say_scarce(labels, request)
+
+
+def _say_scarce(labels: np.ndarray, request: Request) -> None:
+    """Logs the classes whose rows are too few to tell the allowed drop from none."""
+    assert request.max_class_drop is not None
+    counts = np.bincount(labels, minlength=len(request.class_names or ()))
+    scarce = np.flatnonzero(counts * request.max_class_drop < 1)
+    if request.max_class_drop == 0:
+        scarce = np.flatnonzero(counts == 0)
+    if len(scarce):
+        names = [f"{request.class_name(i)} {counts[i]}" for i in scarce[:_MOST_CLASSES]]
+        logging.warning(
+            "Classes with too few validation rows for max_class_drop %g, where one row "
+            "is a larger share: %s%s. None of their rows may be lost, and the test split "
+            "may differ. More validation rows help.",
+            request.max_class_drop,
+            ", ".join(names),
+            ", ..." if len(scarce) > _MOST_CLASSES else "",
+        )
 
 
 def check_cost(request: Request, costs: Sequence[float]) -> None:
@@ -281,7 +341,8 @@ def calibrate(
         )
         vector = promised.thresholds
     points = best.points
-    if promised is not None or request.risk != "accuracy" or costs is not macs:
+    changed = request.risk != "accuracy" or request.max_class_drop is not None
+    if promised is not None or changed or costs is not macs:
         points = thresholds.frontier(taken.scores, taken.correct, macs)
     return Calibrated(
         best.policy.replace(thresholds=vector),
@@ -332,6 +393,10 @@ def describe(
             "full_macs": full_macs,
             "gain": full_macs / chosen.cost,
             "gain_interval": [full_macs / high, full_macs / low],
+            "class_drops": [
+                None if np.isnan(drop) else drop
+                for drop in found.class_drops(found.answers.probabilities.shape[-1])
+            ],
         },
         frontier=[
             {"thresholds": p.thresholds, "accuracy": p.accuracy, "macs": p.cost}
@@ -396,6 +461,16 @@ def _try(
     every = answers(logits, labels, policy)
     scores, right = every.scores[tuning], retained(every, request.risk)[tuning]
     points = thresholds.frontier(scores, right, costs)
+    if request.max_class_drop is not None:
+        points = thresholds.within_class_drop(
+            scores,
+            every.correct[tuning],
+            right,
+            labels[tuning],
+            np.asarray(costs),
+            request.max_class_drop,
+            points,
+        )
     plain = {k: v for k, v in request.budget.items() if k != "guarantee"}
     point = thresholds.choose(scores, right, costs, points=points, **plain)
     return _Tried(policy, every, points, point)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import pathlib
 import warnings
 from collections.abc import Sequence
@@ -56,25 +58,12 @@ def read(
     arrays, notes = images.read(["seven.png"], (28, 28, 1))   # uint8 [1, 28, 28, 1]
     ```
     """
-    height, width, channels = shape
-    if channels not in (1, 3):
-        raise BranchyError(
-            f"The model takes {channels} channels; image files have 1 (grey) or 3 (red, "
-            "green, blue). Pass an array to EarlyExitClient.predict instead."
-        )
-    mode = "L" if channels == 1 else "RGB"
     arrays, notes = [], []
     for path in paths:
-        with files.reading(path, "an image", _EXPECTED), warnings.catch_warnings():
-            # Pillow warns of what is refused below, or is harmless.
-            warnings.simplefilter("ignore")
-            picture, changes = _open(files.path(path))
-            picture = _fit(picture, mode, (width, height), changes)
+        array, changes = decode(path, shape)
         if changes:
             notes.append(f"{path}: {', '.join(changes)}.")
-        arrays.append(
-            np.asarray(picture, np.uint8).reshape(picture.height, picture.width, channels)
-        )
+        arrays.append(array)
     if len({array.shape for array in arrays}) > 1:
         raise BranchyError(
             "The images differ in size, and the model takes any size. Pass one image at "
@@ -83,17 +72,103 @@ def read(
     return np.stack(arrays), notes
 
 
+def decode(path: files.Path, shape: Sequence[int | None]) -> tuple[np.ndarray, list[str]]:
+    """Reads one image file as `read` does.
+
+    Args:
+        path: the file.
+        shape: as for `read`.
+
+    Returns:
+        uint8 [height, width, channels], and what was done to it.
+
+    Raises:
+        BranchyError: as `read`.
+    """
+    height, width, channels = shape
+    if channels not in (1, 3):
+        raise BranchyError(
+            f"The model takes {channels} channels; image files have 1 (grey) or 3 (red, "
+            "green, blue). Pass an array to EarlyExitClient.predict instead."
+        )
+    mode = "L" if channels == 1 else "RGB"
+    with files.reading(path, "an image", _EXPECTED), warnings.catch_warnings():
+        # Pillow warns of what is refused below, or is harmless.
+        warnings.simplefilter("ignore")
+        picture, changes = _open(files.path(path))
+        picture = _fit(picture, mode, (width, height), changes)
+        array = np.asarray(picture, np.uint8)
+        return array.reshape(picture.height, picture.width, channels), changes
+
+
+def resize(image: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
+    """Resizes an image as `read` does: bilinear, without preserving the aspect ratio.
+
+    Args:
+        image: uint8 [H, W, 1 or 3].
+        sides: (height, width).
+
+    Returns:
+        uint8 [height, width, 1 or 3].
+    """
+    picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
+    fitted = _fit(picture, picture.mode, (sides[1], sides[0]), [])
+    return np.asarray(fitted, np.uint8).reshape(*sides, image.shape[-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What the beginning of an image file says.
+
+    Attributes:
+        sides: (height, width) of the upright image.
+        grey: whether it has no colours.
+        complete: whether the end of the file is there; None if only decoding tells.
+    """
+
+    sides: tuple[int, int]
+    grey: bool
+    complete: bool | None
+
+
+def header(path: files.Path) -> Header:
+    """Reads size and kind of an image file, and whether it is cut short.
+
+    Raises:
+        BranchyError: the file is missing or no image.
+    """
+    with files.reading(path, "an image", _EXPECTED), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        picture = _identified(files.path(path))
+        with picture:
+            turn = _turn(picture, [])
+            sides = picture.height, picture.width
+            turned = turn in (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8])
+            grey = picture.mode in ("1", "L", "LA", "La") or _is_deep(picture)
+            complete = _is_complete(path, str(picture.format))
+    return Header(sides[::-1] if turned else sides, grey, complete)
+
+
+def _is_complete(path: files.Path, format_: str) -> bool | None:
+    with open(path, "rb") as file:
+        head = file.read(8)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 64))
+        tail = file.read()
+    if format_ == "JPEG":
+        # Padding after the end is common.
+        return tail.rstrip(b"\0\r\n").endswith(b"\xff\xd9") or None
+    if format_ == "PNG":
+        return b"IEND" in tail or None
+    if format_ == "WEBP":
+        return size >= int.from_bytes(head[4:8], "little") + 8 or None
+    return None
+
+
 def _open(path: pathlib.Path) -> tuple[Image.Image, list[str]]:
     """An upright 8-bit image, and the changes made to it."""
-    changes = []
-    try:
-        picture: Image.Image = Image.open(path, formats=FORMATS)
-    except FileNotFoundError:
-        raise BranchyError(f"There is no image {path}.") from None
-    except UnidentifiedImageError:
-        raise BranchyError(
-            f"{path} cannot be read as an image: its format is unknown. {_EXPECTED}"
-        ) from None
+    changes: list[str] = []
+    picture: Image.Image = _identified(path)
     with picture:
         pixels = picture.width * picture.height
         if pixels == 0 or pixels >= _TOO_MANY_PIXELS:
@@ -110,6 +185,18 @@ def _open(path: pathlib.Path) -> tuple[Image.Image, list[str]]:
         return picture if turn is None else picture.transpose(turn), changes
 
 
+def _identified(path: pathlib.Path) -> Image.Image:
+    """The file, opened and not yet decoded."""
+    try:
+        return Image.open(path, formats=FORMATS)
+    except FileNotFoundError:
+        raise BranchyError(f"There is no image {path}.") from None
+    except UnidentifiedImageError:
+        raise BranchyError(
+            f"{path} cannot be read as an image: its format is unknown. {_EXPECTED}"
+        ) from None
+
+
 def _turn(picture: Image.Image, changes: list[str]) -> Image.Transpose | None:
     """The transposition that makes the image upright, or None."""
     try:
@@ -123,13 +210,18 @@ def _turn(picture: Image.Image, changes: list[str]) -> Image.Transpose | None:
     return turn
 
 
-def _in_8_bits(
-    path: pathlib.Path, picture: Image.Image, changes: list[str]
-) -> Image.Image:
-    deep = picture.mode.startswith("I;16") or (
+def _is_deep(picture: Image.Image) -> bool:
+    """Whether it is a grey image with 16 bits."""
+    return picture.mode.startswith("I;16") or (
         # The mode of 16-bit PNGs in older releases of Pillow.
         picture.mode == "I" and picture.format == "PNG"
     )
+
+
+def _in_8_bits(
+    path: pathlib.Path, picture: Image.Image, changes: list[str]
+) -> Image.Image:
+    deep = _is_deep(picture)
     if not deep and picture.mode in ("I", "F"):
         kind = "whole numbers" if picture.mode == "I" else "floats"
         raise BranchyError(

@@ -126,25 +126,39 @@ flags.DEFINE_enum(
     "half the images and shifts by up to 4 pixels. flip_shift_cutout: also blanks a "
     "quarter of the height and width.",
 )
+command_line.define_path(
+    "class_weights",
+    None,
+    "The weights of the classes in the loss: balanced, so that each class counts as "
+    "much, or a .json file with weights by class name or number, where others have 1. "
+    "Default: 1 each.",
+)
 command_line.define_data(required=True)
 command_line.define_seed(default=1)
 
 # The flags that determine the result, in the order of train.flags.
 _RECORDED = (
     "model", "model_args", "weights", "initial_weights", "dataset", "data_dir",
-    "validation_size", "mode", "baseline", "epochs", "baseline_epochs", "batch_size",
-    "optimizer", "learning_rate", "schedule", "weight_decay", "precision",
-    "loss_weights", "gradient_scaling", "distillation", "augmentation", "patience",
-    "seed",
+    "image_size", "skip_unreadable", "validation_size", "class_weights", "mode",
+    "baseline", "epochs", "baseline_epochs", "batch_size", "optimizer", "learning_rate",
+    "schedule", "weight_decay", "precision", "loss_weights", "gradient_scaling",
+    "distillation", "augmentation", "patience", "seed",
 )  # fmt: skip
 _SETTINGS = dataclasses.fields(training.Settings)
 
 
 def _make_paths_absolute() -> None:
     """Lets the run be resumed, repeated and read from any working folder."""
-    for name in ("dataset", "data_dir", "weights", "initial_weights", "baseline"):
+    suffixes = (".npz", ".keras", ".h5", ".json")
+    for name in (
+        "dataset", "data_dir", "weights", "initial_weights", "baseline", "class_weights"
+    ):  # fmt: skip
         value = FLAGS[name].value
-        if value and (name == "data_dir" or value.endswith((".npz", ".keras", ".h5"))):
+        if value and (
+            name == "data_dir"
+            or value.endswith(suffixes)
+            or (name == "dataset" and data.is_path(value))
+        ):
             FLAGS[name].value = str(files.absolute(value))
 
 
@@ -217,9 +231,18 @@ def _train(folder: training.RunFolder) -> None:
         given[name] = command_line.parse_numbers(name, given[name])
     settings = training.Settings(**given)
     training.make_deterministic(FLAGS.seed)
-    dataset = data.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.validation_size, FLAGS.seed)
+    given_arguments = command_line.parse_arguments(FLAGS.model_args)
+    dataset = data.load(
+        FLAGS.dataset,
+        FLAGS.data_dir,
+        FLAGS.validation_size,
+        FLAGS.seed,
+        image_size=command_line.parse_size(FLAGS.image_size),
+        skip_unreadable=bool(FLAGS.skip_unreadable),
+        input_shape=given_arguments.get("input_shape"),
+    )
     arguments = {"input_shape": dataset.image_shape, "classes": dataset.classes}
-    arguments |= command_line.parse_arguments(FLAGS.model_args)
+    arguments |= given_arguments
     keras.config.set_dtype_policy(FLAGS.precision)
     model = zoo.build(FLAGS.model, **arguments, weights=FLAGS.weights)
     if FLAGS.initial_weights is not None:

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import app, flags, logging
@@ -169,14 +169,31 @@ def define_dataset(required: bool) -> None:
     define_path(
         "dataset",
         None,
-        "Sets the data set: mnist, fashion_mnist, cifar10, cifar100, mnist_5k, or the "
-        "path of an .npz with x_train, y_train, x_test, y_test." + otherwise,
+        "Sets the data set: mnist, fashion_mnist, cifar10, cifar100, mnist_5k; the path "
+        "of an .npz with x_train, y_train, x_test, y_test; the path of a folder with "
+        "train/, test/ and maybe validation/, each with a folder of pictures per class; "
+        "tfds:NAME; or module:function, which returns the splits." + otherwise,
     )
     define_path(
         "data_dir",
         None,
-        "Sets the folder with <dataset>.npz. If the file is missing, keras.datasets "
-        "downloads the data set." + otherwise,
+        "Sets the folder with <dataset>.npz, or that of tfds:. If the file is missing, "
+        "keras.datasets downloads the data set." + otherwise,
+    )
+    flags.DEFINE_string(
+        "image_size",
+        None,
+        "Sets the height and width to fit the pictures of a folder to, e.g. 96x96, or "
+        "96x96x1 for grey ones. Bilinear; the aspect ratio is not preserved. Default: "
+        + ("" if required else "the run's, or ")
+        + "the size of the model's input, or else the common size of the pictures.",
+    )
+    flags.DEFINE_bool(
+        "skip_unreadable",
+        None,
+        "Whether to leave out pictures of a folder that cannot be read. Each picture is "
+        "read once at the start to find them. Default: "
+        + ("no." if required else "as in the run."),
     )
 
 
@@ -270,12 +287,15 @@ def chosen_model() -> Choice:
     return Choice(folder.load_model(), folder, folder, folder.thresholds)
 
 
-def chosen_dataset(run: Any, model: Any = None) -> Any:
+def chosen_dataset(
+    run: Any, model: Any = None, input_shape: Sequence[int | None] | None = None
+) -> Any:
     """The data set that the flags select, or the run's.
 
     Args:
         run: the folder of a training, or None.
         model: the model that the data must fit, or None.
+        input_shape: the shape of its input, for pictures; default: the model's.
 
     Raises:
         BranchyError: no data set is given, it cannot be loaded or does not fit.
@@ -293,8 +313,7 @@ def chosen_dataset(run: Any, model: Any = None) -> Any:
     name = value("dataset")
     if run is not None and training.is_stored(run, name):
         dataset = training.load_stored(run)
-        data.check_fits(model, dataset)
-        return dataset
+        return dataset if model is None else data.fitted(model, dataset)
     if name is None and run is not None:
         raise BranchyError(
             f"{run.path} does not say which data it was trained on, or they were too "
@@ -310,15 +329,76 @@ def chosen_dataset(run: Any, model: Any = None) -> Any:
                 "number of at least 0. Correct it, or train again."
             )
     size = value("validation_size")
+    # How the pictures of the run's own folder are read.
+    own = value if FLAGS.dataset is None else lambda name: FLAGS[name].value
     dataset = data.load(
         name,
         value("data_dir"),
         None if size is None else int(size),
         int(value("seed") or 0),
+        image_size=parse_size(own("image_size")),
+        skip_unreadable=str(own("skip_unreadable")) == "True",
+        input_shape=input_shape if model is None else _input_shape(model),
     )
-    if model is not None:
-        data.check_fits(model, dataset)
-    return dataset
+    return dataset if model is None else data.fitted(model, dataset)
+
+
+def _input_shape(model: Any) -> tuple[int | None, ...] | None:
+    """The shape of a model's input if it is a single one."""
+    return tuple(model.inputs[0].shape[1:]) if len(model.inputs) == 1 else None
+
+
+def class_names(path: files.Path) -> list[str] | None:
+    """The names of the classes that a file or folder records.
+
+    Args:
+        path: a branchy.json or a data.json; the folder of a run, of a version, or of a
+            model, which stands for its newest version.
+
+    Returns:
+        The names, or None if there is no such file or it records none.
+
+    Raises:
+        BranchyError: the file is damaged.
+    """
+    place = files.path(path)
+    versions = files.version_folders(place)
+    folders = [place, *(versions[number] for number in sorted(versions)[-1:])]
+    for file in (
+        place,
+        *(
+            folder / name
+            for folder in folders
+            for name in ("data.json", "branchy.json", "assets.extra/branchy.json")
+        ),
+    ):
+        if file.is_file():
+            names = files.read_json(file).get("class_names")
+            if names is None:
+                return None
+            if not isinstance(names, list) or not all(isinstance(x, str) for x in names):
+                raise BranchyError(
+                    f"{file}: class_names is no list of strings. Export the model again."
+                )
+            return names
+    return None
+
+
+def parse_size(text: str | None) -> tuple[int, ...] | None:
+    """The sides in the text of --image_size, such as 96x96; None stays None.
+
+    Raises:
+        BranchyError: the text has another form.
+    """
+    if text is None:
+        return None
+    sides = text.split("x")
+    if len(sides) not in (2, 3) or not all(side.isdecimal() for side in sides):
+        raise BranchyError(
+            f"--image_size={one_line(text)}: expected height and width, for example "
+            "96x96, or 96x96x1 for grey pictures."
+        )
+    return tuple(map(int, sides))
 
 
 def chosen_policy(choice: Choice) -> ExitPolicy:

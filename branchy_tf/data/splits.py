@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -148,19 +148,22 @@ class Split:
     def take(self, rows: Any) -> Split:
         """The rows with these indices. Lazy arrays stay lazy."""
         weights = None if self.weights is None else self.weights[rows]
-        taken = self.map(lambda array: _take(array, rows))
+        taken = self.map(lambda array, name: _take(array, rows))
         return Split(taken.inputs, self.labels[rows], weights)
 
-    def map(self, function: Any) -> Split:
-        """The same split with `function(array)` of each input."""
+    def map(self, function: Callable[[ArrayLike, str], ArrayLike]) -> Split:
+        """The same split with `function(array, name)` of each input.
+
+        The name of a single input is empty.
+        """
         if isinstance(self.inputs, Mapping):
-            inputs = {name: function(array) for name, array in self.inputs.items()}
+            inputs = {name: function(array, name) for name, array in self.inputs.items()}
             return dataclasses.replace(self, inputs=inputs)
-        return dataclasses.replace(self, inputs=function(self.inputs))
+        return dataclasses.replace(self, inputs=function(self.inputs, ""))
 
     def read(self) -> Any:
         """The inputs as NumPy arrays, all in memory; as `inputs` otherwise."""
-        return self.map(lambda array: np.asarray(array[:])).inputs
+        return self.map(lambda array, name: np.asarray(array[:])).inputs
 
     def batches(self, size: int) -> Iterator[tuple[Any, np.ndarray]]:
         """Yields `(inputs, labels)` in order, as NumPy arrays.

@@ -59,6 +59,7 @@ def calibrate(
     knee: bool = False,
     guarantee: float | str | None = None,
     risk: str | None = None,
+    max_class_drop: float | None = None,
     criterion: str = "entropy",
     fit_temperatures: bool = True,
     seed: int = 0,
@@ -85,6 +86,7 @@ def calibrate(
             "expectation".
         risk: what `max_accuracy_drop` bounds: accuracy, lost or disagreement. Default:
             accuracy; lost with a guarantee.
+        max_class_drop: beside the budget, the most accuracy that any class may lose.
         criterion: entropy, max_prob or margin, or "all" to take the best.
         fit_temperatures: whether to fit a temperature for each exit.
         seed: the seed of the split that a guarantee makes.
@@ -123,6 +125,8 @@ def calibrate(
         risk=risk,
         fit_temperatures=fit_temperatures,
         seed=seed,
+        max_class_drop=max_class_drop,
+        class_names=dataset.class_names if isinstance(dataset, Dataset) else None,
         num_exits=number,
     )
     split = validation_rows(dataset, exits.num_classes(model))

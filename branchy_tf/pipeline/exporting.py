@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from branchy_tf import exits, files, saved_model
+from branchy_tf.data import Dataset
 from branchy_tf.pipeline.rows import validation_rows
 from branchy_tf.policy import PolicyLike
 from branchy_tf.saved_model.writing import MAX_ROWS
@@ -34,7 +35,8 @@ def export(
         path: the folder of the model's versions; its name is the model's name for
             clients.
         dataset: validation rows, as for `branchy_tf.calibrate`: the exported graph must
-            route each of them as expected. Default: none are compared.
+            route each of them as expected. A `data.Dataset` brings its class names
+            along. Default: none are compared.
         freeze, input_dtype, precision, max_disagreement, max_rows: see
             `saved_model.export`.
 
@@ -66,4 +68,5 @@ def export(
         images=rows,
         max_disagreement=max_disagreement,
         max_rows=max_rows,
+        class_names=dataset.class_names if isinstance(dataset, Dataset) else None,
     )

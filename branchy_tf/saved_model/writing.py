@@ -19,7 +19,7 @@ import tensorflow as tf
 from absl import logging
 
 import branchy_tf
-from branchy_tf import checks, costs, files, graphs
+from branchy_tf import checks, costs, exits, files, graphs
 from branchy_tf.checks import ranges
 from branchy_tf.errors import BranchyError, first_line
 from branchy_tf.files import next_version
@@ -55,6 +55,7 @@ def export(
     images: Any = None,
     max_disagreement: float = 0.01,
     max_rows: int | None = MAX_ROWS,
+    class_names: Sequence[str] | None = None,
 ) -> pathlib.Path:
     """Exports a multi-exit model as the next version of `model_name`.
 
@@ -87,6 +88,7 @@ def export(
             server merges requests, the limit applies to the merged batch, so it must be
             at least `max_batch_size`. It does not protect the server from decoding a
             request: a message of a few bytes can declare a tensor of gigabytes.
+        class_names: the names of the classes, for branchy.json.
 
     Returns:
         The folder of the version, `<export_dir>/<model_name>/<version>`. The version is
@@ -117,6 +119,7 @@ def export(
         )
     checks.one_of("precision", precision, PRECISIONS)
     graphs.check_functional(model)
+    _check_class_names(class_names, model)
     frozen = freezing.should_freeze(model, freeze)
     policy = policy_for(model, policy, thresholds=thresholds)
     settings = (policy, frozen, input_dtype, max_rows)
@@ -148,7 +151,7 @@ def export(
         (beside / "assets.extra").mkdir()
         files.write_json(
             beside / "assets.extra" / "branchy.json",
-            _description(model, module, frozen, agreed),
+            _description(model, module, frozen, agreed, class_names),
         )
         warmup.write(module, beside, model_name)
         logging.info("Comparing the version with the Keras model, in a Session ...")
@@ -164,6 +167,21 @@ def export(
     finally:
         if beside is not None:
             shutil.rmtree(beside, ignore_errors=True)
+
+
+def _check_class_names(names: Sequence[str] | None, model: keras.Model) -> None:
+    if names is None:
+        return
+    classes = exits.num_classes(model)
+    if (
+        isinstance(names, str)
+        or len(names) > classes
+        or not all(isinstance(name, str) and name for name in names)
+    ):
+        raise BranchyError(
+            f"`class_names` must be at most {classes} non-empty strings, one for each "
+            f"class. Received {checks.shown(names)}."
+        )
 
 
 def _remove_leftovers(folder: pathlib.Path) -> None:
@@ -202,6 +220,7 @@ def _description(
     module: EarlyExitModule,
     frozen: bool,
     agreed: Agreement | None,
+    class_names: Sequence[str] | None,
 ) -> dict:
     return {
         "exits": module.exit_names,
@@ -209,6 +228,7 @@ def _description(
         "thresholds": module.policy.limits[0],
         "temperatures": module.policy.temperatures,
         "classes": module.classes,
+        "class_names": None if class_names is None else list(class_names),
         **_macs(model),
         "inputs": {spec.name: _input(spec, module.policy) for spec in module.specs},
         "max_rows": module.max_rows,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from branchy_tf.data import Split, augment
+from branchy_tf.errors import BranchyError
 
 # Steps take about equally long, so preparing more batches ahead would not help.
 _AHEAD = 2
@@ -31,6 +33,7 @@ class Batches(keras.utils.PyDataset):
         seed: the numbers that determine all draws.
 
     Attributes:
+        error: why a batch could not be made, or None.
         waited: seconds spent waiting for batches. If Keras prefetches, the training
             steps waited less than that.
     """
@@ -46,6 +49,7 @@ class Batches(keras.utils.PyDataset):
         # More workers would start an epoch before they know its number.
         super().__init__(workers=1)
         self.waited = 0.0
+        self.error: BranchyError | None = None
         self._split = split
         self._targets = targets
         self._batch_size = batch_size
@@ -64,24 +68,30 @@ class Batches(keras.utils.PyDataset):
     def __len__(self) -> int:
         return -(-len(self._split) // self._batch_size)
 
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        """Inputs and targets of a batch of this epoch, as NumPy arrays."""
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        """Inputs, targets and any weights of a batch of this epoch, as NumPy arrays."""
         made = self._made
         self._made = {
             i: made.get(i) or self._maker.submit(self._make, self._epoch, self._order, i)
             for i in range(index, min(index + 1 + _AHEAD, len(self)))
         }
         start = time.perf_counter()
-        batch = self._made[index].result()
+        with _noting(self):
+            batch = self._made[index].result()
         self.waited += time.perf_counter() - start
         return batch
 
-    def _make(self, epoch: int, order: np.ndarray, index: int) -> tuple[Any, Any]:
+    def _make(self, epoch: int, order: np.ndarray, index: int) -> tuple[Any, ...]:
         first = index * self._batch_size
         batch = self._split.take(order[first : first + self._batch_size])
         random = self._random(epoch, 1 + index)
         inputs = augment(self._augmentation, batch.read(), random)
-        return inputs, self._targets(batch)
+        targets = self._targets(batch)
+        return (
+            (inputs, targets)
+            if batch.weights is None
+            else (inputs, targets, batch.weights)
+        )
 
     def _random(self, epoch: int, use: int) -> np.random.Generator:
         return np.random.default_rng([*self._seed, epoch, use])
@@ -94,12 +104,16 @@ class InOrder(keras.utils.PyDataset):
         split: the rows.
         targets: `targets(split)`, in the structure of the model's outputs.
         batch_size: rows per batch. The last batch may be smaller.
+
+    Attributes:
+        error: why a batch could not be read, or None.
     """
 
     def __init__(
         self, split: Split, targets: Callable[[Split], Any], batch_size: int
     ) -> None:
         super().__init__(workers=1)
+        self.error: BranchyError | None = None
         self._split = split
         self._targets = targets
         self._batch_size = batch_size
@@ -111,4 +125,15 @@ class InOrder(keras.utils.PyDataset):
         """Inputs and targets of a batch, as NumPy arrays."""
         first = index * self._batch_size
         batch = self._split.take(slice(first, first + self._batch_size))
-        return batch.read(), self._targets(batch)
+        with _noting(self):
+            return batch.read(), self._targets(batch)
+
+
+@contextlib.contextmanager
+def _noting(batches: Batches | InOrder) -> Iterator[None]:
+    """Notes an error, of which Keras would only pass on the text."""
+    try:
+        yield
+    except BranchyError as error:
+        batches.error = error
+        raise

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -70,24 +71,26 @@ def fit(
     trainer = compiled(phase, settings, len(batches))
     logging.info("Phase %s: epochs %d, rows %d.", phase.name, epochs, len(dataset.train))
     start = time.perf_counter()
-    history = trainer.fit(
-        batches,
-        # The batches are already shuffled.
-        shuffle=False,
-        validation_data=InOrder(dataset.validation, phase.targets, settings.batch_size),
-        epochs=epochs,
-        # The row of an epoch comes before its backup; see HistoryFile.
-        callbacks=[
-            keras.callbacks.LambdaCallback(
-                on_epoch_begin=lambda epoch, logs: batches.start_epoch(epoch)
-            ),
-            HistoryFile(folder.history, phase.name, names),
-            *callbacks,
-            *([] if stopping is None else [stopping]),
-            AtomicBackup(folder.backup(phase.name)),
-            *_tensorboard(folder, phase.name),
-        ],
-    )
+    validation = InOrder(dataset.validation, phase.targets, settings.batch_size)
+    with _plain_errors(batches, validation):
+        history = trainer.fit(
+            batches,
+            # The batches are already shuffled.
+            shuffle=False,
+            validation_data=validation,
+            epochs=epochs,
+            # The row of an epoch comes before its backup; see HistoryFile.
+            callbacks=[
+                keras.callbacks.LambdaCallback(
+                    on_epoch_begin=lambda epoch, logs: batches.start_epoch(epoch)
+                ),
+                HistoryFile(folder.history, phase.name, names),
+                *callbacks,
+                *([] if stopping is None else [stopping]),
+                AtomicBackup(folder.backup(phase.name)),
+                *_tensorboard(folder, phase.name),
+            ],
+        )
     if stopping is not None:
         stopping.restore()
         best = best_epoch(folder.history, phase.name)
@@ -112,6 +115,18 @@ def _early_stopping(
     return EarlyStopping(
         phase.model, weights, folder.history, phase.name, settings.patience
     )
+
+
+@contextlib.contextmanager
+def _plain_errors(*sources: Batches | InOrder) -> Iterator[None]:
+    """Raises the error of a batch itself, instead of Keras's about it."""
+    try:
+        yield
+    except Exception:
+        for source in sources:
+            if source.error is not None:
+                raise source.error from None
+        raise
 
 
 def make_batches(phase: Phase, dataset: Dataset, settings: Settings) -> Batches:

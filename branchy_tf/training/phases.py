@@ -11,7 +11,7 @@ import keras
 from absl import logging
 
 from branchy_tf import checks, exits, files, graphs
-from branchy_tf.data import Dataset
+from branchy_tf.data import Dataset, fitted, weighted
 from branchy_tf.errors import BranchyError
 from branchy_tf.training import branches, losses, recording
 from branchy_tf.training.callbacks import has_backup
@@ -88,6 +88,8 @@ def train(
             )
     _check_callbacks(callbacks)
     settings.check(model, dataset)
+    given = dataset
+    dataset = weighted(fitted(model, dataset), settings.class_weights)
     baseline = None
     if settings.baseline is not None:
         baseline = read_baseline(exits.baseline(model), settings.baseline)
@@ -101,7 +103,7 @@ def train(
             return
         last = branches_phase(model, settings).name
         _prepare_more_epochs(folder, last)
-        recording.write_data(folder, model, dataset)
+        recording.write_data(folder, model, given)
         files.write_text(folder.flags, flags)
         if settings.has_baseline_phase:
             if has_backup(folder.backup(last)) and folder.baseline.is_file():

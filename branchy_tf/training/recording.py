@@ -154,7 +154,11 @@ def load_dataset(folder: RunFolder) -> Dataset:
         )
     if is_stored(folder, source.get("name")):
         return load_stored(folder)
-    return data.load(**source)
+    # JSON has no tuples.
+    arguments: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in source.items()
+    }
+    return data.load(**arguments)
 
 
 def _store(folder: RunFolder, dataset: Dataset) -> bool:

@@ -9,7 +9,13 @@ from typing import Any
 import keras
 
 from branchy_tf import checks, exits, files
-from branchy_tf.data import Dataset, check_augmentation, check_fits
+from branchy_tf.data import (
+    ClassWeights,
+    Dataset,
+    check_augmentation,
+    check_fits,
+    class_weights,
+)
 from branchy_tf.errors import BranchyError
 from branchy_tf.training import branches, distillation, losses, optimizers
 
@@ -48,6 +54,8 @@ class Settings:
             Default: every epoch is trained, and the last one's weights are kept.
         seed: the seed of shuffling and augmentation. (`keras.utils.set_random_seed`
             before building the model seeds its weights.)
+        class_weights: the weights of the classes in the loss: `balanced`, a .json file,
+            or the weights themselves; see `data.class_weights`. None for 1 each.
         baseline: the path of a baseline.keras that replaces the baseline phase, or of
             a model.keras, whose trunk is used; see `transfer.take_baseline`.
 
@@ -76,6 +84,7 @@ class Settings:
     patience: int | None = None
     seed: int = 0
     baseline: files.Path | None = None
+    class_weights: ClassWeights | None = None
 
     @property
     def has_baseline_phase(self) -> bool:
@@ -128,6 +137,10 @@ class Settings:
                 f"{', '.join(_WITH_BASELINE)}, or pass --initial_weights."
             )
         check_fits(model, dataset)
+        if self.class_weights is not None:
+            class_weights(self.class_weights, dataset)
+        if self.augmentation != "none":
+            _check_images(self.augmentation, dataset)
 
     def _check_exits(self, model: keras.Model) -> None:
         tensors = exits.exit_tensors(model)
@@ -166,3 +179,12 @@ class Settings:
                     f"{self.mode} its loss weight is 0. Received `loss_weights` "
                     f"{weights}. Give the final exit a weight."
                 )
+
+
+def _check_images(augmentation: str, dataset: Dataset) -> None:
+    shapes = [tuple(array.shape[1:]) for array in dataset.train.arrays.values()]
+    if len(shapes) != 1 or len(shapes[0]) != 3:
+        raise BranchyError(
+            f"`augmentation` {augmentation} is for images [height, width, channels], but "
+            f"{dataset.name} has rows of shape {', '.join(map(str, shapes))}. Pass none."
+        )
