@@ -22,6 +22,8 @@ from branchy_tf.errors import BranchyError
 from branchy_tf.pipeline import rows
 from branchy_tf.predictor import EarlyExitPredictor
 from branchy_tf.saved_model.session import SessionModel
+from branchy_tf.serving import EarlyExitClient
+from branchy_tf.serving.embedded import EmbeddedServer
 
 
 def _bright(rows: int) -> data.Split:
@@ -232,6 +234,23 @@ def test_inputs_are_taken_as_trained_from_calibrate_to_client(tmp_path):
     with pytest.raises(BranchyError, match="Divide by 255"):
         branchy_tf.export(model, result, tmp_path / "net", dataset=(raw, Y))
     assert not list(tmp_path.glob("net/[0-9]*"))
+    version = branchy_tf.export(model, result, tmp_path / "net", dataset=held)
+    with EmbeddedServer(version.parent, "net", port=0) as server:
+        address = f"localhost:{server.port}"
+        for inputs in (version, result, result.policy.inputs):
+            with EarlyExitClient(address, "net", inputs=inputs) as client:
+                expected = predictor.predict(held.images).exits
+                assert client.predict(held.images).exits.tolist() == expected.tolist()
+                with pytest.raises(BranchyError, match="Divide by 255"):
+                    client.predict(raw)
+                with pytest.raises(BranchyError, match="Divide by 255"):
+                    client.all_exits(raw)
+                with pytest.warns(UserWarning, match="may have another scale"):
+                    client.predict(5 * held.images, timeout=30)
+        with EarlyExitClient(address, "net") as client:
+            assert len(client.predict(raw)) == 30
+    with pytest.raises(BranchyError, match="`inputs` must be a policy, or the path"):
+        EarlyExitClient("localhost:1", "net", inputs=3)
 
 
 def test_shipped_weights_know_their_inputs(shipped):
