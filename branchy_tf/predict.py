@@ -64,8 +64,7 @@ flags.DEFINE_list(
     "One for each exit but the final one. Default: those of the export.",
 )
 flags.DEFINE_float("timeout", 10.0, "Seconds to wait for all answers.")
-command_line.define_data(required=False)
-command_line.define_seed(default=None)
+command_line.define_dataset(required=False)
 
 
 def _images(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from branchy_tf import checks, files, versions
+from branchy_tf.checks import ranges
 from branchy_tf.errors import BranchyError
 from branchy_tf.policy import ExitPolicy, PolicyLike, check
 from branchy_tf.results import Predictions
@@ -135,6 +137,10 @@ class EarlyExitPredictor(LogitsPredictor):
     The weights are frozen when the predictor is created: after further training, create
     a new one. `predict` and `all_exits` may be called from several threads.
 
+    If the policy knows what its weights were trained on, as those of `calibrate` and of
+    the zoo do, rows of another scale are refused (0...1 instead of 0...255, say), and
+    doubtful ones warned of once; `checks.ranges` has the rule.
+
     Args:
         model: outputs `{"exit_1": logits, ..., "exit_N": logits}`; or the folder of a
             version, such as "exports/my_model/1".
@@ -203,6 +209,7 @@ class EarlyExitPredictor(LogitsPredictor):
             self.policy = policy_for(model, policy, criterion, temperatures, thresholds)
             self._engine = ModuleEngine(EarlyExitModule(model, self.policy))
         self._limits = self.policy.limits
+        self._has_warned = False
 
     def predict(
         self, images: Any, thresholds: Any = None, batch_size: int = 256
@@ -219,9 +226,11 @@ class EarlyExitPredictor(LogitsPredictor):
             `Predictions` of B rows; empty for B = 0.
 
         Raises:
-            BranchyError: inputs or thresholds have a wrong shape, dtype or value.
+            BranchyError: inputs or thresholds have a wrong shape, dtype or value, or
+                the inputs have another scale than the training's.
         """
         arrays, rows = checks.batch(images, self._engine.inputs)
+        self._check_scale(arrays)
         arrays["thresholds"] = (
             self._limits
             if thresholds is None
@@ -229,6 +238,13 @@ class EarlyExitPredictor(LogitsPredictor):
         )
         parts = self._in_batches(self._engine.early_exit, arrays, rows, batch_size)
         return Predictions(parts["probabilities"], parts["exit"], parts["score"])
+
+    def _check_scale(self, arrays: Mapping[str, np.ndarray]) -> None:
+        mend = "If they are right, pass policy.replace(inputs=None)."
+        warning = ranges.check(self.policy.inputs, arrays, mend)
+        if warning is not None and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(warning, stacklevel=3)
 
     def all_exits(
         self,

@@ -324,7 +324,7 @@ def edited(path: pathlib.Path, **changes) -> None:
         ),
         (
             lambda run: (run / "train.flags").unlink(),
-            "holds no train.flags. Pass the --run_dir of a training.",
+            "does not say which data it was trained on, or they were too large to store.",
         ),
         (
             lambda run: (run / "model.keras").unlink(),

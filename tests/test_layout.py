@@ -53,6 +53,7 @@ LAYERS = [
     {"serving"},
     {"units"},
     {"tuning", "benchmarking", "playing"},
+    {"pipeline"},
     {"command_line"},
     COMMANDS,
     {"__main__"},

@@ -58,8 +58,8 @@ def epochs(run_dir: pathlib.Path, phase: str) -> list[int]:
 
 def test_writes_what_the_contract_lists(first):
     assert sorted(path.name for path in first.iterdir()) == [
-        "baseline.keras", "history.csv", "logs", "model.keras", "train.flags",
-        "training.png",
+        "backup", "baseline.keras", "data.json", "history.csv", "logs", "model.keras",
+        "train.flags", "training.png",
     ]  # fmt: skip
     assert {path.name for path in (first / "logs").iterdir()} == {"baseline", "joint"}
 
@@ -240,7 +240,7 @@ def test_killed_training_resumes(folder, tmp_path):
     # It learned: the last epochs are better than the first.
     history = read_history(run_dir / "history.csv")
     assert float(history[-1]["loss"]) < 0.7 * float(history[7]["loss"])
-    assert not (run_dir / "backup").exists()
+    assert [path.name for path in (run_dir / "backup").iterdir()] == ["joint"]
 
 
 @pytest.mark.parametrize(
@@ -301,3 +301,42 @@ def test_draws_a_missing_picture_of_a_finished_run(first, tmp_path):
     )  # fmt: skip
     assert done.status == 0, done.stderr
     assert (copy / "training.png").stat().st_size > 10_000
+
+
+def test_more_epochs_continue_a_finished_run(first, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(first, copy)
+    flags = f"--flagfile={copy / 'train.flags'}", f"--run_dir={copy}"
+    done = commands.run("train", *flags, "--epochs=3")
+    assert done.status == 0, done.stderr
+    assert first_epoch(done.stdout) == 3
+    assert epochs(copy, "baseline") == [1]
+    assert epochs(copy, "joint") == [1, 2, 3]
+    assert read_history(copy / "history.csv")[:3] == read_history(first / "history.csv")
+    assert "--epochs=3\n" in (copy / "train.flags").read_text()
+    assert (copy / "model.keras").read_bytes() != (first / "model.keras").read_bytes()
+    fewer = commands.run("train", *flags, "--epochs=2")
+    assert "--epochs was 3 and is now 2." in fewer.error
+
+
+def test_a_second_training_is_refused_while_the_first_lives(folder, tmp_path):
+    """Two real commands; the first is then killed, and the second takes over."""
+    run_dir = tmp_path / "run"
+    flags = [
+        "--model=branchy_lenet", "--epochs=2000", "--batch_size=20",
+        f"--dataset={folder / 'digits.npz'}", f"--run_dir={run_dir}",
+    ]  # fmt: skip
+    out, err = tmp_path / "out", tmp_path / "err"
+    process = commands.start("train", *flags, out=out, err=err)
+    try:
+        deadline = time.monotonic() + 120
+        while not epochs(run_dir, "joint") and time.monotonic() < deadline:
+            assert process.is_alive(), err.read_text()
+            time.sleep(0.01)
+        error = commands.run("train", *flags).error
+        assert f"Another process is training into {run_dir}." in error
+    finally:
+        process.kill()
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
+    kill_after(flags, run_dir, "joint", len(epochs(run_dir, "joint")) + 1)

@@ -156,6 +156,17 @@ def define_seed(default: int | None) -> None:
 
 def define_data(required: bool) -> None:
     """Defines --dataset, --data_dir and --validation_size."""
+    define_dataset(required)
+    flags.DEFINE_integer(
+        "validation_size",
+        None,
+        "Sets how many rows of the training split to use for validation. Default: "
+        + ("a tenth, at most 5000." if required else "the run's."),
+    )
+
+
+def define_dataset(required: bool) -> None:
+    """Defines --dataset and --data_dir, for commands that read the test split alone."""
     otherwise = "" if required else " Default: the run's."
     define_path(
         "dataset",
@@ -185,12 +196,6 @@ def define_data(required: bool) -> None:
         "Whether to leave out pictures of a folder that cannot be read. Each picture is "
         "read once at the start to find them. Default: "
         + ("no." if required else "as in the run."),
-    )
-    flags.DEFINE_integer(
-        "validation_size",
-        None,
-        "Sets how many rows of the training split to use for validation. Default: "
-        + ("a tenth, at most 5000." if required else "the run's."),
     )
 
 
@@ -367,15 +372,24 @@ def chosen_dataset(
         BranchyError: no data set is given, it cannot be loaded or does not fit.
     """
     with startup.hushed():
-        from branchy_tf import data
+        from branchy_tf import data, training
 
-    recorded = {} if run is None else run.read_flags()
+    recorded = {} if run is None else training.data_flags(run)
 
     def value(name: str) -> str | None:
-        given = FLAGS[name].value
+        # predict has no --seed and --validation_size: the test split needs neither.
+        given = FLAGS[name].value if name in FLAGS else None
         return recorded.get(name) if given is None else given
 
     name = value("dataset")
+    if run is not None and training.is_stored(run, name):
+        dataset = training.load_stored(run)
+        return dataset if model is None else data.fitted(model, dataset)
+    if name is None and run is not None:
+        raise BranchyError(
+            f"{run.path} does not say which data it was trained on, or they were too "
+            "large to store. Pass --dataset."
+        )
     if name is None:
         raise BranchyError("--dataset is missing: the data to use, e.g. mnist.")
     for flag in ("validation_size", "seed"):
@@ -491,6 +505,11 @@ def chosen_policy(choice: Choice) -> ExitPolicy:
             f"There are no calibrated thresholds for {FLAGS.model}. Pass --thresholds="
             f"{','.join(['0.1'] * (len(names) - 1))}, one for each exit but the final "
             "one."
+        )
+    elif not path.exists():
+        raise BranchyError(
+            f"There are no thresholds: {path} is missing. Run python -m "
+            "branchy_tf.calibrate with the same --run_dir, or pass --thresholds."
         )
     else:
         fingerprint = graphs.fingerprint(choice.model)

@@ -14,8 +14,9 @@ from absl import logging
 
 import branchy_tf
 from branchy_tf import checks, costs, exits, files, graphs, versions
+from branchy_tf.checks import ranges
 from branchy_tf.errors import BranchyError, first_line
-from branchy_tf.policy import PolicyLike
+from branchy_tf.policy import ExitPolicy, PolicyLike
 from branchy_tf.saved_model import agreement, freezing, warmup
 from branchy_tf.saved_model.bfloat16 import BFLOAT16, PRECISIONS, in_bfloat16
 from branchy_tf.saved_model.checking import (
@@ -109,7 +110,10 @@ def export(
         logging.info("In bfloat16, %s.", agreed)
         agreement.check(agreed, max_disagreement)
     if images is not None:
-        next(agreement.batches(module, images))
+        batch = next(agreement.batches(module, images))
+        warning = ranges.check(policy.inputs, batch)
+        if warning is not None:
+            logging.warning("%s", warning)
     for function in module.functions.values():
         # Tracing errors surface before a file is touched.
         function.get_concrete_function()
@@ -204,10 +208,7 @@ def describe(
         "classes": module.classes,
         "class_names": None if class_names is None else list(class_names),
         **_macs(model),
-        "inputs": {
-            spec.name: {"dtype": spec.dtype.name, "shape": spec.shape.as_list()}
-            for spec in module.specs
-        },
+        "inputs": {spec.name: _input(spec, module.policy) for spec in module.specs},
         "max_rows": module.max_rows,
         "versions": {
             "branchy_tf": branchy_tf.__version__,
@@ -215,3 +216,10 @@ def describe(
             "keras": keras.__version__,
         },
     }
+
+
+def _input(spec: tf.TensorSpec, policy: ExitPolicy) -> dict:
+    """One input as it is served, with the range of its values in training if known."""
+    served = {"dtype": spec.dtype.name, "shape": spec.shape.as_list()}
+    known = (policy.inputs or {}).get(spec.name)
+    return served if known is None else known.to_json() | served

@@ -16,7 +16,11 @@ from branchy_tf.policy import (
 )
 from branchy_tf.thresholds.budgets import check_budget, choose, find_knee, quantiles
 from branchy_tf.thresholds.by_class import class_drops, within_class_drop
-from branchy_tf.thresholds.calibrated import Calibration, fit_temperature
+from branchy_tf.thresholds.calibrated import (
+    TEMPERATURES,
+    Calibration,
+    fit_temperature,
+)
 from branchy_tf.thresholds.counting import (
     Point,
     agreement,
@@ -36,6 +40,7 @@ from branchy_tf.thresholds.search import frontier
 
 __all__ = [
     "EXPECTATION",
+    "TEMPERATURES",
     "Calibration",
     "Guarantee",
     "Point",

@@ -10,7 +10,6 @@ import keras
 
 from branchy_tf import checks, exits, graphs, stages
 from branchy_tf.errors import BranchyError
-from branchy_tf.saved_model import early_exit
 from branchy_tf.stages import Stage
 
 # What a unit sends on for a row that it is not sure of.
@@ -126,7 +125,7 @@ def cut(
     for way in ways:
         checks.one_of("sends", way, SENDS)
 
-    network_inputs = tuple(early_exit.input_names(model))
+    network_inputs = tuple(graphs.input_names(model))
     found: list[Unit] = []
     parts: list[Stage] = []
     begin = 0
