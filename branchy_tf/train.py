@@ -16,7 +16,7 @@ from typing import Any
 import keras
 from absl import flags, logging
 
-from branchy_tf import command_line, data, files, plots, training
+from branchy_tf import command_line, data, exits, files, plots, training, zoo
 from branchy_tf.errors import BranchyError
 from branchy_tf.training.optimizers import OPTIMIZERS, SCHEDULES
 from branchy_tf.training.precision import PRECISIONS
@@ -210,6 +210,8 @@ def _train(folder: training.RunFolder) -> None:
     for name in ("loss_weights", "distillation"):
         given[name] = command_line.parse_numbers(name, given[name])
     settings = training.Settings(**given)
+    if settings.has_baseline_phase and not settings.baseline_epochs:
+        _check_brings_weights()
     training.make_deterministic(FLAGS.seed)
     dataset = data.load(
         FLAGS.dataset,
@@ -222,6 +224,14 @@ def _train(folder: training.RunFolder) -> None:
     )
     keras.config.set_dtype_policy(FLAGS.precision)
     model = command_line.built_model(_offered(dataset))
+    more = exits.num_classes(model) - dataset.classes
+    if more > 0:
+        logging.warning(
+            "%s has %d classes more than %s, which are never correct.",
+            model.name,
+            more,
+            dataset.name,
+        )
     if FLAGS.initial_weights is not None:
         training.copy_layers(model, FLAGS.initial_weights)
     training.train(model, dataset, settings, folder, _flags_text())
@@ -235,6 +245,17 @@ def _offered(dataset: data.Dataset) -> dict[str, Any]:
     if not isinstance(inputs, Mapping):
         offered["input_shape"] = tuple(inputs.shape[1:])
     return offered
+
+
+def _check_brings_weights() -> None:
+    """Raises `BranchyError` if the network that is kept as it is has random weights."""
+    brought = FLAGS.weights or FLAGS.initial_weights or FLAGS.baseline
+    if FLAGS.model in zoo.list_models() and not brought:
+        raise BranchyError(
+            f"With --baseline_epochs=0 the network keeps its weights, but {FLAGS.model} "
+            "begins with random ones. Pass --weights or --baseline, or train it for some "
+            "epochs."
+        )
 
 
 if __name__ == "__main__":

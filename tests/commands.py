@@ -41,15 +41,23 @@ class Done:
         return lines[0]
 
 
-def run(command: str, *flags: str, cwd: str | os.PathLike = ".") -> Done:
+def run(
+    command: str, *flags: str, cwd: str | os.PathLike = ".", seconds: float = 300
+) -> Done:
     """Runs one command to its end, e.g. `run("evaluate", "--run_dir=x")`.
 
     A command outside branchy_tf is given by its whole name: `run("zoo.publish")`.
+
+    Args:
+        command: its name.
+        flags: its flags.
+        cwd: the working directory.
+        seconds: a command that takes longer is killed.
     """
     with tempfile.TemporaryDirectory() as folder:
         out, err = pathlib.Path(folder, "out"), pathlib.Path(folder, "err")
         process = start(command, *flags, cwd=cwd, out=out, err=err)
-        process.join(300)
+        process.join(seconds)
         if process.exitcode is None:
             process.kill()
             process.join()

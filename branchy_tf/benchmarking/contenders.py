@@ -43,7 +43,8 @@ def write(
         `({process: its program}, {left out: why})`. One program with several thresholds
         shares a process, and so do the stages that the ideal is computed from.
     """
-    np.save(folder / "images.npy", images)
+    # Keras would cast raw pixels to floats itself, a Session does not.
+    np.save(folder / "images.npy", images.astype(model.inputs[0].dtype, copy=False))
     baseline = exits.baseline(model)
     programs: Programs = {
         "keras_export": (

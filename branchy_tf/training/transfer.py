@@ -10,6 +10,7 @@ from absl import logging
 
 from branchy_tf import exits, files, graphs
 from branchy_tf.errors import BranchyError
+from branchy_tf.exits.flattening import flatten
 from branchy_tf.training.run_folder import load_keras_file
 
 
@@ -120,7 +121,11 @@ def _load(path: files.Path) -> keras.Model:
     path = files.path(path)
     if not path.is_file():
         raise BranchyError(f"There is no file {path} to copy weights from.")
-    return load_keras_file(path)
+    model = load_keras_file(path)
+    if isinstance(model, keras.Sequential) and model.built:
+        model = keras.Model(model.inputs, model.outputs, name=model.name)
+    # As in a model with exits, whose layers these are compared with.
+    return flatten(model).model if graphs.has_nodes(model) else model
 
 
 def _layers(model: keras.Model) -> dict[str, keras.layers.Layer]:

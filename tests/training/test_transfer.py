@@ -136,3 +136,32 @@ def test_rejects_the_baseline_of_another_model(model, layer, baseline):
     )
     for ours, theirs in zip(plain.get_weights(), before, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_reads_a_network_inside_a_sequential_model(tmp_path):
+    """As transfer learning often writes it, preprocessing first."""
+
+    def network() -> keras.Model:
+        values = keras.Input((6,))
+        x = keras.layers.Dense(5, activation="relu", name="hidden")(values)
+        top = keras.layers.Dense(3, activation="softmax", name="top")
+        inner = keras.Model(values, top(x), name="inner")
+        return keras.Sequential([keras.Input((6,)), keras.layers.Rescaling(0.5), inner])
+
+    source = network()
+    source.save(tmp_path / "source.keras")
+    for read in ("copy", "baseline"):
+        model = exits.add_exits(network(), {"hidden": exits.linear_head})
+        if read == "copy":
+            fresh = training.copy_layers(model, tmp_path / "source.keras")
+            assert fresh == ["exit_1"]
+        else:
+            alone = exits.baseline(model)
+            taken = transfer.read_baseline(alone, tmp_path / "source.keras")
+            transfer.take_baseline(alone, taken, tmp_path / "run" / "baseline.keras")
+        for name in ("hidden", "top"):
+            theirs = source.layers[-1].get_layer(name).get_weights()
+            for ours, given in zip(
+                model.get_layer(name).get_weights(), theirs, strict=True
+            ):
+                np.testing.assert_array_equal(ours, given)
