@@ -14,10 +14,14 @@ from __future__ import annotations
 
 import importlib
 import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from branchy_tf.exits import baseline as baseline
+    from branchy_tf.pipeline import calibrate as calibrate
+    from branchy_tf.pipeline import export as export
+    from branchy_tf.pipeline import load as load
     from branchy_tf.policy import ExitPolicy as ExitPolicy
     from branchy_tf.predictor import EarlyExitPredictor as EarlyExitPredictor
 
@@ -35,6 +39,7 @@ _SUBMODULES = (
     "data",
     "errors",
     "exits",
+    "pipeline",
     "policy",
     "predictor",
     "results",
@@ -49,9 +54,20 @@ _NAMES = {
     "baseline": "exits",
     "EarlyExitPredictor": "predictor",
     "ExitPolicy": "policy",
+    "calibrate": "pipeline",
+    "export": "pipeline",
+    "load": "pipeline",
 }
 
-__all__ = ["EarlyExitPredictor", "ExitPolicy", "__version__", "baseline"]
+__all__ = [
+    "EarlyExitPredictor",
+    "ExitPolicy",
+    "__version__",
+    "baseline",
+    "calibrate",
+    "export",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -64,3 +80,21 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*_SUBMODULES, *_NAMES, "__version__"])
+
+
+class _Package(types.ModuleType):
+    """The package, whose functions keep their names.
+
+    The functions `calibrate` and `export` share their names with the modules of two
+    commands. Python sets an imported module as an attribute of its package, where it
+    would replace the function; that is ignored here. `python -m branchy_tf.calibrate`,
+    `importlib` and `from branchy_tf.calibrate import main` find modules by their names,
+    not by attributes, so they work in any order.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _NAMES and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -13,7 +13,6 @@ the final exit alone. It also writes report.html with its pictures. It never rea
 test split.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,18 +23,16 @@ from tabulate import tabulate
 from branchy_tf import (
     calibration,
     command_line,
-    costs,
     exits,
     graphs,
     report,
     scoring,
     thresholds,
 )
-from branchy_tf.benchmarking import latency
 from branchy_tf.errors import BranchyError
 from branchy_tf.exits.confidence import CRITERIA
-from branchy_tf.predictor import EarlyExitPredictor, LogitsPredictor
-from branchy_tf.training import RunFolder
+from branchy_tf.pipeline import calibrating
+from branchy_tf.training import RunFolder, read_data
 from branchy_tf.training.run_folder import load_keras_file
 
 FLAGS = flags.FLAGS
@@ -109,45 +106,50 @@ flags.DEFINE_enum(
     "share of images whose answer differs from the final exit's, correct or not. "
     "Default: accuracy; lost with --guarantee.",
 )
+flags.DEFINE_float(
+    "max_class_drop",
+    None,
+    "Beside the budget: the most accuracy that any class may lose below the final exit. "
+    "A fraction of 1. Default: no bound.",
+)
 flags.DEFINE_bool(
     "fit_temperatures",
     True,
     "Whether to fit a temperature for each exit, which the export then applies.",
 )
+flags.DEFINE_bool(
+    "force",
+    False,
+    "Whether to go on although the data have another scale than the training's, or the "
+    "final exit is no better than chance.",
+)
 command_line.define_import()
 command_line.define_data(required=False)
 command_line.define_seed(default=None)
 
-_BUDGETS = (
+# The flags that describe the request.
+_REQUEST = (
     "max_accuracy_drop",
     "min_accuracy",
     "max_macs",
     "max_latency_ms",
-    "exit_rates",
+    "latency_batch_size",
     "knee",
+    "risk",
+    "criterion",
+    "fit_temperatures",
+    "max_class_drop",
 )
 
 
-def _given() -> dict[str, Any]:
-    """The budget flags that are set, with their values."""
-    values: dict[str, Any] = {name: FLAGS[name].value for name in _BUDGETS}
-    values["exit_rates"] = command_line.parse_numbers("exit_rates", FLAGS.exit_rates)
-    # 0 is a value, and equals False.
-    return {k: v for k, v in values.items() if v is not None and v is not False}
-
-
-def _request(num_exits: int | None) -> calibration.Request:
+def _request(
+    num_exits: int | None, class_names: Sequence[str] | None = None
+) -> calibration.Request:
     """The request that the flags describe.
 
     Raises:
         BranchyError: the flags contradict each other, or a value is out of range.
     """
-    given = _given()
-    if len(given) > 1:
-        names = " and ".join(f"--{name}" for name in given)
-        raise BranchyError(
-            f"Pass one of {names}, not {'both' if len(given) == 2 else 'all'}."
-        )
     guarantee: Any = FLAGS.guarantee
     if guarantee not in (None, thresholds.EXPECTATION):
         try:
@@ -157,27 +159,13 @@ def _request(num_exits: int | None) -> calibration.Request:
                 f"--guarantee={FLAGS.guarantee}: expected a probability such as 0.95, or "
                 f"{thresholds.EXPECTATION}."
             ) from None
-    risk = FLAGS.risk or ("accuracy" if guarantee is None else "lost")
-    if risk != "accuracy" and given.keys() - {"max_accuracy_drop"}:
-        other = next(iter(given))
-        raise BranchyError(f"--risk={risk} goes with --max_accuracy_drop, not --{other}.")
-    if guarantee is not None and risk == "accuracy":
-        raise BranchyError(
-            "--guarantee bounds a share of losses, not a difference of accuracies, which "
-            "can be negative. Pass --risk=lost, which bounds that difference too, or "
-            "--risk=disagreement."
-        )
-    if (FLAGS.max_latency_ms is None) != (FLAGS.latency_batch_size is None):
-        raise BranchyError(
-            "--max_latency_ms and --latency_batch_size go together: latency depends on "
-            "the batch size. Pass both."
-        )
-    arguments = {"max_macs": "max_cost", "max_latency_ms": "max_cost"}
-    budget = {arguments.get(name, name): value for name, value in given.items()}
-    budget["guarantee"] = guarantee
-    thresholds.check_budget(**budget, num_exits=num_exits)
-    return calibration.Request(
-        budget, FLAGS.criterion, risk, FLAGS.fit_temperatures, FLAGS.seed or 0
+    return calibration.Request.of(
+        **{name: FLAGS[name].value for name in _REQUEST},
+        exit_rates=command_line.parse_numbers("exit_rates", FLAGS.exit_rates),
+        guarantee=guarantee,
+        seed=FLAGS.seed or 0,
+        num_exits=num_exits,
+        class_names=class_names,
     )
 
 
@@ -190,34 +178,30 @@ def main() -> None:
     folder = RunFolder(FLAGS.run_dir)
     model = folder.load_model()
     names = exits.exit_names(model)
-    request = _request(len(names))
+    _request(len(names))
     dataset = command_line.chosen_dataset(folder, model)
+    request = _request(len(names), dataset.class_names)
     split = dataset.validation
     calibration.check_rows(split.labels, request)
-    macs, full_macs = costs.cumulative_macs(model), costs.full_macs(model)
-    budget_costs: Sequence[float] = macs
-    if FLAGS.max_latency_ms is not None:
-        batch = FLAGS.latency_batch_size
-        times = latency.stage_milliseconds(model, split.inputs, [batch], seconds=1.0)
-        budget_costs = latency.cumulative_milliseconds(times, batch)
-    calibration.check_cost(request, budget_costs)
+    inputs = read_data(folder).get("inputs")
+    if inputs is None:
+        inputs = calibrating.known_inputs(model, dataset, split)
     baseline = load_keras_file(folder.baseline) if folder.baseline.is_file() else None
-
-    logits = scoring.every_exit(LogitsPredictor(model), split)
-    found = calibration.calibrate(logits, split.labels, macs, request, budget_costs)
-    policy = found.policy.replace(weights=graphs.fingerprint(model))
-    found = dataclasses.replace(found, policy=policy)
-    # The figures were counted on scores; the graph must route the rows in the same way.
-    routed = scoring.route(EarlyExitPredictor(model, policy), split)
-    scoring.check_routing(policy, logits, found.answers, routed)
-    budget = _budget(request, found.chosen, budget_costs)
-    written = calibration.describe(found, names, macs, full_macs, budget)
+    outcome = calibrating.run(model, split, request, inputs, FLAGS.force)
+    found, written, macs = outcome.found, outcome.calibration, outcome.macs
     written.write(folder.thresholds)
-    alone = (
-        None if baseline is None else (full_macs, scoring.plain_accuracy(baseline, split))
-    )
+    alone = None
+    if baseline is not None:
+        alone = (outcome.full_macs, scoring.plain_accuracy(baseline, split))
     section = report.validation_section(
-        folder.pictures, found, written, logits, split, macs, alone
+        folder.pictures,
+        found,
+        written,
+        outcome.logits,
+        split,
+        macs,
+        alone,
+        dataset.class_names,
     )
     page = report.Report(folder.report, folder.pictures, f"{model.name} with early exits")
     page.write("validation", section)
@@ -229,25 +213,12 @@ def main() -> None:
     head, rows = report.calibration_table(names, macs, found)
     print(tabulate(rows, head, stralign="right", disable_numparse=True))
     _print_summary(names, found, written)
+    drops = found.class_drops(dataset.classes)
+    worst = int(np.nanargmax(drops))
+    count = int((split.labels == worst).sum())
+    name = dataset.class_name(worst)
+    print(f"largest drop of a class: {name}, {drops[worst]:.2%} of its {count:,} images")
     logging.info("Wrote %s and %s.", folder.thresholds, folder.report)
-
-
-def _budget(
-    request: calibration.Request,
-    chosen: thresholds.Point,
-    budget_costs: Sequence[float],
-) -> dict[str, Any]:
-    """The requested budget, as thresholds.json stores it."""
-    budget = _given() | {"risk": request.risk}
-    if FLAGS.guarantee is not None:
-        budget["guarantee"] = FLAGS.guarantee
-    if FLAGS.max_latency_ms is not None:
-        budget |= {
-            "latency_batch_size": FLAGS.latency_batch_size,
-            "exit_ms": budget_costs,
-            "expected_ms": float(np.dot(chosen.exit_rates, budget_costs)),
-        }
-    return budget
 
 
 def _print_summary(

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
+from scipy import stats
 
-from branchy_tf import thresholds
+from branchy_tf import checks, thresholds
 from branchy_tf.errors import BranchyError
 from branchy_tf.exits.confidence import CRITERIA
 from branchy_tf.policy import ExitPolicy
+from branchy_tf.results import exit_name
 from branchy_tf.scoring import Answers, answers
 from branchy_tf.thresholds import Calibration, Guarantee, Point
 
@@ -19,11 +22,16 @@ from branchy_tf.thresholds import Calibration, Guarantee, Point
 RISKS = ("accuracy", "lost", "disagreement")
 # The name of one minus the risk.
 _MEASURES = {"accuracy": "accuracy", "lost": "not lost", "disagreement": "agreement"}
+# The most classes to list in a message.
+_MOST_CLASSES = 10
 # Keeps thresholds.json readable for people.
 _MOST_POINTS = 200
 # The costs at which criteria are compared, as shares of the way from the cheapest to
 # the most accurate thresholds.
 _SHARES = (0.2, 0.4, 0.6, 0.8)
+# A final exit whose correct answers chance explains with more than this probability has
+# learned nothing that a policy could build on.
+_CHANCE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +44,14 @@ class Request:
         risk: what `max_accuracy_drop` bounds, one of `RISKS`.
         fit_temperatures: whether to fit a temperature for each exit.
         seed: the seed of the split that a guarantee makes.
+        asked: the budget as it was asked for, for thresholds.json.
+        max_class_drop: the largest drop of accuracy of any class below the final exit on
+            the same rows, a fraction of 1, beside the budget; None for no bound.
+        class_names: the names of the classes for messages, or None.
+
+    Raises:
+        BranchyError: `max_class_drop` is out of range, or goes with a guarantee or with
+            exit rates.
     """
 
     budget: dict[str, Any]
@@ -43,6 +59,105 @@ class Request:
     risk: str = "accuracy"
     fit_temperatures: bool = True
     seed: int = 0
+    max_class_drop: float | None = None
+    class_names: Sequence[str] | None = None
+    asked: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Checks `max_class_drop`."""
+        if self.max_class_drop is None:
+            return
+        checks.fraction("max_class_drop", self.max_class_drop, difference=True)
+        for name in ("guarantee", "exit_rates"):
+            if self.budget.get(name) is not None:
+                raise BranchyError(
+                    f"`max_class_drop` does not go with {name}, which fixes the "
+                    "thresholds. Leave one of them out."
+                )
+
+    def class_name(self, index: int) -> str:
+        """The name of a class, or its number."""
+        return str(index) if self.class_names is None else self.class_names[index]
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        max_accuracy_drop: float | None = None,
+        min_accuracy: float | None = None,
+        max_macs: float | None = None,
+        max_latency_ms: float | None = None,
+        latency_batch_size: int | None = None,
+        exit_rates: Sequence[float] | None = None,
+        knee: bool = False,
+        guarantee: float | str | None = None,
+        criterion: str = "entropy",
+        risk: str | None = None,
+        fit_temperatures: bool = True,
+        seed: int = 0,
+        max_class_drop: float | None = None,
+        class_names: Sequence[str] | None = None,
+        num_exits: int | None = None,
+    ) -> Request:
+        """The request that the arguments describe; see `branchy_tf.calibrate`.
+
+        Args:
+            class_names: the names of the classes for messages, or None.
+            num_exits: N, if known already.
+
+        Raises:
+            BranchyError: the arguments contradict each other, or one is out of range.
+        """
+        given: dict[str, Any] = {
+            "max_accuracy_drop": max_accuracy_drop,
+            "min_accuracy": min_accuracy,
+            "max_macs": max_macs,
+            "max_latency_ms": max_latency_ms,
+            "exit_rates": exit_rates,
+            "knee": checks.switch("knee", knee) or None,
+        }
+        given = {name: value for name, value in given.items() if value is not None}
+        if len(given) > 1:
+            names = " and ".join(f"`{name}`" for name in given)
+            raise BranchyError(
+                f"Pass one of {names}, not {'both' if len(given) == 2 else 'all'}."
+            )
+        checks.one_of("criterion", criterion, [*CRITERIA, "all"])
+        if risk is None:
+            risk = "accuracy" if guarantee is None else "lost"
+        checks.one_of("risk", risk, RISKS)
+        if risk != "accuracy" and given.keys() - {"max_accuracy_drop"}:
+            other = next(iter(given))
+            raise BranchyError(
+                f"`risk` {risk} goes with `max_accuracy_drop`, not `{other}`."
+            )
+        if guarantee is not None and risk == "accuracy":
+            raise BranchyError(
+                "`guarantee` bounds a share of losses, not a difference of accuracies, "
+                "which can be negative. Pass the `risk` lost, which bounds that "
+                "difference too, or disagreement."
+            )
+        if (max_latency_ms is None) != (latency_batch_size is None):
+            raise BranchyError(
+                "`max_latency_ms` and `latency_batch_size` go together: latency depends "
+                "on the batch size. Pass both."
+            )
+        arguments = {"max_macs": "max_cost", "max_latency_ms": "max_cost"}
+        budget = {arguments.get(name, name): value for name, value in given.items()}
+        budget["guarantee"] = guarantee
+        thresholds.check_budget(**budget, num_exits=num_exits)
+        asked = given | {"risk": risk}
+        if guarantee is not None:
+            asked["guarantee"] = guarantee
+        if latency_batch_size is not None:
+            asked["latency_batch_size"] = checks.whole_number(
+                "latency_batch_size", latency_batch_size, at_least=1
+            )
+        fit = checks.switch("fit_temperatures", fit_temperatures)
+        seed = checks.whole_number("seed", seed, at_least=0)
+        if max_class_drop is not None:
+            asked["max_class_drop"] = max_class_drop
+        return cls(budget, criterion, risk, fit, seed, max_class_drop, class_names, asked)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +182,12 @@ class Calibrated:
     guarantee: Guarantee | None
     compared: list[dict[str, Any]]
 
+    def class_drops(self, classes: int) -> np.ndarray:
+        """The drop of accuracy of each class; see `thresholds.class_drops`."""
+        every = self.answers
+        exits = self.policy.exit_indices(every.scores)
+        return thresholds.class_drops(every.correct, exits, every.labels, classes)
+
     @property
     def criterion(self) -> str:
         """The policy's criterion."""
@@ -84,12 +205,33 @@ def check_rows(labels: np.ndarray, request: Request) -> None:
         raise BranchyError(
             f"The validation split has {len(labels)} rows of "
             f"{len(np.unique(labels))} class(es); expected rows of at least 2 classes. "
-            "Pass a larger --validation_size, or other data."
+            "Pass more validation rows, or other data."
         )
     level = request.budget.get("guarantee")
     if level is not None:
         drop = request.budget.get("max_accuracy_drop")
         thresholds.check_guarantee(level, drop, len(labels))
+    if request.max_class_drop is not None:
+        _say_scarce(labels, request)
+
+
+def _say_scarce(labels: np.ndarray, request: Request) -> None:
+    """Logs the classes whose rows are too few to tell the allowed drop from none."""
+    assert request.max_class_drop is not None
+    counts = np.bincount(labels, minlength=len(request.class_names or ()))
+    scarce = np.flatnonzero(counts * request.max_class_drop < 1)
+    if request.max_class_drop == 0:
+        scarce = np.flatnonzero(counts == 0)
+    if len(scarce):
+        names = [f"{request.class_name(i)} {counts[i]}" for i in scarce[:_MOST_CLASSES]]
+        logging.warning(
+            "Classes with too few validation rows for max_class_drop %g, where one row "
+            "is a larger share: %s%s. None of their rows may be lost, and the test split "
+            "may differ. More validation rows help.",
+            request.max_class_drop,
+            ", ".join(names),
+            ", ..." if len(scarce) > _MOST_CLASSES else "",
+        )
 
 
 def check_cost(request: Request, costs: Sequence[float]) -> None:
@@ -103,6 +245,53 @@ def check_cost(request: Request, costs: Sequence[float]) -> None:
             f"No thresholds cost at most {limit:,.6g}; the cheapest cost "
             f"{costs[0]:,.6g}, when all images exit at exit_1."
         )
+
+
+def check_learned(logits: np.ndarray, labels: np.ndarray) -> None:
+    """Raises `BranchyError` if the final exit is no better than chance.
+
+    Chance is to answer the most frequent class always. The test is binomial and
+    one-sided: the final exit passes if chance has at most 5 % probability to be correct
+    on as many rows as it is. Thresholds for a network at chance mean nothing: any exit
+    is as good as the final one.
+
+    Args:
+        logits: float32 [n, N, classes], of every exit.
+        labels: int [n].
+    """
+    correct = int((logits[:, -1].argmax(axis=-1) == labels).sum())
+    share = np.bincount(labels).max() / len(labels)
+    if share == 1:
+        return
+    test = stats.binomtest(correct, len(labels), share, alternative="greater")
+    if test.pvalue > _CHANCE:
+        raise BranchyError(
+            f"The final exit is at chance: it is correct on {correct / len(labels):.2%} "
+            f"of {len(labels):,} validation rows, and always answering their most "
+            f"frequent class is on {share:.2%}. Train longer, or check that the data are "
+            "prepared as for the training and that their labels belong to them."
+        )
+
+
+def bounded_temperatures(policy: ExitPolicy) -> list[str]:
+    """A line for each exit whose fitted temperature reached a bound of the fit."""
+    low, high = thresholds.TEMPERATURES
+    lines = []
+    for k, found in enumerate(policy.temperatures or ()):
+        if low * 1.01 < found < high / 1.01:
+            continue
+        is_low = found <= low * 1.01
+        lines.append(
+            f"The temperature of {exit_name(k + 1)} reached the bound "
+            f"{low if is_low else high:g} of its fit: "
+            + (
+                "its logits separate the validation rows almost perfectly, or its "
+                "probabilities are far too unsure."
+                if is_low
+                else "its logits say almost nothing about the labels."
+            )
+        )
+    return lines
 
 
 def calibrate(
@@ -152,7 +341,8 @@ def calibrate(
         )
         vector = promised.thresholds
     points = best.points
-    if promised is not None or request.risk != "accuracy" or costs is not macs:
+    changed = request.risk != "accuracy" or request.max_class_drop is not None
+    if promised is not None or changed or costs is not macs:
         points = thresholds.frontier(taken.scores, taken.correct, macs)
     return Calibrated(
         best.policy.replace(thresholds=vector),
@@ -203,6 +393,10 @@ def describe(
             "full_macs": full_macs,
             "gain": full_macs / chosen.cost,
             "gain_interval": [full_macs / high, full_macs / low],
+            "class_drops": [
+                None if np.isnan(drop) else drop
+                for drop in found.class_drops(found.answers.probabilities.shape[-1])
+            ],
         },
         frontier=[
             {"thresholds": p.thresholds, "accuracy": p.accuracy, "macs": p.cost}
@@ -267,6 +461,16 @@ def _try(
     every = answers(logits, labels, policy)
     scores, right = every.scores[tuning], retained(every, request.risk)[tuning]
     points = thresholds.frontier(scores, right, costs)
+    if request.max_class_drop is not None:
+        points = thresholds.within_class_drop(
+            scores,
+            every.correct[tuning],
+            right,
+            labels[tuning],
+            np.asarray(costs),
+            request.max_class_drop,
+            points,
+        )
     plain = {k: v for k, v in request.budget.items() if k != "guarantee"}
     point = thresholds.choose(scores, right, costs, points=points, **plain)
     return _Tried(policy, every, points, point)

@@ -62,10 +62,15 @@ def main() -> None:
         result["baseline_accuracy"] = packaged.baseline_accuracy
     if output is not None:
         files.write_json(output.evaluation, result)
-        _report(choice, policy, dataset.test, evaluation)
+        _report(choice, policy, dataset, evaluation)
 
     head, rows = report.evaluation_table(result)
     print(tabulate(rows, head, stralign="right", disable_numparse=True))
+    if dataset.class_names is not None:
+        head, rows = report.class_table(result)
+        print(tabulate(rows, head, stralign="right", disable_numparse=True))
+        if len(rows) < len(result["classes"]):
+            print(f"{len(rows)} of {dataset.classes} classes, those that lose most.")
     low, high = (f"{100 * value:.2f}" for value in result["accuracy_interval"])
     print(
         f"accuracy {result['accuracy']:.2%} on {result['num_examples']:,} test images "
@@ -108,7 +113,7 @@ def _trained_baseline(run: RunFolder | None, model: keras.Model) -> keras.Model 
 def _report(
     choice: command_line.Choice,
     policy: ExitPolicy,
-    split: data.Split,
+    dataset: data.Dataset,
     evaluation: scoring.Evaluation,
 ) -> None:
     output = choice.output
@@ -119,7 +124,9 @@ def _report(
         # Thresholds for other scores would be meaningless here.
         if known.policy.replace(thresholds=policy.thresholds) == policy:
             frontier = known.frontier
-    section = report.test_section(output.pictures, policy, evaluation, split, frontier)
+    section = report.test_section(
+        output.pictures, policy, evaluation, dataset.test, frontier, dataset.class_names
+    )
     title = f"{choice.model.name} with early exits"
     page = report.Report(output.report, output.pictures, title)
     page.write("test", section)

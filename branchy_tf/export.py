@@ -14,11 +14,12 @@ export compares it with float32 on the validation images first, and fails if too
 them get another label or take another exit.
 """
 
-from typing import Any
+from collections.abc import Sequence
 
 from absl import flags, logging
 
 from branchy_tf import command_line, graphs, saved_model
+from branchy_tf.data import Dataset
 from branchy_tf.errors import BranchyError
 from branchy_tf.saved_model.bfloat16 import BFLOAT16, PRECISIONS
 from branchy_tf.saved_model.freezing import FREEZE
@@ -69,10 +70,10 @@ flags.DEFINE_integer(
 )
 
 
-def _validation_images(choice: command_line.Choice) -> Any:
-    """The validation images, or None and a warning if there is no data."""
+def _dataset(choice: command_line.Choice) -> Dataset | None:
+    """The data set, or None and a warning if there is no data."""
     try:
-        return command_line.chosen_dataset(choice.run, choice.model).validation.inputs
+        return command_line.chosen_dataset(choice.run, choice.model)
     except BranchyError as error:
         if FLAGS.dataset or FLAGS.precision == BFLOAT16:
             raise
@@ -83,6 +84,15 @@ def _validation_images(choice: command_line.Choice) -> Any:
         return None
 
 
+def _class_names(
+    choice: command_line.Choice, dataset: Dataset | None
+) -> Sequence[str] | None:
+    """The names of the classes: the data set's, or those that the run recorded."""
+    if dataset is not None:
+        return dataset.class_names
+    return None if choice.run is None else command_line.class_names(choice.run.path)
+
+
 def main() -> None:
     if not FLAGS.export_dir:
         raise BranchyError("--export_dir is missing: the folder to write versions to.")
@@ -90,6 +100,7 @@ def main() -> None:
     choice = command_line.chosen_model()
     model = choice.model
     policy = command_line.chosen_policy(choice)
+    dataset = _dataset(choice)
     version = saved_model.export(
         model,
         FLAGS.export_dir,
@@ -98,9 +109,10 @@ def main() -> None:
         freeze=FLAGS.freeze,
         input_dtype=FLAGS.input_dtype,
         precision=FLAGS.precision,
-        images=_validation_images(choice),
+        images=None if dataset is None else dataset.validation.inputs,
         max_disagreement=FLAGS.max_disagreement,
         max_rows=FLAGS.max_rows,
+        class_names=_class_names(choice, dataset),
     )
     logging.info("Exported %s.", version)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import keyword
+import re
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 import keras
 
 from branchy_tf.errors import BranchyError
+
+_UNNAMED = re.compile(r"(keras_tensor|input_layer)(_\d+)?")
 
 
 def check_functional(model: keras.Model) -> None:
@@ -131,6 +135,54 @@ def nodes_in_order(model: keras.Model) -> list[Any]:
         for node in by_depth[depth]
         if not node.is_input
     ]
+
+
+def input_names(model: keras.Model) -> list[str]:
+    """The names of the inputs in signatures and files, the same in each process.
+
+    A single input of rank 4 is called images.
+    """
+    tensors = model.inputs
+    if len(tensors) == 1 and len(tensors[0].shape) == 4:
+        return ["images"]
+    names = [tensor.name for tensor in tensors]
+    keys = sorted(model.input) if isinstance(model.input, dict) else []
+    for i, name in enumerate(names):
+        # Keras numbers unnamed inputs with a counter per process.
+        if _UNNAMED.fullmatch(name):
+            names[i] = keys[i] if len(keys) == len(names) else f"input_{i + 1}"
+    return [_identifier(name) for name in names]
+
+
+def named_inputs(model: keras.Model, inputs: Any) -> dict[str, Any]:
+    """The arrays of a batch by the names of `input_names`.
+
+    Args:
+        model: the model.
+        inputs: an array for a single input; else a dict by these names, or by those of
+            the model's own inputs.
+
+    Raises:
+        BranchyError: an input is missing.
+    """
+    names = input_names(model)
+    if not isinstance(inputs, Mapping):
+        inputs = {names[0]: inputs}
+    own = {name: tensor.name for name, tensor in zip(names, model.inputs, strict=True)}
+    missing = [name for name in names if not {name, own[name]} & inputs.keys()]
+    if missing:
+        raise BranchyError(
+            f"{model.name} takes the inputs {', '.join(names)}; pass a dict with these "
+            f"names. Missing: {', '.join(missing)}."
+        )
+    return {name: inputs[name if name in inputs else own[name]] for name in names}
+
+
+def _identifier(name: str) -> str:
+    """The name as a valid Python argument, as a signature's input requires."""
+    plain = "".join(c if c.isalnum() or c == "_" else "_" for c in name)
+    usable = plain.isidentifier() and not keyword.iskeyword(plain)
+    return plain if usable else f"input_{plain}"
 
 
 def fingerprint(model: keras.Model) -> str:

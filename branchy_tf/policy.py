@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from branchy_tf import checks, files
+from branchy_tf.checks import ranges
 from branchy_tf.errors import BranchyError
 from branchy_tf.results import exit_name
 
@@ -30,6 +31,25 @@ SMALLEST = float(np.finfo(np.float32).tiny)
 # The share of all rows that rounding may send to another exit. If more rows change
 # their exit, the cause is not rounding.
 _MOST_FLIPPED = 0.05
+
+# The fields of a policy in a thresholds.json.
+FILE_KINDS: checks.Kinds = {
+    "criterion": ("a string", checks.is_text),
+    "thresholds": ("a list of numbers", checks.is_numbers),
+    "temperatures": ("a list of numbers", checks.is_numbers),
+    "weights": ("a string", checks.is_text),
+    "inputs": (
+        "an object or null",
+        lambda value: value is None or checks.is_object(value),
+    ),
+}
+
+
+# What tells the ranges of a model's inputs: themselves, something with a policy, or
+# a file with `inputs`: branchy.json, thresholds.json or data.json.
+InputsLike: TypeAlias = (
+    "Mapping[str, ranges.InputRange] | ExitPolicy | HasPolicy | str | os.PathLike[str]"
+)
 
 
 class HasPolicy(Protocol):
@@ -60,6 +80,9 @@ class ExitPolicy:
             temperature. None means 1 for every exit.
         weights: the fingerprint of the weights that the policy was calibrated for, or
             "" if unknown. Equality ignores it.
+        inputs: the range of each input that these weights were trained on, by name, or
+            None if unknown. Predictor, export and client compare batches with it.
+            Equality ignores it.
 
     Raises:
         BranchyError: a threshold is negative or NaN, the number of temperatures is not
@@ -78,6 +101,9 @@ class ExitPolicy:
     thresholds: Sequence[float]
     temperatures: Sequence[float] | None = None
     weights: str = dataclasses.field(default="", compare=False)
+    inputs: Mapping[str, ranges.InputRange] | None = dataclasses.field(
+        default=None, compare=False
+    )
 
     def __post_init__(self) -> None:
         check_criterion(self.criterion)
@@ -129,6 +155,11 @@ class ExitPolicy:
         Raises:
             BranchyError: the file is missing or holds no valid policy.
         """
+        if files.path(path).is_dir():
+            raise BranchyError(
+                f"{path} is a folder; expected a file such as "
+                f"{files.path(path) / 'thresholds.json'}."
+            )
         return cls.from_json(files.read_json(path), path)
 
     def save(self, path: files.Path) -> None:
@@ -140,7 +171,12 @@ class ExitPolicy:
 
     def to_json(self) -> dict[str, Any]:
         """The fields as thresholds.json stores them."""
-        return dataclasses.asdict(self)
+        value = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self)
+        }
+        if self.inputs is not None:
+            value["inputs"] = {n: known.to_json() for n, known in self.inputs.items()}
+        return value
 
     @classmethod
     def from_json(cls, value: dict[str, Any], source: files.Path) -> ExitPolicy:
@@ -158,9 +194,12 @@ class ExitPolicy:
             raise BranchyError(
                 f"{source} lacks {', '.join(missing)}. Calibrate again to replace it."
             )
+        checks.check_kinds(source, value, FILE_KINDS)
         known = [field.name for field in dataclasses.fields(cls)]
+        fields = {name: value[name] for name in known if name in value}
+        fields["inputs"] = ranges.ranges_from_json(value.get("inputs"), source)
         try:
-            policy = cls(**{name: value[name] for name in known if name in value})
+            policy = cls(**fields)
         except BranchyError as error:
             raise BranchyError(f"{source}: {error}") from None
         for given, limit in zip(value["thresholds"], policy.thresholds, strict=True):
@@ -215,7 +254,7 @@ class ExitPolicy:
         if weights and self.weights and weights != self.weights:
             raise BranchyError(
                 f"{source} was made for other weights than this model has, so its "
-                "thresholds may not fit. Calibrate this model, or pass --thresholds."
+                "thresholds may not fit. Calibrate this model, or pass thresholds."
             )
         return self
 
@@ -280,6 +319,35 @@ class ExitPolicy:
                 f"explain it. Exit rates {taken}; expected {expected}. Calibrate again; "
                 "if the error remains, the model's answers are not reproducible."
             )
+
+
+def trained_inputs(given: InputsLike | None) -> Mapping[str, ranges.InputRange] | None:
+    """The ranges that a model was trained on, by input name; None if unknown.
+
+    Args:
+        given: the ranges; a policy, or an object with one; or the path of a
+            branchy.json, a thresholds.json, a data.json, or of an exported version.
+
+    Raises:
+        BranchyError: it is none of these.
+    """
+    if isinstance(given, (str, os.PathLike)):
+        path = files.path(given)
+        if path.is_dir():
+            path = path / "assets.extra" / "branchy.json"
+        return ranges.ranges_from_json(files.read_json(path).get("inputs"), path)
+    brought = getattr(given, "policy", given)
+    if isinstance(brought, ExitPolicy):
+        return brought.inputs
+    if given is None or (
+        isinstance(given, Mapping)
+        and all(isinstance(known, ranges.InputRange) for known in given.values())
+    ):
+        return given
+    raise BranchyError(
+        "`inputs` must be a policy, or the path of a branchy.json or thresholds.json. "
+        f"Received {checks.shown(given)}."
+    )
 
 
 def exits_early(scores: Any, thresholds: Any) -> Any:

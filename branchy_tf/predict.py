@@ -10,6 +10,7 @@ Examples:
     --model_name=branchy_lenet --label=stable --images=seven.png
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,12 @@ flags.DEFINE_list(
     "frame. MNIST digits are white on black.",
 )
 command_line.check_path("images")
+command_line.define_path(
+    "class_names",
+    None,
+    "What names the classes in the table: a branchy.json or data.json, or the folder of "
+    "a run, a version or a model. Default: the data set, or numbers.",
+)
 flags.DEFINE_integer(
     "num_images",
     16,
@@ -57,12 +64,13 @@ flags.DEFINE_list(
     "One for each exit but the final one. Default: those of the export.",
 )
 flags.DEFINE_float("timeout", 10.0, "Seconds to wait for all answers.")
-command_line.define_data(required=False)
-command_line.define_seed(default=None)
+command_line.define_dataset(required=False)
 
 
-def _images(client: EarlyExitClient) -> tuple[Any, list[str], list[str] | None]:
-    """`(images, their names, their labels if known)`."""
+def _images(
+    client: EarlyExitClient,
+) -> tuple[Any, list[str], list[int] | None, Sequence[str] | None]:
+    """`(images, their names, their labels if known, class names if known)`."""
     # First, to notice an unreachable server before data is loaded.
     expected, _ = client.describe()
     if FLAGS.images:
@@ -73,16 +81,35 @@ def _images(client: EarlyExitClient) -> tuple[Any, list[str], list[str] | None]:
             raise BranchyError("--images needs a model that takes one image.")
         arrays, notes = images.read(FLAGS.images, shapes[0])
         print(*notes, sep="\n", end="\n" if notes else "")
-        return arrays, list(FLAGS.images), None
-    dataset = command_line.chosen_dataset(None)
+        return arrays, list(FLAGS.images), None, None
+    shapes = [tuple(value.shape[1:]) for value in expected.values()]
+    dataset = command_line.chosen_dataset(
+        None, input_shape=shapes[0] if len(shapes) == 1 else None
+    )
     test = dataset.test.take(slice(0, FLAGS.num_images))
     names = [f"{dataset.name} test {i}" for i in range(len(test))]
-    return test.read(), names, [str(label) for label in test.labels]
+    return test.read(), names, test.labels.tolist(), dataset.class_names
 
 
 def _tls() -> Tls | None:
     given = Tls(FLAGS.tls_ca, FLAGS.tls_certificate, FLAGS.tls_key, FLAGS.tls_server_name)
     return given if FLAGS.tls or given != Tls() else None
+
+
+def _class_names() -> Sequence[str] | None:
+    if not FLAGS.class_names:
+        return None
+    found = command_line.class_names(FLAGS.class_names)
+    if found is None:
+        raise BranchyError(
+            f"--class_names={FLAGS.class_names} names no classes: expected a "
+            "branchy.json or data.json with class_names, or a folder with one."
+        )
+    return found
+
+
+def _class_name(index: int, names: Sequence[str] | None) -> str:
+    return names[index] if names is not None and index < len(names) else str(index)
 
 
 def main() -> None:
@@ -91,6 +118,7 @@ def main() -> None:
     if bool(FLAGS.images) == bool(FLAGS.dataset):
         raise BranchyError("Pass --images=FILE,FILE or --dataset=NAME, one of the two.")
     limits = command_line.parse_numbers("thresholds", FLAGS.thresholds)
+    classes = _class_names()
     with EarlyExitClient(
         FLAGS.server,
         FLAGS.model_name,
@@ -98,19 +126,20 @@ def main() -> None:
         label=FLAGS.label,
         tls=_tls(),
     ) as client:
-        images, names, labels = _images(client)
+        images, names, labels, known = _images(client)
         answer = client.predict(images, limits)
+    classes = classes or known
     rows = []
     for i, name in enumerate(names):
         label = answer.labels[i]
         row = [
             name,
-            label,
+            _class_name(label, classes),
             f"{answer.probabilities[i, label]:.4f}",
             exit_name(answer.exits[i] + 1),
             f"{answer.scores[i]:.4f}",
         ]
-        rows.append([*row, labels[i]] if labels else row)
+        rows.append([*row, _class_name(labels[i], classes)] if labels else row)
     head = ["image", "answer", "probability", "exit", "score"]
     print(tabulate(rows, [*head, "label"] if labels else head, disable_numparse=True))
     left = np.bincount(answer.exits)

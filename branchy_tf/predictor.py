@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from branchy_tf import checks
+from branchy_tf.checks import ranges
 from branchy_tf.policy import PolicyLike, check
 from branchy_tf.results import Predictions
 from branchy_tf.saved_model.early_exit import EarlyExitModule, LogitsModule
@@ -71,6 +73,10 @@ class EarlyExitPredictor(LogitsPredictor):
     Runs the same graph that `export` writes. The weights are frozen when the predictor
     is created: after further training, create a new one.
 
+    If the policy knows what its weights were trained on, as those of `calibrate` and of
+    the zoo do, rows of another scale are refused (0...1 instead of 0...255, say), and
+    doubtful ones warned of once; `checks.ranges` has the rule.
+
     Args:
         model: outputs `{"exit_1": logits, ..., "exit_N": logits}`.
         policy: an `ExitPolicy`, the path of a thresholds.json, or an object with a
@@ -111,6 +117,7 @@ class EarlyExitPredictor(LogitsPredictor):
     ) -> None:
         self.policy = policy_for(model, policy, criterion, temperatures, thresholds)
         self._module: EarlyExitModule = EarlyExitModule(model, self.policy)
+        self._has_warned = False
 
     def predict(
         self, images: Any, thresholds: Any = None, batch_size: int = 256
@@ -127,9 +134,11 @@ class EarlyExitPredictor(LogitsPredictor):
             `Predictions` of B rows; empty for B = 0.
 
         Raises:
-            BranchyError: inputs or thresholds have a wrong shape, dtype or value.
+            BranchyError: inputs or thresholds have a wrong shape, dtype or value, or
+                the inputs have another scale than the training's.
         """
         arrays, rows = self._check(images)
+        self._check_scale(arrays)
         limits = check(
             self.policy.thresholds if thresholds is None else thresholds,
             self.num_exits,
@@ -139,6 +148,13 @@ class EarlyExitPredictor(LogitsPredictor):
         function = self._module.functions["early_exit"]
         parts = _run(function, arrays | {"thresholds": limits}, rows, batch_size)
         return Predictions(parts["probabilities"], parts["exit"], parts["score"])
+
+    def _check_scale(self, arrays: dict[str, np.ndarray]) -> None:
+        mend = "If they are right, pass policy.replace(inputs=None)."
+        warning = ranges.check(self.policy.inputs, arrays, mend)
+        if warning is not None and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(warning, stacklevel=3)
 
     def all_exits(
         self,

@@ -184,11 +184,37 @@ def evaluate(
         "gain": full_macs / macs,
         "gain_interval": [full_macs / high, full_macs / low],
         "stored_scores": _stored(every, policy, exit_macs, routed),
+        "classes": _by_class(dataset, every, routed),
         "baseline_accuracy": (
             None if trained_baseline is None else plain_accuracy(trained_baseline, test)
         ),
     }
     return Evaluation(result, logits, every, routed)
+
+
+def _by_class(
+    dataset: Dataset, every: Answers, routed: Predictions
+) -> list[dict[str, Any]]:
+    """The figures of each class; None where it has no rows."""
+    labels = every.labels
+    right, final = routed.labels == labels, every.correct[:, -1]
+    found = []
+    for index in range(dataset.classes):
+        own = labels == index
+        rows = int(own.sum())
+        found.append(
+            {
+                "class": dataset.class_name(index),
+                "num_examples": rows,
+                "accuracy": right[own].mean() if rows else None,
+                "final_exit_accuracy": final[own].mean() if rows else None,
+                "exit_rates": (
+                    np.bincount(routed.exits[own], minlength=every.correct.shape[1])
+                    / max(rows, 1)
+                ),
+            }
+        )
+    return found
 
 
 def _stored(

@@ -6,7 +6,8 @@ Example:
     --epochs=20 --loss_weights=1.0,0.3 --run_dir=runs/lenet
 
 Writes model.keras, history.csv, logs/ (TensorBoard), train.flags and, if a baseline was
-trained, baseline.keras. The same command resumes a killed training.
+trained, baseline.keras. The same command resumes a killed training; with more --epochs
+it continues a finished one.
 """
 
 import dataclasses
@@ -47,7 +48,12 @@ flags.DEFINE_enum(
     "branches on the frozen trunk. detached: all exits at once, but no gradient of a "
     "branch reaches the trunk.",
 )
-flags.DEFINE_integer("epochs", 10, "The epochs of the phase that trains the branches.")
+flags.DEFINE_integer(
+    "epochs",
+    10,
+    "The epochs of the phase that trains the branches. With more of them, a finished run "
+    "is continued.",
+)
 flags.DEFINE_integer(
     "baseline_epochs",
     10,
@@ -83,6 +89,12 @@ flags.DEFINE_list(
     "loss_weights",
     None,
     "Comma-separated loss weights, one for each exit, e.g. 1.0,0.3. Default: 1 each.",
+)
+flags.DEFINE_integer(
+    "patience",
+    None,
+    "Stops a phase after this many epochs without a smaller validation loss; the weights "
+    "of its best epoch are kept. Default: all epochs, and the last one's weights.",
 )
 flags.DEFINE_enum(
     "gradient_scaling",
@@ -121,7 +133,7 @@ _RECORDED = (
     "data_dir", "image_size", "skip_unreadable", "validation_size", "class_weights",
     "mode", "baseline", "epochs", "baseline_epochs", "batch_size", "optimizer",
     "learning_rate", "schedule", "weight_decay", "precision", "loss_weights",
-    "gradient_scaling", "distillation", "augmentation", "seed",
+    "gradient_scaling", "distillation", "augmentation", "patience", "seed",
 )  # fmt: skip
 _SETTINGS = dataclasses.fields(training.Settings)
 
@@ -165,15 +177,16 @@ def _flags_text() -> str:
 
 
 def _check_same_flags(folder: training.RunFolder) -> None:
+    """Raises `BranchyError` for other flags than the run's.
+
+    More epochs for a finished run are allowed.
+    """
     old = folder.read_flags()
-    changed = []
-    for name in _RECORDED:
-        before = old.get(name, _recorded(name, FLAGS[name].default))
-        now = _recorded(name, FLAGS[name].value)
-        if before != now:
-            changed.append(
-                f"--{name} was {before or 'unset'} and is now {now or 'unset'}"
-            )
+    now = {name: _recorded(name, FLAGS[name].value) for name in _RECORDED}
+    defaults = {name: _recorded(name, FLAGS[name].default) for name in _RECORDED}
+    if folder.may_continue({"epochs": str(FLAGS["epochs"].default)} | old, FLAGS.epochs):
+        now.pop("epochs")
+    changed = training.changes(old, now, defaults, "--{}")
     if changed:
         raise BranchyError(
             f"{folder.path} holds a training with other flags: {'; '.join(changed)}. "
@@ -189,10 +202,11 @@ def main() -> None:
     folder = training.RunFolder(FLAGS.run_dir)
     if folder.flags.exists():
         _check_same_flags(folder)
-    if folder.flags.exists() and folder.model.exists():
+    if folder.is_finished(FLAGS.epochs):
         logging.info("%s is already trained; nothing to do.", folder.path)
     else:
         _train(folder)
+        folder.picture.unlink(missing_ok=True)
     # A kill may have come between the model and its picture.
     if not folder.picture.exists():
         rows = training.read_history(folder.history)

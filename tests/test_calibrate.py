@@ -83,16 +83,16 @@ def test_respects_a_latency_budget(copy):
         (["--min_accuracy=1.5"], "from 0 to 1"),
         (["--min_accuracy=0.9", "--max_macs=3e5"], "not both"),
         (["--knee", "--min_accuracy=0.9", "--max_macs=3e5"], "not all"),
-        (["--risk=lost", "--max_macs=3e5"], "--risk=lost goes with"),
+        (["--risk=lost", "--max_macs=3e5"], "`risk` lost goes with"),
         (["--max_macs=0"], "must be a number above 0. Received 0"),
-        (["--max_latency_ms=1"], "--latency_batch_size go together"),
+        (["--max_latency_ms=1"], "`latency_batch_size` go together"),
         (["--exit_rates=0.6,0.3"], "one for each early exit (1 here)"),
         (["--exit_rates=most"], "expected comma-separated numbers"),
         (["--guarantee=sure", "--max_accuracy_drop=0.1"], "expected a probability"),
         (["--guarantee=0.9", "--min_accuracy=0.9"], "goes with --max_accuracy_drop"),
         (
             ["--guarantee=0.9", "--max_accuracy_drop=0.1", "--risk=accuracy"],
-            "Pass --risk=lost",
+            "Pass the `risk` lost",
         ),
         (["--criterion=mood"], "mood"),
     ],
@@ -143,6 +143,49 @@ def test_rejects_rows_of_one_class_and_damaged_weights(copy, tmp_path):
     model.save(copy / "model.keras")
     assert "holds NaN; expected" in commands.run("calibrate", f"--run_dir={copy}").error
     assert not (copy / "thresholds.json").exists()
+
+
+def test_refuses_data_that_the_model_knows_nothing_of(copy, mnist_5k, tmp_path):
+    """Shuffled labels, which leave the final exit at chance."""
+    split = mnist_5k.train.take(np.arange(300))
+    labels = np.random.default_rng(0).permutation(split.labels)
+    path = tmp_path / "shuffled.npz"
+    np.savez(
+        path, x_train=split.images, y_train=labels, x_test=split.images, y_test=labels
+    )
+    flags = [f"--run_dir={copy}", f"--dataset={path}", "--validation_size=150"]
+    error = commands.run("calibrate", *flags).error
+    assert "The final exit is at chance: it is correct on " in error
+    assert "always answering their most frequent class is on" in error
+    assert not (copy / "thresholds.json").exists()
+    done = commands.run("calibrate", *flags, "--force")
+    assert done.status == 0, done.stderr
+    assert "The final exit is at chance" in done.stderr
+    assert (copy / "thresholds.json").exists()
+
+
+def test_compares_the_data_with_those_of_the_training(copy, run_dir, mnist_5k, tmp_path):
+    shutil.copy(run_dir / "data.json", copy)
+    known = files.read_json(copy / "data.json")
+    assert known["dataset"] == "mnist_5k"
+    assert known["inputs"]["images"] == {
+        "shape": [None, 28, 28, 1],
+        "dtype": "uint8",
+        "low": 0.0,
+        "high": 255.0,
+        "whole": True,
+    }
+    # As if the training's pixels had been 0...1.
+    known["inputs"]["images"] |= {"high": 1.0}
+    files.write_json(copy / "data.json", known)
+    flags = ["calibrate", f"--run_dir={copy}"]
+    error = commands.run(*flags).error
+    assert "`images` holds values from 0 to 255, but the model was trained on" in error
+    assert "Divide by 255. To go on nevertheless, pass force." in error
+    assert commands.run(*flags, "--force").status == 0
+    assert files.read_json(copy / "thresholds.json")["inputs"]["images"]["high"] == 1
+    # The predictor compares too.
+    assert "Divide by 255." in commands.run("evaluate", f"--run_dir={copy}").error
 
 
 def test_rejects_a_graph_that_misroutes_rows(copy):

@@ -109,6 +109,57 @@ def test_rejects_unsuitable_rows(labels, budget, message):
         calibration.check_rows(labels, Request(budget))
 
 
+def chance(correct: int, rows: int, labels=None) -> tuple:
+    """Logits of which the final exit's are correct on the first rows, and labels."""
+    labels = np.arange(rows) % 2 if labels is None else labels
+    answers = np.where(np.arange(rows) < correct, labels, 1 - labels)
+    return np.eye(2)[answers][:, None], labels
+
+
+@pytest.mark.parametrize(
+    ("correct", "rows", "is_chance"),
+    [
+        # The smallest passing counts by the binomial distribution at 5 %.
+        (58, 100, True),
+        (59, 100, False),
+        (8, 10, True),
+        (9, 10, False),
+        (50, 100, True),
+        (0, 100, True),
+        (527, 1000, False),
+        (526, 1000, True),
+    ],
+)
+def test_the_final_exit_must_beat_chance(correct, rows, is_chance):
+    if is_chance:
+        with pytest.raises(BranchyError, match="The final exit is at chance"):
+            calibration.check_learned(*chance(correct, rows))
+    else:
+        calibration.check_learned(*chance(correct, rows))
+
+
+def test_chance_is_the_most_frequent_class():
+    # 90 % correct are no better than always answering class 0, 99 % are.
+    labels = (np.arange(500) >= 450).astype(int)
+    with pytest.raises(BranchyError, match=r"on 90\.00% of 500 .* class is on 90\.00%"):
+        calibration.check_learned(*chance(450, 500, labels))
+    calibration.check_learned(*chance(495, 500, labels))
+
+
+def test_says_which_temperature_hit_its_bound():
+    labels = np.arange(60) % 3
+    sure = 0.5 * np.eye(3)[labels]
+    useless = np.random.default_rng(0).normal(0, 100, (60, 3))
+    logits = np.stack([sure, useless, 2 * np.eye(3)[(labels + (labels > 1)) % 3]], axis=1)
+    found = calibrate(logits.astype(np.float32), labels, MACS, Request({}))
+    low, high = calibration.bounded_temperatures(found.policy)[:2]
+    assert low.startswith("The temperature of exit_1 reached the bound 0.05 of its fit")
+    assert high.startswith("The temperature of exit_2 reached the bound 20 of its fit")
+    assert not calibration.bounded_temperatures(
+        found.policy.replace(temperatures=[1, 0.2, 9])
+    )
+
+
 def test_rejects_a_cost_below_the_first_exits():
     with pytest.raises(BranchyError, match="all images exit at exit_1"):
         calibration.check_cost(Request({"max_cost": 0.5}), MACS)

@@ -47,6 +47,7 @@ LAYERS = [
     {"report"},
     {"serving"},
     {"tuning", "benchmarking"},
+    {"pipeline"},
     {"command_line"},
     COMMANDS,
     {"__main__"},

@@ -81,11 +81,11 @@ def _check_one(value: Any, name: str, expected: TensorSpec) -> np.ndarray:
             f"`{name}` has shape {array.shape}; expected {expected}.{hint}"
         )
     if not np.can_cast(array.dtype, expected.dtype, "safe"):
-        hint = (
-            " For raw pixels 0...255, convert with images.astype('uint8')."
-            if np.dtype(expected.dtype) == np.uint8
-            else f" Convert with .astype('{np.dtype(expected.dtype).name}')."
-        )
+        hint = f" Convert with .astype('{np.dtype(expected.dtype).name}')."
+        if np.dtype(expected.dtype) == np.uint8:
+            hint = " For raw pixels 0...255, convert with images.astype('uint8')."
+            if _are_fractions(array):
+                hint = " These look like pixels 0...1. Multiply by 255 and round first."
         raise BranchyError(
             f"`{name}` has dtype {array.dtype}; expected {expected}.{hint}"
         )
@@ -94,3 +94,10 @@ def _check_one(value: Any, name: str, expected: TensorSpec) -> np.ndarray:
             f"`{name}` holds NaN or infinite values; expected finite values."
         )
     return np.ascontiguousarray(array, dtype=expected.dtype)
+
+
+def _are_fractions(array: np.ndarray) -> bool:
+    """Whether all values are within -1...1, some of them not whole."""
+    if array.dtype.kind != "f" or not array.size:
+        return False
+    return bool(np.abs(array).max() <= 1 and (array != np.rint(array)).any())

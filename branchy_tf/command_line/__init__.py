@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -156,6 +156,17 @@ def define_seed(default: int | None) -> None:
 
 def define_data(required: bool) -> None:
     """Defines --dataset, --data_dir and --validation_size."""
+    define_dataset(required)
+    flags.DEFINE_integer(
+        "validation_size",
+        None,
+        "Sets how many rows of the training split to use for validation. Default: "
+        + ("a tenth, at most 5000." if required else "the run's."),
+    )
+
+
+def define_dataset(required: bool) -> None:
+    """Defines --dataset and --data_dir, for commands that read the test split alone."""
     otherwise = "" if required else " Default: the run's."
     define_path(
         "dataset",
@@ -185,12 +196,6 @@ def define_data(required: bool) -> None:
         "Whether to leave out pictures of a folder that cannot be read. Each picture is "
         "read once at the start to find them. Default: "
         + ("no." if required else "as in the run."),
-    )
-    flags.DEFINE_integer(
-        "validation_size",
-        None,
-        "Sets how many rows of the training split to use for validation. Default: "
-        + ("a tenth, at most 5000." if required else "the run's."),
     )
 
 
@@ -353,26 +358,38 @@ def chosen_model() -> Choice:
     return Choice(folder.load_model(), folder, folder, folder.thresholds)
 
 
-def chosen_dataset(run: Any, model: Any = None) -> Any:
+def chosen_dataset(
+    run: Any, model: Any = None, input_shape: Sequence[int | None] | None = None
+) -> Any:
     """The data set that the flags select, or the run's.
 
     Args:
         run: the folder of a training, or None.
         model: the model that the data must fit, or None.
+        input_shape: the shape of its input, for pictures; default: the model's.
 
     Raises:
         BranchyError: no data set is given, it cannot be loaded or does not fit.
     """
     with startup.hushed():
-        from branchy_tf import data
+        from branchy_tf import data, training
 
-    recorded = {} if run is None else run.read_flags()
+    recorded = {} if run is None else training.data_flags(run)
 
     def value(name: str) -> str | None:
-        given = FLAGS[name].value
+        # predict has no --seed and --validation_size: the test split needs neither.
+        given = FLAGS[name].value if name in FLAGS else None
         return recorded.get(name) if given is None else given
 
     name = value("dataset")
+    if run is not None and training.is_stored(run, name):
+        dataset = training.load_stored(run)
+        return dataset if model is None else data.fitted(model, dataset)
+    if name is None and run is not None:
+        raise BranchyError(
+            f"{run.path} does not say which data it was trained on, or they were too "
+            "large to store. Pass --dataset."
+        )
     if name is None:
         raise BranchyError("--dataset is missing: the data to use, e.g. mnist.")
     for flag in ("validation_size", "seed"):
@@ -392,14 +409,50 @@ def chosen_dataset(run: Any, model: Any = None) -> Any:
         int(value("seed") or 0),
         image_size=parse_size(own("image_size")),
         skip_unreadable=str(own("skip_unreadable")) == "True",
-        input_shape=None if model is None else _image_shape(model),
+        input_shape=input_shape if model is None else _input_shape(model),
     )
     return dataset if model is None else data.fitted(model, dataset)
 
 
-def _image_shape(model: Any) -> tuple[int | None, ...] | None:
+def _input_shape(model: Any) -> tuple[int | None, ...] | None:
     """The shape of a model's input if it is a single one."""
     return tuple(model.inputs[0].shape[1:]) if len(model.inputs) == 1 else None
+
+
+def class_names(path: files.Path) -> list[str] | None:
+    """The names of the classes that a file or folder records.
+
+    Args:
+        path: a branchy.json or a data.json; the folder of a run, of a version, or of a
+            model, which stands for its newest version.
+
+    Returns:
+        The names, or None if there is no such file or it records none.
+
+    Raises:
+        BranchyError: the file is damaged.
+    """
+    place = files.path(path)
+    versions = files.version_folders(place)
+    folders = [place, *(versions[number] for number in sorted(versions)[-1:])]
+    for file in (
+        place,
+        *(
+            folder / name
+            for folder in folders
+            for name in ("data.json", "branchy.json", "assets.extra/branchy.json")
+        ),
+    ):
+        if file.is_file():
+            names = files.read_json(file).get("class_names")
+            if names is None:
+                return None
+            if not isinstance(names, list) or not all(isinstance(x, str) for x in names):
+                raise BranchyError(
+                    f"{file}: class_names is no list of strings. Export the model again."
+                )
+            return names
+    return None
 
 
 def parse_size(text: str | None) -> tuple[int, ...] | None:
@@ -452,6 +505,11 @@ def chosen_policy(choice: Choice) -> ExitPolicy:
             f"There are no calibrated thresholds for {FLAGS.model}. Pass --thresholds="
             f"{','.join(['0.1'] * (len(names) - 1))}, one for each exit but the final "
             "one."
+        )
+    elif not path.exists():
+        raise BranchyError(
+            f"There are no thresholds: {path} is missing. Run python -m "
+            "branchy_tf.calibrate with the same --run_dir, or pass --thresholds."
         )
     else:
         fingerprint = graphs.fingerprint(choice.model)

@@ -92,7 +92,9 @@ def read(
         kept = [(file, label) for file, label in rows if file in headers]
         unreadable += [file for file, _ in rows if file not in headers]
         _check_counts(path / part, classes, [label for _, label in kept])
-        splits[part] = kept
+        # So that the first rows of a split have all classes.
+        order = np.random.default_rng(0).permutation(len(kept))
+        splits[part] = [kept[i] for i in order]
     if unreadable:
         logging.warning(
             "Skipped %d of %d pictures that cannot be read, the first of them %s.",

@@ -85,7 +85,7 @@ def _check_same_shapes(
         for name, shape in _shapes(inputs).items():
             if shape != first[name]:
                 end = f"/{name}" if name else ""
-                what = "images" if len(shape) == 3 else "rows"
+                what = "images" if len(first[name]) == 3 else "rows"
                 raise BranchyError(
                     f"{source}: {names['train']}{end} holds {what} of shape "
                     f"{first[name]} and {names[part]}{end} of {shape}; expected the same."

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import functools
+import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec
 
 import numpy as np
 
@@ -24,7 +28,27 @@ from branchy_tf.data.splits import Dataset, Split
 from branchy_tf.errors import BranchyError
 from branchy_tf.files.functions import names_function
 
+_Arguments = ParamSpec("_Arguments")
 
+
+def _remembered(load: Callable[_Arguments, Dataset]) -> Callable[_Arguments, Dataset]:
+    """`load`, whose results know the arguments that load them again."""
+
+    @functools.wraps(load)
+    def remembering(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> Dataset:
+        dataset = load(*args, **kwargs)
+        given = inspect.signature(load).bind(*args, **kwargs).arguments
+        source: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+        # The data are the same from any working folder.
+        for name in ("name", "data_dir"):
+            if name in source and (name == "data_dir" or is_path(source[name])):
+                source[name] = str(files.absolute(source[name]))
+        return dataclasses.replace(dataset, source=source)
+
+    return remembering
+
+
+@_remembered
 def load(
     name: str,
     data_dir: files.Path | None = None,
@@ -185,7 +209,14 @@ def _assembled(raw: Raw, validation_size: int | None, seed: int) -> Dataset:
             f"{raw.name} has its own validation split of {len(splits['validation'])} "
             f"rows. Received `validation_size` {validation_size}. Leave it out."
         )
-    return Dataset(raw.name, classes, **splits, class_names=class_names)
+    return Dataset(
+        raw.name,
+        classes,
+        splits["train"],
+        splits["validation"],
+        splits["test"],
+        class_names,
+    )
 
 
 def _cut(

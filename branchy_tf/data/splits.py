@@ -201,6 +201,8 @@ class Dataset:
         validation: the rows for all choices.
         test: the rows to measure the result on.
         class_names: the name of each class, or None if they are just numbers.
+        source: the arguments with which `data.load` loads it again, or None if it was
+            made otherwise.
     """
 
     name: str
@@ -209,6 +211,7 @@ class Dataset:
     validation: Split
     test: Split
     class_names: tuple[str, ...] | None = None
+    source: Mapping[str, Any] | None = None
 
     @property
     def splits(self) -> dict[str, Split]:

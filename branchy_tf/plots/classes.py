@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from branchy_tf import files
-from branchy_tf.plots.style import BLACK, GREYS, HATCHES, WIDTH, plt, save
+from branchy_tf.plots.style import BLACK, GREYS, HATCHES, WIDTH, plt, save, shortened
 from branchy_tf.results import exit_name
 
 _MOST_CLASSES = 40
 
 
 def classes(
-    path: files.Path, exits: np.ndarray, right: np.ndarray, labels: np.ndarray
+    path: files.Path,
+    exits: np.ndarray,
+    right: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str] | None = None,
 ) -> None:
     """Plots the exit rates and the accuracy of each class.
 
@@ -22,6 +28,7 @@ def classes(
         right: bool [n], whether the row is classified correctly.
         labels: int [n], the true classes. Of more than 40 classes, only the 40 least
             accurate are shown.
+        class_names: the names of the classes; default: their numbers.
     """
     shares, accuracy, names = by_class(exits, right, labels)
     shown = np.arange(len(names))
@@ -54,7 +61,8 @@ def classes(
         markeredgewidth=1.8,
         label="accuracy",
     )
-    axes.set_yticks(y, [str(name) for name in names[shown]])
+    called = [str(i) if class_names is None else class_names[i] for i in names[shown]]
+    axes.set_yticks(y, [shortened(name) for name in called])
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set(xlabel="%", ylabel="class", xlim=(0, 102), title=title)
     columns = min(shares.shape[1] + 1, 3)

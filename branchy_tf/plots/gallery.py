@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from branchy_tf import files
-from branchy_tf.plots.style import WIDTH, plt, save
+from branchy_tf.plots.style import WIDTH, plt, save, shortened
 from branchy_tf.results import exit_name
 
 _COLUMNS = 8
@@ -22,6 +23,7 @@ def gallery(
     number: int,
     title: str,
     seed: int = 0,
+    class_names: Sequence[str] | None = None,
 ) -> None:
     """Plots up to eight images of each exit, sampled at random.
 
@@ -34,6 +36,7 @@ def gallery(
         number: the number of exits.
         title: the title of the plot.
         seed: the seed of the sample.
+        class_names: the names of the classes; default: their numbers.
     """
     random = np.random.default_rng(seed)
     # A separate panel for each image would take ten times as long.
@@ -53,7 +56,11 @@ def gallery(
                 extent=(column + 0.05, column + 0.95, k + 1, k + 0.25),
             )
             right = answers[row] == labels[row]
-            text = f"{labels[row]}" if right else f"{labels[row]} as {answers[row]}"
+            label, answer = (
+                str(i) if class_names is None else shortened(class_names[i], 12)
+                for i in (labels[row], answers[row])
+            )
+            text = label if right else f"{label} as {answer}"
             axes.text(column + 0.5, k + 0.22, text, ha="center", fontsize=8)
         note = f"{exit_name(k + 1)}\n{len(rows):,}"
         axes.text(-0.08, k + 0.65, note, ha="right", va="center", fontsize=8)

@@ -54,3 +54,9 @@ def save(figure: Any, path: files.Path, grid: bool = True) -> None:
     with files.replacing(path) as beside:
         figure.savefig(beside, dpi=120)
     plt.close(figure)
+
+
+def shortened(name: str, most: int = 24) -> str:
+    """A name that fits beside an axis, and in which matplotlib reads no formula."""
+    name = name.replace("$", r"\$")
+    return name if len(name) <= most else f"{name[: most - 1]}…"

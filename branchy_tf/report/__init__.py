@@ -8,6 +8,7 @@ from branchy_tf.report.sections import (
 )
 from branchy_tf.report.tables import (
     calibration_table,
+    class_table,
     criteria_table,
     evaluation_table,
     points_from_final_exit,
@@ -17,6 +18,7 @@ __all__ = [
     "Report",
     "Section",
     "calibration_table",
+    "class_table",
     "criteria_table",
     "evaluation_table",
     "guarantee_in_words",

@@ -32,6 +32,7 @@ def validation_section(
     split: Split,
     macs: Sequence[int],
     baseline: tuple[float, float] | None,
+    class_names: Sequence[str] | None = None,
 ) -> Section:
     """How the thresholds were chosen.
 
@@ -43,6 +44,7 @@ def validation_section(
         split: the validation split.
         macs: [N], cumulative multiply-adds.
         baseline: `(multiply-adds, accuracy)` of the trained baseline, or None.
+        class_names: the names of the classes, or None.
     """
     section = Section("Choosing thresholds: validation split", folder, "validation")
     chosen, known = calibrated.chosen, calibration.validation
@@ -86,7 +88,7 @@ def validation_section(
     _exits(section, calibrated.answers, logits)
     exits = calibrated.policy.exit_indices(calibrated.answers.scores)
     given = calibrated.answers.given[np.arange(len(exits)), exits]
-    _rows(section, split, exits, given, len(macs))
+    _rows(section, split, exits, given, len(macs), class_names)
     return section
 
 
@@ -96,6 +98,7 @@ def test_section(
     evaluation: Evaluation,
     split: Split,
     frontier: Sequence[dict[str, Any]],
+    class_names: Sequence[str] | None,
 ) -> Section:
     """The figures of the policy on the test split, which chose nothing.
 
@@ -106,6 +109,7 @@ def test_section(
         split: the test split.
         frontier: the frontier in thresholds.json, which is counted again on the test
             split; may be empty.
+        class_names: the names of the classes, or None.
     """
     section = Section("Results: test split", folder, "test")
     result, every = evaluation.result, evaluation.answers
@@ -144,7 +148,7 @@ def test_section(
     _leaving(section, every, policy)
     _exits(section, every, evaluation.logits)
     routed = evaluation.routed
-    _rows(section, split, routed.exits, routed.labels, len(macs))
+    _rows(section, split, routed.exits, routed.labels, len(macs), class_names)
     return section
 
 
@@ -226,13 +230,24 @@ def _exits(section: Section, every: Answers, logits: np.ndarray) -> None:
 
 
 def _rows(
-    section: Section, split: Split, exits: np.ndarray, given: np.ndarray, number: int
+    section: Section,
+    split: Split,
+    exits: np.ndarray,
+    given: np.ndarray,
+    number: int,
+    class_names: Sequence[str] | None,
 ) -> None:
     right = given == split.labels
     section.picture(
         "classes",
         "The exits that each class takes, and the accuracy on it.",
-        functools.partial(plots.classes, exits=exits, right=right, labels=split.labels),
+        functools.partial(
+            plots.classes,
+            exits=exits,
+            right=right,
+            labels=split.labels,
+            class_names=class_names,
+        ),
     )
     if not can_show(split.inputs):
         return
@@ -252,5 +267,6 @@ def _rows(
                 labels=split.labels[rows],
                 number=number,
                 title=words,
+                class_names=class_names,
             ),
         )

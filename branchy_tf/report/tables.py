@@ -74,6 +74,35 @@ def evaluation_table(evaluation: dict[str, Any]) -> Table:
     return head, rows
 
 
+def class_table(evaluation: dict[str, Any], most: int = 20) -> Table:
+    """The figures of each class on the test split.
+
+    Args:
+        evaluation: the content of an evaluation.json.
+        most: the most classes to list; of more, those with the largest drop.
+    """
+    head = ["class", "rows", "accuracy", "final exit", "drop", *evaluation["exits"]]
+    known = [one for one in evaluation["classes"] if one["num_examples"]]
+    shown = known
+    if len(known) > most:
+        shown = sorted(
+            known, key=lambda one: one["accuracy"] - one["final_exit_accuracy"]
+        )
+        shown = shown[:most]
+    rows = [
+        [
+            one["class"],
+            f"{one['num_examples']:,}",
+            f"{one['accuracy']:.2%}",
+            f"{one['final_exit_accuracy']:.2%}",
+            f"{100 * (one['final_exit_accuracy'] - one['accuracy']):.2f}",
+            *(f"{rate:.1%}" for rate in one["exit_rates"]),
+        ]
+        for one in shown
+    ]
+    return head, rows
+
+
 def criteria_table(compared: Sequence[dict[str, Any]]) -> Table:
     """The accuracy of each criterion at equal cost, and the point it would choose."""
     measure = compared[0]["measure"]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import keyword
 import pathlib
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,8 +15,6 @@ from branchy_tf import checks, exits, graphs
 from branchy_tf.errors import BranchyError
 from branchy_tf.policy import ExitPolicy, PolicyLike
 from branchy_tf.saved_model import freezing, routing
-
-_UNNAMED = re.compile(r"(keras_tensor|input_layer)(_\d+)?")
 
 
 class LogitsModule(tf.Module):
@@ -309,10 +305,7 @@ def _input_specs(model: keras.Model, input_dtype: str | None) -> list[tf.TensorS
             f"`input_dtype` must be a dtype such as uint8 or float32. Received "
             f"{checks.shown(input_dtype)}."
         )
-    if len(tensors) == 1 and len(tensors[0].shape) == 4:
-        names = ["images"]
-    else:
-        names = _names(model)
+    names = graphs.input_names(model)
     if len(set(names)) < len(names) or "thresholds" in names:
         raise BranchyError(
             f"{model.name} has inputs named {', '.join(names)}; expected different "
@@ -322,21 +315,3 @@ def _input_specs(model: keras.Model, input_dtype: str | None) -> list[tf.TensorS
         tf.TensorSpec(tensor.shape, dtype, name)
         for tensor, dtype, name in zip(tensors, dtypes, names, strict=True)
     ]
-
-
-def _names(model: keras.Model) -> list[str]:
-    """The names of the inputs, the same in each process."""
-    names = [tensor.name for tensor in model.inputs]
-    keys = sorted(model.input) if isinstance(model.input, dict) else []
-    for i, name in enumerate(names):
-        # Keras numbers unnamed inputs with a counter per process.
-        if _UNNAMED.fullmatch(name):
-            names[i] = keys[i] if len(keys) == len(names) else f"input_{i + 1}"
-    return [_identifier(name) for name in names]
-
-
-def _identifier(name: str) -> str:
-    """The name as a valid Python argument, as a signature's input requires."""
-    plain = "".join(c if c.isalnum() or c == "_" else "_" for c in name)
-    usable = plain.isidentifier() and not keyword.iskeyword(plain)
-    return plain if usable else f"input_{plain}"

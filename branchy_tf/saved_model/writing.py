@@ -19,10 +19,11 @@ import tensorflow as tf
 from absl import logging
 
 import branchy_tf
-from branchy_tf import checks, costs, files, graphs
+from branchy_tf import checks, costs, exits, files, graphs
+from branchy_tf.checks import ranges
 from branchy_tf.errors import BranchyError, first_line
 from branchy_tf.files import next_version
-from branchy_tf.policy import PolicyLike
+from branchy_tf.policy import ExitPolicy, PolicyLike
 from branchy_tf.saved_model import agreement, freezing, warmup
 from branchy_tf.saved_model.agreement import Agreement
 from branchy_tf.saved_model.bfloat16 import BFLOAT16, PRECISIONS, in_bfloat16
@@ -54,6 +55,7 @@ def export(
     images: Any = None,
     max_disagreement: float = 0.01,
     max_rows: int | None = MAX_ROWS,
+    class_names: Sequence[str] | None = None,
 ) -> pathlib.Path:
     """Exports a multi-exit model as the next version of `model_name`.
 
@@ -86,6 +88,7 @@ def export(
             server merges requests, the limit applies to the merged batch, so it must be
             at least `max_batch_size`. It does not protect the server from decoding a
             request: a message of a few bytes can declare a tensor of gigabytes.
+        class_names: the names of the classes, for branchy.json.
 
     Returns:
         The folder of the version, `<export_dir>/<model_name>/<version>`. The version is
@@ -116,6 +119,7 @@ def export(
         )
     checks.one_of("precision", precision, PRECISIONS)
     graphs.check_functional(model)
+    _check_class_names(class_names, model)
     frozen = freezing.should_freeze(model, freeze)
     policy = policy_for(model, policy, thresholds=thresholds)
     settings = (policy, frozen, input_dtype, max_rows)
@@ -128,7 +132,10 @@ def export(
         logging.info("In bfloat16, %s.", agreed)
         agreement.check(agreed, max_disagreement)
     if images is not None:
-        next(agreement.batches(module, images))
+        batch = next(agreement.batches(module, images))
+        warning = ranges.check(policy.inputs, batch)
+        if warning is not None:
+            logging.warning("%s", warning)
     for function in module.functions.values():
         # Tracing errors surface before a file is touched.
         function.get_concrete_function()
@@ -144,7 +151,7 @@ def export(
         (beside / "assets.extra").mkdir()
         files.write_json(
             beside / "assets.extra" / "branchy.json",
-            _description(model, module, frozen, agreed),
+            _description(model, module, frozen, agreed, class_names),
         )
         warmup.write(module, beside, model_name)
         logging.info("Comparing the version with the Keras model, in a Session ...")
@@ -160,6 +167,21 @@ def export(
     finally:
         if beside is not None:
             shutil.rmtree(beside, ignore_errors=True)
+
+
+def _check_class_names(names: Sequence[str] | None, model: keras.Model) -> None:
+    if names is None:
+        return
+    classes = exits.num_classes(model)
+    if (
+        isinstance(names, str)
+        or len(names) > classes
+        or not all(isinstance(name, str) and name for name in names)
+    ):
+        raise BranchyError(
+            f"`class_names` must be at most {classes} non-empty strings, one for each "
+            f"class. Received {checks.shown(names)}."
+        )
 
 
 def _remove_leftovers(folder: pathlib.Path) -> None:
@@ -198,6 +220,7 @@ def _description(
     module: EarlyExitModule,
     frozen: bool,
     agreed: Agreement | None,
+    class_names: Sequence[str] | None,
 ) -> dict:
     return {
         "exits": module.exit_names,
@@ -205,11 +228,9 @@ def _description(
         "thresholds": module.policy.limits[0],
         "temperatures": module.policy.temperatures,
         "classes": module.classes,
+        "class_names": None if class_names is None else list(class_names),
         **_macs(model),
-        "inputs": {
-            spec.name: {"dtype": spec.dtype.name, "shape": spec.shape.as_list()}
-            for spec in module.specs
-        },
+        "inputs": {spec.name: _input(spec, module.policy) for spec in module.specs},
         "max_rows": module.max_rows,
         "frozen": frozen,
         "precision": "float32" if agreed is None else BFLOAT16,
@@ -221,3 +242,10 @@ def _description(
             "keras": keras.__version__,
         },
     }
+
+
+def _input(spec: tf.TensorSpec, policy: ExitPolicy) -> dict:
+    """One input as it is served, with the range of its values in training if known."""
+    served = {"dtype": spec.dtype.name, "shape": spec.shape.as_list()}
+    known = (policy.inputs or {}).get(spec.name)
+    return served if known is None else known.to_json() | served

@@ -34,6 +34,10 @@ class EarlyExitClient(Driver):
             parts at a time, and answered by one version. Default: 1,000 rows, or as many
             as fit 2 MiB. For a batching server pass its `max_batch_size`.
         metrics: counts calls, exits and scores; clients may share it.
+        inputs: what the model was trained on: the path of its branchy.json, exported
+            version or thresholds.json, or its policy. Rows of another scale are then
+            refused before they are sent, and doubtful ones warned of once;
+            `checks.ranges` has the rule. Default: unknown, as a server does not say it.
 
     Raises:
         BranchyError: invalid arguments or TLS files.

@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Generator, Sequence
+import warnings
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
 from branchy_tf import checks, thresholds
+from branchy_tf.checks import ranges
 from branchy_tf.errors import BranchyError, ServerError
 from branchy_tf.results import AllExits, Predictions
 from branchy_tf.serving import messages, wire
@@ -103,6 +105,7 @@ class Conversation:
         timeout: default seconds per call.
         max_rows: the most rows in one request; default: what servers accept.
         metrics: counts calls.
+        inputs: the ranges that the model was trained on, or None if unknown.
     """
 
     def __init__(
@@ -111,6 +114,7 @@ class Conversation:
         timeout: float,
         max_rows: int | None = None,
         metrics: ClientMetrics | None = None,
+        inputs: Mapping[str, ranges.InputRange] | None = None,
     ) -> None:
         if max_rows is not None:
             max_rows = checks.whole_number("max_rows", max_rows, at_least=1)
@@ -123,6 +127,8 @@ class Conversation:
         self._timeout = _checked(timeout)
         self._max_rows = max_rows
         self._metrics = metrics
+        self._inputs = inputs
+        self._has_warned = False
         # Only replaced as a whole, so threads need no lock.
         self._signature: Signature | None = None
 
@@ -133,7 +139,7 @@ class Conversation:
         name = messages.CALIBRATED if limits is None else messages.EARLY_EXIT
 
         def fit(signature: Signature) -> dict[str, np.ndarray]:
-            arrays, rows = checks.batch(images, signature.inputs)
+            arrays, rows = self._checked_batch(images, signature)
             if limits is not None:
                 checked = thresholds.check(limits, signature.num_exits, rows)
                 # One row per image: a batching server requires every input to have the
@@ -152,7 +158,7 @@ class Conversation:
         """See `EarlyExitClient.all_exits`."""
 
         def fit(signature: Signature) -> dict[str, np.ndarray]:
-            return checks.batch(images, signature.inputs)[0]
+            return self._checked_batch(images, signature)[0]
 
         with self._watch("all_exits"):
             question = _Question(messages.ALL_EXITS, fit, messages.read_all_exits)
@@ -183,6 +189,16 @@ class Conversation:
                     if time.monotonic() + _PAUSE_SECONDS >= deadline:
                         raise
                 yield Pause(_PAUSE_SECONDS)
+
+    def _checked_batch(
+        self, images: Any, signature: Signature
+    ) -> tuple[dict[str, np.ndarray], int]:
+        arrays, rows = checks.batch(images, signature.inputs)
+        warning = ranges.check(self._inputs, arrays)
+        if warning is not None and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(warning, stacklevel=2)
+        return arrays, rows
 
     def _watch(self, method: str) -> contextlib.AbstractContextManager[None]:
         if self._metrics is None:

@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 
 from branchy_tf.errors import ServerError
+from branchy_tf.policy import InputsLike, trained_inputs
 from branchy_tf.serving import channels
 from branchy_tf.serving.conversation import Conversation, Pause, Send, Steps, T
 from branchy_tf.serving.messages import Target
@@ -19,7 +20,7 @@ class Driver(abc.ABC):
     """Runs the steps of a conversation.
 
     Args:
-        server, model, version, timeout, label, tls, max_rows, metrics: as for
+        server, model, version, timeout, label, tls, max_rows, metrics, inputs: as for
             `EarlyExitClient`.
     """
 
@@ -34,9 +35,12 @@ class Driver(abc.ABC):
         tls: Tls | grpc.ChannelCredentials | None = None,
         max_rows: int | None = None,
         metrics: ClientMetrics | None = None,
+        inputs: InputsLike | None = None,
     ) -> None:
         self._target = Target(server, model, version, label)
-        self._conversation = Conversation(self._target, timeout, max_rows, metrics)
+        self._conversation = Conversation(
+            self._target, timeout, max_rows, metrics, trained_inputs(inputs)
+        )
         self._route = channels.Route.to(server, tls)
         self._closed = False
         self._prepare()

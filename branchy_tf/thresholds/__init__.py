@@ -15,7 +15,12 @@ from branchy_tf.policy import (
     within_tolerance,
 )
 from branchy_tf.thresholds.budgets import check_budget, choose, find_knee, quantiles
-from branchy_tf.thresholds.calibrated import Calibration, fit_temperature
+from branchy_tf.thresholds.by_class import class_drops, within_class_drop
+from branchy_tf.thresholds.calibrated import (
+    TEMPERATURES,
+    Calibration,
+    fit_temperature,
+)
 from branchy_tf.thresholds.counting import (
     Point,
     agreement,
@@ -35,6 +40,7 @@ from branchy_tf.thresholds.search import frontier
 
 __all__ = [
     "EXPECTATION",
+    "TEMPERATURES",
     "Calibration",
     "Guarantee",
     "Point",
@@ -45,6 +51,7 @@ __all__ = [
     "check_guarantee",
     "check_temperatures",
     "choose",
+    "class_drops",
     "control_risk",
     "count_losses_only",
     "evaluate",
@@ -58,5 +65,6 @@ __all__ = [
     "halves",
     "quantiles",
     "rows_needed",
+    "within_class_drop",
     "within_tolerance",
 ]

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from branchy_tf import checks, files
 from branchy_tf.errors import BranchyError
-from branchy_tf.policy import ExitPolicy, check
+from branchy_tf.policy import FILE_KINDS, ExitPolicy, check
 
 # Without a lower limit, an exit without errors would get the temperature 0.
-_TEMPERATURES = (0.05, 20.0)
+TEMPERATURES = (0.05, 20.0)
 _REQUIRED = ("criterion", "exits", "thresholds", "validation", "frontier")
 
 
@@ -88,10 +87,14 @@ class Calibration:
             BranchyError: the file is missing, incomplete or for another model.
         """
         path = files.path(path)
+        if path.is_dir():
+            raise BranchyError(
+                f"{path} is a folder; expected a file such as {path / 'thresholds.json'}."
+            )
         if not path.is_file():
             raise BranchyError(
-                f"There are no thresholds: {path} is missing. Run python -m "
-                "branchy_tf.calibrate with the same --run_dir, or pass --thresholds."
+                f"There are no thresholds: {path} is missing. Calibrate the model first, "
+                "or pass thresholds."
             )
         value = files.read_json(path)
         missing = [name for name in _REQUIRED if name not in value]
@@ -99,7 +102,7 @@ class Calibration:
             raise BranchyError(
                 f"{path} lacks {', '.join(missing)}. Calibrate again to replace it."
             )
-        _check_kinds(path, value)
+        checks.check_kinds(path, value, _KINDS)
         if value["exits"] != list(exits):
             others = ", ".join(value["exits"])
             raise BranchyError(
@@ -120,51 +123,29 @@ class Calibration:
         )
 
 
-def _numbers(value: Any) -> bool:
-    # In Python, True and False are ints.
-    return isinstance(value, list) and all(
-        isinstance(x, (int, float)) and not isinstance(x, bool) for x in value
-    )
-
-
 def _points(value: Any) -> bool:
     return isinstance(value, list) and all(
         isinstance(point, dict)
-        and _numbers(point.get("thresholds"))
-        and _numbers([point.get("accuracy"), point.get("macs")])
+        and checks.is_numbers(point.get("thresholds"))
+        and checks.is_numbers([point.get("accuracy"), point.get("macs")])
         for point in value
     )
 
 
-# `{field: (the expected kind in words, the check for it)}`.
-_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "criterion": ("a string", lambda value: isinstance(value, str)),
+_KINDS: checks.Kinds = {
+    **FILE_KINDS,
     "exits": (
         "a list of strings",
         lambda value: isinstance(value, list) and all(isinstance(x, str) for x in value),
     ),
-    "thresholds": ("a list of numbers", _numbers),
-    "validation": ("an object", lambda value: isinstance(value, dict)),
+    "validation": ("an object", checks.is_object),
     "frontier": ("a list of objects with thresholds, accuracy and macs", _points),
-    "temperatures": ("a list of numbers", _numbers),
-    "budget": ("an object", lambda value: isinstance(value, dict)),
+    "budget": ("an object", checks.is_object),
     "guarantee": (
         "an object or null",
-        lambda value: value is None or isinstance(value, dict),
+        lambda value: value is None or checks.is_object(value),
     ),
-    "weights": ("a string", lambda value: isinstance(value, str)),
 }
-
-
-def _check_kinds(path: pathlib.Path, value: dict[str, Any]) -> None:
-    for name, (expected, is_one) in _KINDS.items():
-        if name in value and not is_one(value[name]):
-            shown = " ".join(repr(value[name]).split())
-            shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-            raise BranchyError(
-                f"{path}: {name} is {shown}; expected {expected}. Calibrate again to "
-                "replace the file."
-            )
 
 
 def fit_temperature(logits: Any, labels: Any) -> float:
@@ -218,5 +199,5 @@ def fit_temperature(logits: Any, labels: Any) -> float:
         np.exp(scaled, out=scaled)
         return float((np.log(scaled.sum(axis=1)) - own / temperature).mean())
 
-    bounds = tuple(math.log(limit) for limit in _TEMPERATURES)
+    bounds = tuple(math.log(limit) for limit in TEMPERATURES)
     return math.exp(optimize.minimize_scalar(cross_entropy, bounds=bounds).x)

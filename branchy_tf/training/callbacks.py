@@ -49,6 +49,12 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         shutil.rmtree(self._old, ignore_errors=True)
 
 
+def has_backup(folder: files.Path) -> bool:
+    """Whether `AtomicBackup` would restore something from this folder."""
+    folder = pathlib.Path(folder)
+    return folder.exists() or folder.with_name(folder.name + ".old").exists()
+
+
 class HistoryFile(keras.callbacks.Callback):
     """Writes history.csv, with one row for each epoch of each phase.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -15,6 +15,11 @@ from branchy_tf.data import Dataset, Split
 from branchy_tf.training import optimizers
 from branchy_tf.training.batches import Batches, InOrder
 from branchy_tf.training.callbacks import AtomicBackup, HistoryFile
+from branchy_tf.training.early_stopping import (
+    EarlyStopping,
+    best_epoch,
+    stopped_after,
+)
 from branchy_tf.training.run_folder import RunFolder
 from branchy_tf.training.settings import Settings
 
@@ -46,6 +51,7 @@ def fit(
     settings: Settings,
     folder: RunFolder,
     names: list[str],
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> None:
     """Fits a phase, resuming from its backup if there is one.
 
@@ -55,12 +61,15 @@ def fit(
         settings: the settings of the training.
         folder: receives history, backups and logs.
         names: the names of all exits, for the columns of the history.
+        callbacks: the user's own, called after the epoch's row and before its backup.
     """
+    epochs, stopping = phase.epochs, _early_stopping(phase, settings, folder)
+    if settings.patience is not None:
+        stopped = stopped_after(folder.history, phase.name, settings.patience)
+        epochs = min(epochs, stopped or epochs)
     batches = make_batches(phase, dataset, settings)
     trainer = compiled(phase, settings, len(batches))
-    logging.info(
-        "Phase %s: epochs %d, rows %d.", phase.name, phase.epochs, len(dataset.train)
-    )
+    logging.info("Phase %s: epochs %d, rows %d.", phase.name, epochs, len(dataset.train))
     start = time.perf_counter()
     validation = InOrder(dataset.validation, phase.targets, settings.batch_size)
     with _plain_errors(batches, validation):
@@ -69,17 +78,23 @@ def fit(
             # The batches are already shuffled.
             shuffle=False,
             validation_data=validation,
-            epochs=phase.epochs,
+            epochs=epochs,
             # The row of an epoch comes before its backup; see HistoryFile.
             callbacks=[
                 keras.callbacks.LambdaCallback(
                     on_epoch_begin=lambda epoch, logs: batches.start_epoch(epoch)
                 ),
                 HistoryFile(folder.history, phase.name, names),
+                *callbacks,
+                *([] if stopping is None else [stopping]),
                 AtomicBackup(folder.backup(phase.name)),
                 *_tensorboard(folder, phase.name),
             ],
         )
+    if stopping is not None:
+        stopping.restore()
+        best = best_epoch(folder.history, phase.name)
+        logging.info("Phase %s: the weights of epoch %d, the best.", phase.name, best)
     trained = len(history.epoch) * len(dataset.train)
     if trained:
         seconds = time.perf_counter() - start
@@ -89,6 +104,17 @@ def fit(
             trained / seconds,
             100 * batches.waited / seconds,
         )
+
+
+def _early_stopping(
+    phase: Phase, settings: Settings, folder: RunFolder
+) -> EarlyStopping | None:
+    if settings.patience is None:
+        return None
+    weights = folder.best_weights(phase.name)
+    return EarlyStopping(
+        phase.model, weights, folder.history, phase.name, settings.patience
+    )
 
 
 @contextlib.contextmanager

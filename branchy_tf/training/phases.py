@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
+from collections.abc import Sequence
 
 import keras
+from absl import logging
 
-from branchy_tf import checks, exits, files
+from branchy_tf import checks, exits, files, graphs
 from branchy_tf.data import Dataset, fitted, weighted
 from branchy_tf.errors import BranchyError
-from branchy_tf.training import branches, losses
+from branchy_tf.training import branches, losses, recording
+from branchy_tf.training.callbacks import has_backup
 from branchy_tf.training.distillation import DistilledModel
 from branchy_tf.training.fitting import Phase, fit
 from branchy_tf.training.precision import in_float32
-from branchy_tf.training.run_folder import RunFolder
+from branchy_tf.training.run_folder import RunFolder, changes
 from branchy_tf.training.settings import Settings
 from branchy_tf.training.transfer import Baseline, read_baseline, take_baseline
 
@@ -38,22 +42,33 @@ def train(
     settings: Settings,
     folder: RunFolder,
     flags: str | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> None:
-    """Trains `model` in place and writes the run folder.
+    """Trains `model` in place and writes the run folder, which every command takes.
 
-    A killed training resumes when called again with the same arguments. Writes
-    model.keras, baseline.keras if a baseline was trained, history.csv and logs/
-    (TensorBoard).
+    A killed training resumes when called again with the same arguments, and a finished
+    one loads its weights into `model`. With more `epochs`, a finished training goes on
+    from the backup of its last epoch, as if it had been started with that number:
+    weights, optimiser, shuffling and augmentation continue. With a constant learning
+    rate the result is that of one long training, bit for bit. Other schedules are those
+    of the long training from there on, so the rate rises again.
+
+    Writes model.keras, baseline.keras if a baseline was trained, history.csv, logs/
+    (TensorBoard), train.flags, data.json, data.npz for data that cannot be loaded by
+    name, and backup/, which later epochs need.
 
     Args:
         model: outputs `{"exit_1": logits, ..., "exit_N": logits}`.
         dataset: trains on its training split and evaluates on its validation split.
         settings: the settings of the training.
         folder: the folder to write to.
-        flags: the text of train.flags, written after all checks.
+        flags: the text of train.flags, written after all checks; default: the settings.
+        callbacks: called after those of the training. Their own state is not backed up:
+            for early stopping that survives a kill, set `Settings.patience`.
 
     Raises:
-        BranchyError: settings, model and data set do not fit together.
+        BranchyError: settings, model and data set do not fit together, the folder holds
+            a training with other settings, or another process trains into it.
 
     Example:
 
@@ -71,18 +86,77 @@ def train(
             raise BranchyError(
                 f"`{name}` must be a {kind.__name__}. Received {checks.shown(value)}."
             )
+    _check_callbacks(callbacks)
     settings.check(model, dataset)
+    given = dataset
     dataset = weighted(fitted(model, dataset), settings.class_weights)
     baseline = None
     if settings.baseline is not None:
         baseline = read_baseline(exits.baseline(model), settings.baseline)
-    if flags is not None:
+    if flags is None:
+        _check_same(folder, settings)
+        flags = recording.flags_text(settings)
+    with folder.locked():
+        if folder.is_finished(settings.epochs):
+            logging.info("%s is already trained; nothing to do.", folder.path)
+            graphs.copy_weights(folder.load_model(), model)
+            return
+        last = branches_phase(model, settings).name
+        _prepare_more_epochs(folder, last)
+        recording.write_data(folder, model, given)
         files.write_text(folder.flags, flags)
-    if settings.has_baseline_phase:
-        _train_baseline(model, dataset, settings, folder, baseline)
-    _train_branches(model, dataset, settings, folder)
-    _save(model, folder.model)
-    shutil.rmtree(folder.backups, ignore_errors=True)
+        if settings.has_baseline_phase:
+            if has_backup(folder.backup(last)) and folder.baseline.is_file():
+                # The phase is over, and a finished run keeps no backup of it.
+                baseline = read_baseline(exits.baseline(model), folder.baseline)
+            _train_baseline(model, dataset, settings, folder, baseline, callbacks)
+        _train_branches(model, dataset, settings, folder, callbacks)
+        _save(model, folder.model)
+        for backup in folder.backups.iterdir():
+            if backup.name != last:
+                shutil.rmtree(backup, ignore_errors=True)
+
+
+def _check_callbacks(callbacks: Sequence[keras.callbacks.Callback]) -> None:
+    is_list = isinstance(callbacks, (list, tuple))
+    if not is_list or not all(
+        isinstance(callback, keras.callbacks.Callback) for callback in callbacks
+    ):
+        raise BranchyError(
+            "`callbacks` must be a list of keras.callbacks.Callback. Received "
+            f"{checks.shown(callbacks)}."
+        )
+
+
+def _check_same(folder: RunFolder, settings: Settings) -> None:
+    """Raises `BranchyError` if the folder holds a training with other settings."""
+    if not folder.flags.is_file():
+        return
+    old = folder.read_flags()
+    now: dict[str, str | None] = dict.fromkeys(
+        field.name for field in dataclasses.fields(settings)
+    )
+    now |= recording.settings_flags(settings)
+    if folder.may_continue(old, settings.epochs):
+        now.pop("epochs")
+    changed = changes(old, now, {}, "`{}`")
+    if changed:
+        raise BranchyError(
+            f"{folder.path} holds a training with other settings: {'; '.join(changed)}. "
+            "Pass the same settings to resume it, or another folder."
+        )
+
+
+def _prepare_more_epochs(folder: RunFolder, phase: str) -> None:
+    """Turns a finished run into an unfinished one that its backup resumes."""
+    if not folder.model.is_file() or not folder.flags.is_file():
+        return
+    if not has_backup(folder.backup(phase)):
+        raise BranchyError(
+            f"{folder.path} has no backup of its last epoch, so it cannot be trained for "
+            f"more. Start from its weights in another folder: {folder.model}."
+        )
+    folder.model.unlink()
 
 
 def _train_baseline(
@@ -91,6 +165,7 @@ def _train_baseline(
     settings: Settings,
     folder: RunFolder,
     baseline: Baseline | None,
+    callbacks: Sequence[keras.callbacks.Callback],
 ) -> None:
     phase = baseline_phase(model, settings)
     if baseline is not None:
@@ -98,19 +173,23 @@ def _train_baseline(
         return
     # Without epochs, the network was trained elsewhere.
     if phase.epochs:
-        fit(phase, dataset, settings, folder, exits.exit_names(model))
+        fit(phase, dataset, settings, folder, exits.exit_names(model), callbacks)
     _save(phase.model, folder.baseline)
 
 
 def _train_branches(
-    model: keras.Model, dataset: Dataset, settings: Settings, folder: RunFolder
+    model: keras.Model,
+    dataset: Dataset,
+    settings: Settings,
+    folder: RunFolder,
+    callbacks: Sequence[keras.callbacks.Callback],
 ) -> None:
     frozen: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if settings.mode == "branches_only":
         frozen = branches.frozen_trunk(model)
     with frozen:
         phase = branches_phase(model, settings)
-        fit(phase, dataset, settings, folder, exits.exit_names(model))
+        fit(phase, dataset, settings, folder, exits.exit_names(model), callbacks)
 
 
 def baseline_phase(model: keras.Model, settings: Settings) -> Phase:

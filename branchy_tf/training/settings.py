@@ -50,6 +50,9 @@ class Settings:
         gradient_scaling: `none`, or `equilibrium`; see `branches.equilibrium`.
         distillation: None, or (gamma, tau); see `distillation.DistilledModel`.
         augmentation: a name from `data.AUGMENTATIONS`.
+        patience: with early stopping, the number of epochs without a smaller val_loss
+            after which a phase ends. Each phase then has the weights of its best epoch.
+            Default: every epoch is trained, and the last one's weights are kept.
         seed: the seed of shuffling and augmentation. (`keras.utils.set_random_seed`
             before building the model seeds its weights.)
         class_weights: the weights of the classes in the loss: `balanced`, a .json file,
@@ -79,6 +82,7 @@ class Settings:
     gradient_scaling: str = "none"
     distillation: Sequence[float] | None = None
     augmentation: str = "none"
+    patience: int | None = None
     seed: int = 0
     baseline: files.Path | None = None
     class_weights: ClassWeights | None = None
@@ -101,6 +105,8 @@ class Settings:
             name: checks.whole_number(name, getattr(self, name), at_least=least)
             for name, least in _WHOLE.items()
         }
+        if self.patience is not None:
+            converted["patience"] = checks.whole_number("patience", self.patience, 1)
         converted["learning_rate"] = checks.real_number(
             "learning_rate", self.learning_rate, above=0
         )

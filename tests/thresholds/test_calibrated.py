@@ -44,7 +44,7 @@ def test_rejects_a_file_for_other_weights(tmp_path):
 
 
 def test_missing_file_error_says_how_to_create_it(tmp_path):
-    with pytest.raises(BranchyError, match="calibrate"):
+    with pytest.raises(BranchyError, match="Calibrate the model first"):
         thresholds.Calibration.read(tmp_path / "thresholds.json", EXITS)
 
 
@@ -91,3 +91,29 @@ def test_rejects_a_damaged_file(tmp_path, change, message):
         thresholds.Calibration.read(path, EXITS)
     assert str(path) in str(caught.value)
     assert len(str(caught.value)) < len(str(path)) + 200
+
+
+@pytest.mark.parametrize("name", ["criterion", "thresholds", "temperatures", "weights"])
+@pytest.mark.parametrize("value", [7, True, "1,2", [[1]], ["1"], {"a": 1}])
+def test_a_policy_is_as_strict_about_its_fields(tmp_path, name, value):
+    if name in ("criterion", "weights") and isinstance(value, str):
+        value = ["entropy"]
+    path = tmp_path / "thresholds.json"
+    calibration([0.25, 1.0]).write(path)
+    files.write_json(path, files.read_json(path) | {name: value})
+    read = []
+    for reader in (ExitPolicy.load, lambda p: thresholds.Calibration.read(p, EXITS)):
+        with pytest.raises(BranchyError, match=f"{name} is .*; expected a ") as caught:
+            reader(path)
+        read.append(str(caught.value))
+    assert read[0] == read[1]
+
+
+def test_a_folder_is_no_file(tmp_path):
+    for reader in (ExitPolicy.load, lambda p: thresholds.Calibration.read(p, EXITS)):
+        with pytest.raises(BranchyError) as caught:
+            reader(tmp_path)
+        assert str(caught.value) == (
+            f"{tmp_path} is a folder; expected a file such as "
+            f"{tmp_path / 'thresholds.json'}."
+        )

@@ -48,7 +48,7 @@ def test_folder_without_a_training(tmp_path):
 
 def test_unfinished_training_says_how_to_resume(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.flags.write_text("--epochs=3\n")
+    folder.flags.write_text("--model=branchy_lenet\n--epochs=3\n")
     assert complaint(folder.load_model) == (
         f"{tmp_path} holds no model.keras. Its training is not finished: run train "
         f"again with --flagfile={folder.flags} --run_dir={tmp_path}."
