@@ -49,7 +49,7 @@ class Part:
         if self.kind == "file":
             return f"%%writefile {self.name}\n{self.content}".rstrip("\n")
         if self.kind == "sh":
-            return f"%%bash\n{self.content}".rstrip("\n")
+            return f"%%bash -e\n{self.content}".rstrip("\n")
         return self.content.strip("\n")
 
 
@@ -99,15 +99,17 @@ def run(notebook: Any) -> None:
 
 
 def _clean(notebook: Any, folder: str) -> None:
+    """Keeps what a reader of the page needs."""
+    import nbformat
+
     notebook.metadata = {"language_info": {"name": "python"}}
     for cell in notebook.cells:
         cell.metadata = {}
-        for output in cell.get("outputs", []):
-            if "text" in output:
-                output["text"] = _readable(output["text"], folder)
         if cell.cell_type == "code":
-            kept = [x for x in cell.outputs if x.get("text") != ""]
-            cell.outputs = kept
+            printed = "".join(output.get("text", "") for output in cell.outputs)
+            text = _readable(printed, folder)
+            shown = nbformat.v4.new_output("stream", text=text, name="stdout")
+            cell.outputs = [shown] if text else []
 
 
 def _readable(text: str, folder: str) -> str:
