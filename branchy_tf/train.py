@@ -1,9 +1,11 @@
 r"""Trains an early-exit network: all exits jointly, with one weighted loss for each.
 
-Example:
+Examples:
 
   python -m branchy_tf.train --model=branchy_lenet --dataset=mnist_5k \
     --epochs=20 --loss_weights=1.0,0.3 --run_dir=runs/lenet
+  python -m branchy_tf.train --model=trained.keras --exits="block_2=conv(32)" \
+    --mode=branches_only --baseline_epochs=0 --dataset=mnist_5k --run_dir=runs/kept
 
 Writes model.keras, history.csv, logs/ (TensorBoard), train.flags and, if a baseline was
 trained, baseline.keras. The same command resumes a killed training; with more --epochs
@@ -238,13 +240,14 @@ def _train(folder: training.RunFolder) -> None:
     )
     keras.config.set_dtype_policy(FLAGS.precision)
     model = command_line.built_model(_offered(dataset))
-    more = exits.num_classes(model) - dataset.classes
-    if more > 0:
+    classes = exits.num_classes(model)
+    if classes > dataset.classes:
         logging.warning(
-            "%s has %d classes more than %s, which are never correct.",
+            "%s has %d classes, but %s has %d; the others are never correct.",
             model.name,
-            more,
+            classes,
             dataset.name,
+            dataset.classes,
         )
     if FLAGS.initial_weights is not None:
         training.copy_layers(model, FLAGS.initial_weights)

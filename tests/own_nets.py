@@ -87,6 +87,19 @@ def with_exits(classes=10):
     return exits.add_exits(plain(classes), {"conv_1": exits.linear_head}, name="complete")
 
 
+def named_output():
+    """A single output under a name."""
+    model = plain(10)
+    return keras.Model(model.inputs[0], {"digits": model.outputs[0]}, name="named")
+
+
+def one_exit():
+    """Only the final exit."""
+    x = inputs = keras.Input((28, 28, 1))
+    x = layers.Dense(10, name="exit_1")(layers.Flatten()(x))
+    return keras.Model(inputs, {"exit_1": x}, name="one_exit")
+
+
 def wrong_form(classes=10):
     """Exits in a list, not in a dict."""
     x = inputs = keras.Input((28, 28, 1))

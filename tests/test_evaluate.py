@@ -246,7 +246,7 @@ def test_rejects_invalid_arguments(copy, flags, expected):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ([], "Pass --run_dir of a training, or --model and --weights."),
+        ([], "Pass --run_dir of a training, or --model."),
         (["--model=branchy_lenet"], "--model=branchy_lenet needs --weights"),
         (["--model=branchy_lennet", "--weights=W"], "Did you mean branchy_lenet?"),
         (["--model=branchy_lenet", "--weights=none.keras"], "There is no weights file"),

@@ -114,10 +114,11 @@ def test_a_run_needs_its_module_only_for_custom_layers(folder, from_function, tm
     error = commands.run("evaluate", "--run_dir=run", cwd=tmp_path).error
     assert "not registered here: own>Scale" in error
     assert "--import=MODULE; it was saved from my_nets." in error
-    run(
-        folder, "train", "--model=my_nets:plain", "--exits=auto:1", "--epochs=1",
-        "--dataset=digits.npz", "--run_dir=plain",
+    done = run(
+        folder, "train", "--model=my_nets:plain", "--model_args=classes=12",
+        "--exits=auto:1", "--epochs=1", "--dataset=digits.npz", "--run_dir=plain",
     )  # fmt: skip
+    assert f"branchy_plain has 12 classes, but {folder}/digits.npz has 10;" in done.stderr
     shutil.copytree(folder / "plain", tmp_path / "plain")
     run(tmp_path, "evaluate", "--run_dir=plain", "--thresholds=0.5")
 
@@ -307,6 +308,22 @@ def test_exits_of_a_model_are_not_replaced():
     assert exits.exit_names(models.build("own_nets:with_exits")) == ["exit_1", "exit_2"]
     zoo = complaint("branchy_lenet", exits="auto:1")
     assert zoo.startswith("branchy_lenet already has exits, exit_1, exit_2, so")
+
+
+def test_one_output_in_a_dict_is_one_output():
+    assert "has one output and no early exits" in complaint("own_nets:named_output")
+    model = models.build("own_nets:named_output", exits="conv_1=linear")
+    assert exits.exit_names(model) == ["exit_1", "exit_2"]
+    # One exit alone is trained as it is.
+    assert exits.exit_names(models.build("own_nets:one_exit")) == ["exit_1"]
+
+
+@pytest.mark.parametrize("given", [None, 5, ["net"], NETS])
+def test_rejects_what_is_no_text(given):
+    assert complaint(given).startswith("`model` must be the name of a zoo model, the ")
+    if given is not None:
+        text = complaint("own_nets:plain", {"classes": 3}, exits=given)
+        assert text.startswith("`text` must be exits as text, such as")
 
 
 def test_a_function_receives_only_what_it_takes():

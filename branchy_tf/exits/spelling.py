@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import keras
 
+from branchy_tf import checks
 from branchy_tf.errors import BranchyError
 from branchy_tf.exits.adding import add_exits
 from branchy_tf.exits.heads import Head, conv_head, linear_head, pool_head, takes_features
@@ -68,6 +69,11 @@ def parse_exits(text: str) -> ExitPlan:
     parse_exits("auto:2").add_to(model)
     ```
     """
+    if not isinstance(text, str):
+        raise BranchyError(
+            "`text` must be exits as text, such as 'block_3=conv(64)' or 'auto:2'. "
+            f"Received {checks.shown(text)}."
+        )
     if text.strip().startswith(_AUTO):
         return _automatic(text)
     heads: dict[str, Head] = {}

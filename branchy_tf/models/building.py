@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from branchy_tf import files, zoo
+from branchy_tf import checks, files, zoo
 from branchy_tf.errors import BranchyError
 from branchy_tf.files import functions, keras_files
 from branchy_tf.models.calling import call_builder
@@ -57,6 +57,8 @@ def build(
     build("trained.keras", exits="block_3=conv(64)")
     ```
     """
+    if not isinstance(model, str):
+        raise BranchyError(f"`model` must be {_KINDS}. Received {checks.shown(model)}.")
     if functions.names_function(model):
         given = dict(arguments)
         if weights is not None:

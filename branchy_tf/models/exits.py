@@ -32,7 +32,8 @@ def with_exits(model: keras.Model, spelled: str | None) -> keras.Model:
     plan = exits.parse_exits(spelled) if spelled else None
     if not isinstance(model, keras.Sequential):
         graphs.check_functional(model)
-        if isinstance(model.output, dict) or len(model.outputs) > 1:
+        finished = isinstance(model.output, dict) and list(model.output) == ["exit_1"]
+        if len(model.outputs) > 1 or (finished and plan is None):
             names = exits.exit_names(model)
             if plan is not None:
                 raise BranchyError(
