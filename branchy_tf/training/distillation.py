@@ -24,7 +24,8 @@ class DistilledModel(keras.Model):
 
     The loss of exit n < N is w_n ((1 - gamma) CE_n + gamma tau² KL(p_N || p_n)), where
     p is the softmax of the logits divided by tau and p_N is held constant. Compile the
-    cross-entropies with the weights from `label_weights`.
+    cross-entropies with the weights from `label_weights`. Weights of rows, [B], multiply
+    the whole loss of a row.
 
     Args:
         inputs: the inputs of the model.
@@ -74,5 +75,8 @@ class DistilledModel(keras.Model):
             # A class that the teacher masks out (-inf) adds no loss.
             apart = ops.where(masked, 0.0, wanted - ops.where(masked, 0.0, given))
             divergence = ops.sum(ops.exp(wanted) * apart, axis=-1)
+            if sample_weight is not None:
+                # One weight for all of a row's losses.
+                divergence = divergence * ops.cast(sample_weight, divergence.dtype)
             loss = loss + scale * self._weights[name] * ops.mean(divergence)
         return loss

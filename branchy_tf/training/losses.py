@@ -46,6 +46,9 @@ def compile_joint(
 ) -> None:
     """Compiles a model with outputs `{exit name: logits}`.
 
+    With weights s_i of the B rows of a batch, L_n is the sum of s_i CE_i, divided by B
+    and not by the sum of the weights. Metrics and the validation loss ignore them.
+
     References:
         L = sum_n w_n L_n, BranchyNet (2016), section III. Its L_n carries a
         constant 1/|C|, which only rescales the loss and is omitted here.
