@@ -81,9 +81,9 @@ def model(classes: int = len(CLASSES), width: int = 8, depth: int = 4) -> keras.
     return keras.Model([numbers, codes], logits, name="table")
 
 
-def write(path: str) -> None:
+def write(path: str, rows: int = 6000) -> None:
     """Writes the data set as an .npz, as `--dataset` takes it."""
-    made = data()
+    made = data(rows)
     arrays = {"class_names": np.array(made.pop("class_names"))}
     for part, (inputs, labels) in made.items():
         arrays[f"y_{part}"] = labels

@@ -152,9 +152,9 @@ class Positions(layers.Layer):
         return x + self.vectors
 
 
-def write(path: str) -> None:
+def write(path: str, rows: int = 6000) -> None:
     """Writes the data set as an .npz, as `--dataset` takes it."""
-    made = data()
+    made = data(rows)
     arrays = {"class_names": np.array(made.pop("class_names"))}
     for part, (inputs, labels) in made.items():
         arrays |= {f"x_{part}": inputs, f"y_{part}": labels}

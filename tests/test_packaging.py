@@ -14,21 +14,17 @@ import pytest
 import branchy_tf
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-DATA = (
-    "py.typed", "playing/*.jinja", "playing/*.js", "report/*.css", "report/*.jinja",
-    "report/*.js", "serving/protos/*", "zoo/weights/*",
-)  # fmt: skip
 NAME = f"branchy_tf-{branchy_tf.__version__}"
 
 
 def packaged() -> set[str]:
-    """The files of the package that users need."""
-    paths = set(ROOT.glob("branchy_tf/**/*.py"))
-    for pattern in DATA:
-        found = set(ROOT.glob(f"branchy_tf/{pattern}"))
-        assert found, pattern
-        paths |= found
-    return {str(path.relative_to(ROOT)) for path in paths}
+    """The files of the package: all but those of Bazel."""
+    paths = ROOT.glob("branchy_tf/**/*")
+    return {
+        str(path.relative_to(ROOT))
+        for path in paths
+        if path.is_file() and path.name != "BUILD" and "__pycache__" not in path.parts
+    }
 
 
 def build(kind: str, source: pathlib.Path, target: pathlib.Path) -> pathlib.Path:

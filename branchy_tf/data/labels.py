@@ -85,6 +85,11 @@ def _flat(labels: Any, what: str) -> np.ndarray:
         hint = ""
         if flat.ndim == 2 and flat.dtype.kind in "iufb" and (flat.sum(axis=1) == 1).all():
             hint = " They look one-hot: pass labels.argmax(axis=1)."
+        elif flat.ndim > 1 and flat.dtype.kind in "iufb":
+            hint = (
+                " Several labels or quantities for one row, as in multi-label "
+                "classification, regression and segmentation, are out of scope."
+            )
         raise BranchyError(
             f"{what} has shape {values.shape} and dtype {one_line(str(values.dtype))}; "
             f"{_EXPECTED}.{hint}"

@@ -20,6 +20,7 @@ from branchy_tf.exits.logits import (
     last_change,
     looks_bounded,
 )
+from branchy_tf.exits.names import classifies, other_task
 from branchy_tf.results import exit_name
 
 # Layers that apply a softmax and nothing else.
@@ -111,10 +112,10 @@ def single_output(model: keras.Model) -> keras.Model:
             "classifies: keras.Model(model.input, output)."
         )
     shape = model.outputs[0].shape
-    if len(shape) != 2 or shape[-1] is None or shape[-1] < 2:
+    if not classifies(shape):
         raise BranchyError(
             f"Model {model.name!r} has an output of shape {tuple(shape)}; expected "
-            "(batch, classes) with at least 2 classes."
+            f"(batch, classes) with at least 2 classes.{other_task(shape)}"
         )
     return model
 
@@ -138,9 +139,14 @@ def _without_softmax(model: keras.Model) -> keras.KerasTensor:
             )
         return output
     if activation is not keras.activations.softmax:
+        several = (
+            " With a sigmoid each class has an answer of its own; several labels for one "
+            "example are out of scope. If there is one label, return the logits."
+        )
         raise BranchyError(
             f"Model {model.name!r} ends in layer {layer.name!r} with the activation "
             f"{getattr(activation, '__name__', activation)}; expected logits or softmax."
+            f"{several if activation is keras.activations.sigmoid else ''}"
         )
     if tuple(node.outputs[0].shape) != tuple(output.shape):
         raise BranchyError(

@@ -8,6 +8,7 @@ a plain Keras model can be compiled, saved and cut into stages without extra met
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import keras
 
@@ -15,6 +16,26 @@ from branchy_tf import graphs
 from branchy_tf.errors import BranchyError
 
 _NAME = re.compile(r"exit_([1-9][0-9]*)\Z")
+
+
+def classifies(shape: Sequence[int | None]) -> bool:
+    """Whether an output of this shape can hold logits for one label per example."""
+    return len(shape) == 2 and shape[-1] is not None and shape[-1] > 1
+
+
+def other_task(shape: Sequence[int | None]) -> str:
+    """What an output of another shape is for, as a sentence with a space before it."""
+    if len(shape) > 2:
+        return (
+            " An answer for each position, as in segmentation or tagging, is out of "
+            "scope; pool the positions before the last layer."
+        )
+    if tuple(shape[1:]) == (1,):
+        return (
+            " A single number, as in regression, is out of scope; for two classes, give "
+            "the last layer two units and no activation."
+        )
+    return ""
 
 
 def exit_tensors(model: keras.Model) -> dict[str, keras.KerasTensor]:
@@ -49,10 +70,11 @@ def exit_tensors(model: keras.Model) -> dict[str, keras.KerasTensor]:
             "last layer exactly like its key."
         )
     for name, tensor in tensors.items():
-        if len(tensor.shape) != 2 or tensor.shape[-1] is None:
+        if not classifies(tensor.shape):
             raise BranchyError(
                 f"{name} of model {model.name!r} has shape {tuple(tensor.shape)}; "
-                "expected logits (batch, classes)."
+                "expected logits (batch, classes) with at least 2 classes."
+                f"{other_task(tensor.shape)}"
             )
     widths = {tensors[numbers[n]].shape[-1] for n in numbers}
     if len(widths) > 1:

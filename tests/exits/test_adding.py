@@ -298,7 +298,9 @@ class Doubling(layers.Dense):
         (
             layers.Dense(4, "sigmoid", name="out"),
             "Model 'trunk' ends in layer 'out' with the activation sigmoid; expected "
-            "logits or softmax.",
+            "logits or softmax. With a sigmoid each class has an answer of its own; "
+            "several labels for one example are out of scope. If there is one label, "
+            "return the logits.",
         ),
         (
             lambda x: layers.ReLU(name="out")(layers.Dense(4)(x)),
@@ -326,8 +328,22 @@ class Doubling(layers.Dense):
             lambda x: layers.Dropout(0.1)(layers.Dense(4, "sigmoid", name="out")(x)),
             "ends in layer 'out' with the activation sigmoid; expected logits or",
         ),
-        (layers.Dense(1), "has an output of shape (None, 1); expected (batch, classes)"),
-        (layers.Reshape((2, 3)), "has an output of shape (None, 2, 3); expected (batch"),
+        (
+            layers.Dense(1),
+            "has an output of shape (None, 1); expected (batch, classes) with at least 2 "
+            "classes. A single number, as in regression, is out of scope; for two "
+            "classes, give the last layer two units and no activation.",
+        ),
+        (
+            layers.Dense(1, "sigmoid"),
+            "has an output of shape (None, 1); expected (batch, classes)",
+        ),
+        (
+            layers.Reshape((2, 3)),
+            "has an output of shape (None, 2, 3); expected (batch, classes) with at "
+            "least 2 classes. An answer for each position, as in segmentation or "
+            "tagging, is out of scope; pool the positions before the last layer.",
+        ),
     ],
 )
 def test_rejects_models_without_logits(top, expected):
