@@ -136,7 +136,7 @@ def _measure(
     place, epochs = "run", 0
     for step in variant.steps:
         own = pruning if step["method"] == "prune" else {}
-        settings = Settings(**common | own | step)
+        settings = Settings(**{**common, **own, **step})
         epochs += settings.epochs
         place += "".join(f"_{value}" for value in step.values())
         source, run = run, RunFolder(folder / place)
