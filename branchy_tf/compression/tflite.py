@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework import convert_to_constants
 
 from branchy_tf import files
 
@@ -34,13 +35,19 @@ def convert(
     """
     spec = tf.TensorSpec([None, *inputs["shape"]], inputs["dtype"], inputs["name"])
 
-    def every_exit(tensor: tf.Tensor) -> dict[str, tf.Tensor]:
+    def every_exit(tensor: tf.Tensor) -> list[tf.Tensor]:
         outputs = model(tensor, training=False)
-        return {name: outputs[name] for name in names}
+        return [outputs[name] for name in names]
 
+    live = tf.function(every_exit, input_signature=[spec]).get_concrete_function()
+    # Finding the range of each tensor fails where there are variables.
+    frozen = convert_to_constants.convert_variables_to_constants_v2(live)
     module = tf.Module()
-    module.model = model
-    module.every_exit = tf.function(every_exit, input_signature=[spec])
+    module.frozen = frozen
+    module.every_exit = tf.function(
+        lambda tensor: dict(zip(names, frozen(tensor), strict=True)),
+        input_signature=[spec],
+    )
     with tempfile.TemporaryDirectory() as folder:
         tf.saved_model.save(module, folder, signatures={_SIGNATURE: module.every_exit})
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)

@@ -6,7 +6,8 @@ import dataclasses
 import pathlib
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -84,7 +85,7 @@ def run(
     dataset: Dataset,
     common: dict[str, Any],
     folder: pathlib.Path,
-    pruning_rate: float | None = None,
+    pruning: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
     """Compresses and measures in each way.
 
@@ -97,7 +98,8 @@ def run(
             validation split; accuracies are those of its test split.
         common: the fields of `Settings` for all variants.
         folder: for the compressed runs and the results.
-        pruning_rate: the learning rate of pruning; None takes the default.
+        pruning: the fields of `Settings` that differ where weights are pruned, which
+            takes the longest fine-tuning.
 
     Returns:
         A row for each variant: its name, the gzipped bytes of its float32 weights (None
@@ -111,7 +113,7 @@ def run(
         path = folder / f"{_file_name(variant.name)}.json"
         if not path.is_file():
             logging.info("%s: %s ...", model.name, variant.name)
-            found = _measure(variant, model, dataset, common, folder, pruning_rate)
+            found = _measure(variant, model, dataset, common, folder, pruning)
             files.write_json(path, found)
         rows.append(files.read_json(path))
     return rows
@@ -127,14 +129,15 @@ def _measure(
     dataset: Dataset,
     common: dict[str, Any],
     folder: pathlib.Path,
-    pruning_rate: float | None,
+    pruning: Mapping[str, Any],
 ) -> dict[str, Any]:
     names = exits.exit_names(model)
     compressed, run = model, None
-    place = "run"
+    place, epochs = "run", 0
     for step in variant.steps:
-        rate = pruning_rate if step["method"] == "prune" else None
-        settings = Settings(**common | step, learning_rate=rate)
+        own = pruning if step["method"] == "prune" else {}
+        settings = Settings(**{**common, **own, **step})
+        epochs += settings.epochs
         place += "".join(f"_{value}" for value in step.values())
         source, run = run, RunFolder(folder / place)
         compress(compressed, dataset, settings, run, source, "")
@@ -156,7 +159,7 @@ def _measure(
     return {
         "network": model.name,
         "variant": variant.name,
-        "epochs": sum(common["epochs"] for _ in variant.steps),
+        "epochs": epochs,
         "weights_bytes": None if in_int8 else figures.gzipped_weights(compressed),
         "litert_bytes": figures.gzipped(lite.read_bytes()),
         **_with_exits(model, logits(dataset.validation), logits(dataset.test), dataset),

@@ -34,6 +34,9 @@ flags.DEFINE_string(
 flags.DEFINE_multi_string("variant", None, "Only this variant; repeatable. Default: all.")
 flags.DEFINE_integer("epochs", 3, "Epochs of each fine-tuning.", lower_bound=1)
 flags.DEFINE_integer("batch_size", 128, "Rows in a training step.", lower_bound=1)
+flags.DEFINE_integer(
+    "pruning_epochs", None, "Epochs of pruning. Default: --epochs.", lower_bound=1
+)
 flags.DEFINE_float(
     "pruning_rate", None, "Learning rate of pruning. Default: that of compress."
 )
@@ -63,8 +66,14 @@ def main() -> None:
     choice = command_line.chosen_model()
     dataset = command_line.chosen_dataset(choice.run, choice.model)
     folder = files.folder(FLAGS.run_dir)
+    pruning = {"epochs": FLAGS.pruning_epochs, "learning_rate": FLAGS.pruning_rate}
     rows = compressed_networks.run(
-        variants, choice.model, dataset, _common(), folder, FLAGS.pruning_rate
+        variants,
+        choice.model,
+        dataset,
+        _common(),
+        folder,
+        {name: value for name, value in pruning.items() if value is not None},
     )
     times = compressed_networks.time_files(
         rows, dataset.test.images, folder, FLAGS.seconds
