@@ -185,6 +185,9 @@ def overhead(
 
             latency = _in_turns(callers(1), 1, seconds, rounds, _median_latency)
             few = _in_turns(callers(1), _CALLERS, seconds, rounds, _rows_per_second)
+            before = _cpu_seconds(gateway), _cpu_seconds(server)
+            requests = load.closed_loop(callers(1)["gateway"], _CALLERS, 60, seconds)
+            after = _cpu_seconds(gateway), _cpu_seconds(server)
             many = _in_turns(callers(32), _CALLERS, seconds, rounds, _rows_per_second)
     finally:
         for process in (gateway, server):
@@ -199,15 +202,21 @@ def overhead(
         )
         for rows, found in ((1, few), (32, many))
     }
-    figures = {"added_ms": added, "share_1": shares[1], "share_32": shares[32]}
+    cpu, unit_cpu = (
+        1e3 * (b - a) / len(requests.samples) for a, b in zip(before, after, strict=True)
+    )
+    figures = {
+        "added_ms": added, "share_1": shares[1], "share_32": shares[32], "cpu_ms": cpu,
+    }  # fmt: skip
     found = lab.Findings(
         f"One image, one caller: p50 {statistics.median(latency['unit']):.2f} ms from "
         f"the unit, {statistics.median(latency['gateway']):.2f} ms through the gateway "
         f"(+{added:.2f}). {_CALLERS} callers, rows a second through the gateway over "
         f"those of the unit alone: {shares[1]:.2f} with 1 row a request "
         f"({statistics.median(few['unit']):,.0f} from the unit), {shares[32]:.2f} with "
-        f"32 ({statistics.median(many['unit']):,.0f}). Medians of {rounds} rounds, load "
-        f"{os.getloadavg()[0]:.1f}.",
+        f"32 ({statistics.median(many['unit']):,.0f}). CPU of one request with 1 row: "
+        f"{cpu:.2f} ms of the gateway, {unit_cpu:.2f} of the unit. Medians of {rounds} "
+        f"rounds; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}.",
         figures,
     )
     found.require(added <= 1.0, f"the gateway adds {added:.2f} ms")
@@ -233,6 +242,12 @@ def _in_turns(
                 raise AssertionError(f"requests to the {name} failed: {outcome.errors}")
             found[name].append(figure(outcome))
     return found
+
+
+def _cpu_seconds(server: servers.ServeProcess) -> float:
+    """The processor time that a process has used, which other load does not change."""
+    fields = pathlib.Path(f"/proc/{server.process.pid}/stat").read_text().split()
+    return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
 
 
 def _median_latency(outcome: load.Outcome) -> float:

@@ -371,7 +371,7 @@ def test_units_describe_themselves(cut_dir, policy):
 
 
 def test_features_are_sent_only_once_exported_together(tmp_path, network, policy):
-    with pytest.raises(BranchyError, match="names cloud as next"):
+    with pytest.raises(BranchyError, match="Two units are named"):
         units.export(units.cut(network, ["exit_1"], ["a", "cloud"])[:1] * 2, tmp_path,
                      policy)  # fmt: skip
     assert not list(tmp_path.iterdir())
