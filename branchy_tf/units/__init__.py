@@ -23,15 +23,21 @@ if TYPE_CHECKING:
     from branchy_tf.units.cutting import Unit as Unit
     from branchy_tf.units.cutting import cut as cut
     from branchy_tf.units.exporting import export as export
+    from branchy_tf.units.joining import as_network as as_network
+    from branchy_tf.units.joining import join as join
+    from branchy_tf.units.joining import joined as joined
 
 _NAMES = {
     "Cascade": "cascade",
     "Unit": "cutting",
+    "as_network": "joining",
     "cut": "cutting",
     "export": "exporting",
+    "join": "joining",
+    "joined": "joining",
 }
 
-__all__ = ["Cascade", "Unit", "cut", "export"]
+__all__ = ["Cascade", "Unit", "as_network", "cut", "export", "join", "joined"]
 
 
 def __getattr__(name: str) -> Any:

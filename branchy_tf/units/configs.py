@@ -24,25 +24,27 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
-from branchy_tf import checks, files
+from branchy_tf import checks, files, policy
 from branchy_tf.errors import BranchyError
 from branchy_tf.serving.messages import Target
 from branchy_tf.serving.tls import Tls
 
 ANSWER, ERROR = "answer", "error"
 # Rows that one call to a unit holds at most.
-MAX_BATCH_ROWS = 128
+MAX_BATCH_ROWS = 64
 # Concurrent calls to each server of a unit.
-CONCURRENCY = 4
+CONCURRENCY = 8
 
 _TOP = ("model", "on_failure", "units")
 _UNIT = (
     "path", "servers", "next", "model", "version", "label", "timeout", "tls",
-    "max_batch_rows", "concurrency",
+    "max_batch_rows", "concurrency", "thresholds",
 )  # fmt: skip
 _TLS = tuple(field.name for field in dataclasses.fields(Tls))
 
@@ -60,6 +62,8 @@ class UnitConfig:
         tls: for its servers.
         max_batch_rows: the most rows in one call.
         concurrency: concurrent calls to each server, or in this process.
+        thresholds: where requests enter: the default thresholds of all exits from here
+            to the end; None: those that the units were exported with.
     """
 
     name: str
@@ -70,6 +74,7 @@ class UnitConfig:
     tls: Tls | None = None
     max_batch_rows: int = MAX_BATCH_ROWS
     concurrency: int = CONCURRENCY
+    thresholds: tuple[float, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,26 +99,33 @@ def load(path: files.Path) -> CascadeConfig:
         BranchyError: the file is missing, no YAML, or has an invalid key or value.
     """
     path = files.path(path)
-    with files.reading(path, "a cascade.yaml"):
-        value = _parse(path.read_text(encoding="utf-8"))
     try:
+        with files.reading(path, "a cascade.yaml"):
+            value = _parse(path.read_text(encoding="utf-8"))
         return _cascade(value, path.absolute().parent)
     except BranchyError as error:
+        if str(path) in str(error):
+            raise
         raise BranchyError(f"{path}: {error}") from None
 
 
-def starting_text(units: Iterable[Any], model: str) -> str:
+def starting_text(
+    units: Iterable[Any],
+    model: str | None,
+    thresholds: Mapping[str, Sequence[float]],
+) -> str:
     """A cascade.yaml that runs exported units in one process.
 
     Args:
         units: with `name` and `next`.
-        model: the name that clients use.
+        model: the name that clients use; None if there are several fronts.
+        thresholds: of each front, where they differ from the units' own.
     """
     lines = [
         "# Which units there are, and where they run. A unit with `path` runs in the",
         "# gateway's process; to run it elsewhere, replace `path` by",
         "# `servers: [host:8500]`, the addresses of servers that serve its folder.",
-        f"model: {model}",
+        *([] if model is None else [f"model: {model}"]),
         "# On failure of a later unit: the best answer so far (answer), or error.",
         f"on_failure: {ANSWER}",
         "units:",
@@ -122,7 +134,15 @@ def starting_text(units: Iterable[Any], model: str) -> str:
         lines += [f"  {unit.name}:", f"    path: {unit.name}"]
         if unit.next is not None:
             lines.append(f"    next: {unit.next}")
+        if unit.name in thresholds:
+            numbers = ", ".join(_number(limit) for limit in thresholds[unit.name])
+            lines.append(f"    thresholds: [{numbers}]")
     return "\n".join(lines) + "\n"
+
+
+def _number(limit: float) -> str:
+    """A number as YAML reads it; repr() gives 1e-05, which YAML takes for text."""
+    return ".inf" if math.isinf(limit) else f"{Decimal(repr(limit)):f}"
 
 
 def _parse(text: str) -> Any:
@@ -226,7 +246,20 @@ def _unit(name: str, value: Any, folder: pathlib.Path) -> UnitConfig:
         concurrency=checks.whole_number(
             "concurrency", value.get("concurrency", CONCURRENCY), at_least=1
         ),
+        thresholds=_thresholds(where, value.get("thresholds")),
     )
+
+
+def _thresholds(where: str, value: Any) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        raise BranchyError(
+            f"`thresholds` of {where} must be a list of numbers. Received "
+            f"{checks.shown(value)}."
+        )
+    limits = policy.check(value, len(value) + 1)[0]
+    return tuple(limits.tolist())
 
 
 def _tls(where: str, value: Any, folder: pathlib.Path) -> Tls:
@@ -268,6 +301,12 @@ def _chains(units: Mapping[str, UnitConfig]) -> dict[str, tuple[str, ...]]:
             )
     reached = {unit.next for unit in units.values()}
     entries = [name for name in units if name not in reached]
+    for unit in units.values():
+        if unit.thresholds is not None and unit.name in reached:
+            raise BranchyError(
+                f"Unit {unit.name!r} has `thresholds`, but requests do not enter there. "
+                f"Write them at {', '.join(entries)}, for all exits."
+            )
     chains = {name: tuple(_following(name, units)) for name in entries}
     missed = set(units) - {name for chain in chains.values() for name in chain}
     if missed:

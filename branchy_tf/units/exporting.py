@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -13,14 +13,14 @@ import tensorflow as tf
 from absl import logging
 
 import branchy_tf
-from branchy_tf import costs, files, versions
+from branchy_tf import checks, costs, files, versions
 from branchy_tf.errors import BranchyError, first_line
 from branchy_tf.exits.confidence import exit_answer
 from branchy_tf.policy import ExitPolicy, PolicyLike, forcing
 from branchy_tf.saved_model import checking, freezing, warmup, writing
 from branchy_tf.saved_model.session import SessionModel
 from branchy_tf.units import configs
-from branchy_tf.units.cutting import FEATURES, Unit
+from branchy_tf.units.cutting import FEATURES, IMAGE, Unit
 from branchy_tf.units.interfaces import SIGNATURE
 from branchy_tf.units.module import UnitModule, policy_of
 
@@ -32,7 +32,7 @@ _CHECKED_ROWS = 8
 def export(
     units: Sequence[Unit],
     export_dir: files.Path,
-    policy: PolicyLike,
+    policy: PolicyLike | Mapping[str, PolicyLike],
     *,
     model_name: str | None = None,
     codec: str = "uint8",
@@ -46,11 +46,13 @@ def export(
     before any of them is visible to a server.
 
     Args:
-        units: of one network, in order, from `cut`.
+        units: of one network, from `cut`, or of several fronts with a shared tail, from
+            `joined`.
         export_dir: the folder to write to: a folder for each unit, a cascade.yaml that
             runs all of them in one process, and a models.config for servers. A
             cascade.yaml that is already there stays as it is.
-        policy: of the whole network; see `saved_model.export`.
+        policy: of the whole network; see `saved_model.export`. For several fronts, a
+            policy of each one's way to the end, by the front's name.
         model_name: the name of the cascade to its clients; default: cascade.
         codec: the form in which features travel: `uint8` (one byte per number),
             `float16`, or `none`.
@@ -74,43 +76,143 @@ def export(
     """
     units = list(units)
     names = [unit.name for unit in units]
-    whole = ExitPolicy.of(policy).check_exits(sum(len(unit.exits) for unit in units))
+    chains = _chains(units)
+    policies = _policies(chains, policy)
+    parts = _parts(chains, policies)
     folders = [writing.model_folder(export_dir, name) for name in names]
     modules = []
-    before = 0
-    for unit, following in zip(units, [*units[1:], None], strict=True):
-        if unit.next != (following.name if following else None):
-            raise BranchyError(
-                f"Unit {unit.name} names {unit.next} as next, but is followed by "
-                f"{following.name if following else 'none'}. Pass all units in order."
-            )
+    for unit in units:
         frozen = freezing.should_freeze(unit.model, freeze)
-        part = policy_of(unit, whole, before)
-        module = UnitModule(unit, part, codec, following, frozen, input_dtype, max_rows)
+        following = next((u for u in units if u.name == unit.next), None)
+        module = UnitModule(
+            unit, parts[unit.name], codec, following, frozen, input_dtype, max_rows
+        )
         # Tracing errors surface before a file is touched.
         module.function.get_concrete_function()
         modules.append(module)
-        before += len(unit.exits)
 
     written: list[versions.NewVersion] = []
-    network = examples = _examples(modules[0])
+    # Example inputs of each unit, from the unit before it.
+    examples: dict[str, dict[str, np.ndarray]] = {}
     try:
         # All versions appear when all are written.
         with contextlib.ExitStack() as stack:
             for module, folder in zip(modules, folders, strict=True):
+                unit = module.unit
                 written.append(stack.enter_context(versions.new_version(folder)))
-                logging.info("Writing unit %s ...", module.unit.name)
-                onward = _write(module, written[-1].beside, codec, examples)
-                # A unit without features sends the image again.
-                examples = onward or network
+                logging.info("Writing unit %s ...", unit.name)
+                if unit.takes == IMAGE:
+                    examples[unit.name] = _examples(module)
+                beside = written[-1].beside
+                onward = _write(module, beside, codec, examples[unit.name])
+                if unit.next is not None and onward:
+                    examples[unit.next] = onward
     except (OSError, tf.errors.OpError) as error:
         raise writing.unwritable(files.folder(export_dir), error) from None
     top = files.folder(export_dir)
     if not (top / CASCADE_FILE).exists():
-        text = configs.starting_text(units, model_name or "cascade")
+        limits = {name: list(policies[name].thresholds) for name in chains}
+        if len(chains) == 1:
+            limits = {}
+        elif model_name is not None:
+            raise BranchyError(
+                f"`model_name` names one network, but there are the fronts "
+                f"{', '.join(chains)}. Omit it; clients use the fronts' names."
+            )
+        name = (model_name or "cascade") if len(chains) == 1 else None
+        text = configs.starting_text(units, name, limits)
         files.write_text(top / CASCADE_FILE, text)
     files.write_text(top / MODELS_FILE, _models_config(folders))
     return [version.path for version in written]
+
+
+def _chains(units: Sequence[Unit]) -> dict[str, list[Unit]]:
+    """The units from each front to the end, by the front's name.
+
+    Raises:
+        BranchyError: a name occurs twice, is missing, or comes before what sends to it.
+    """
+    known: dict[str, Unit] = {}
+    for unit in units:
+        if unit.name in known:
+            raise BranchyError(
+                f"Two units are named {unit.name!r}; expected different names."
+            )
+        known[unit.name] = unit
+    order = list(known)
+    for unit in units:
+        if unit.next is None:
+            continue
+        if unit.next not in known or order.index(unit.next) < order.index(unit.name):
+            raise BranchyError(
+                f"Unit {unit.name!r} names {unit.next!r} as next, which does not come "
+                f"after it among {', '.join(order)}. Pass all units, in order."
+            )
+    reached = {unit.next for unit in units}
+    chains = {}
+    for unit in units:
+        if unit.name not in reached:
+            chain = [unit]
+            while chain[-1].next is not None:
+                chain.append(known[chain[-1].next])
+            chains[unit.name] = chain
+    return chains
+
+
+def _policies(
+    chains: Mapping[str, list[Unit]], given: PolicyLike | Mapping[str, PolicyLike]
+) -> dict[str, ExitPolicy]:
+    """The policy of each front's way to the end."""
+    if not isinstance(given, Mapping):
+        if len(chains) > 1:
+            raise BranchyError(
+                f"There are the fronts {', '.join(chains)}; pass a dict with the policy "
+                f"of each. Received {checks.shown(given)}."
+            )
+        given = dict.fromkeys(chains, given)
+    if set(given) != set(chains):
+        raise BranchyError(
+            f"`policy` has policies for {', '.join(map(str, given)) or 'none'}; expected "
+            f"{', '.join(chains)}."
+        )
+    return {
+        name: ExitPolicy.of(given[name]).check_exits(
+            sum(len(unit.exits) for unit in chain)
+        )
+        for name, chain in chains.items()
+    }
+
+
+def _parts(
+    chains: Mapping[str, list[Unit]], policies: Mapping[str, ExitPolicy]
+) -> dict[str, ExitPolicy]:
+    """The policy of each unit's exits, by the unit's name.
+
+    Thresholds travel with the rows, but criterion and temperatures are in the graph.
+
+    Raises:
+        BranchyError: two fronts need a shared unit with different ones.
+    """
+    parts: dict[str, ExitPolicy] = {}
+    for name, chain in chains.items():
+        before = 0
+        for unit in chain:
+            part = policy_of(unit, policies[name], before)
+            before += len(unit.exits)
+            known = parts.setdefault(unit.name, part)
+            number = len(unit.exits)
+            scores, others = (
+                (p.criterion, [p.temperature(k) for k in range(number)])
+                for p in (part, known)
+            )
+            if scores != others:
+                raise BranchyError(
+                    f"The policy of {name!r} scores the exits of {unit.name!r} with "
+                    f"criterion and temperatures {scores}, another front with {others}. "
+                    "Calibrate all fronts with the same criterion and temperatures for "
+                    "the exits that they share."
+                )
+    return parts
 
 
 def _examples(module: UnitModule) -> dict[str, np.ndarray]:

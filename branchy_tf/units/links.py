@@ -239,9 +239,9 @@ class LocalLink(Link):
             self.width, thread_name_prefix=config.name
         )
         self._polled = time.monotonic()
+        self._poll: asyncio.Future | None = None
 
     async def describe(self, timeout: float) -> Interface:
-        await self._poll()
         with self._versions.use(None) as found:
             assert found is not None
             number, model = found
@@ -258,6 +258,11 @@ class LocalLink(Link):
         version: int | None = None,
     ) -> Reply:
         loop = asyncio.get_running_loop()
+        due = time.monotonic() - self._polled >= _POLL_SECONDS
+        if due and (self._poll is None or self._poll.done()):
+            self._polled = time.monotonic()
+            # In a thread: loading a version takes seconds.
+            self._poll = loop.run_in_executor(None, self._versions.poll)
         work = loop.run_in_executor(self._pool, self._run, inputs, version)
         try:
             return await asyncio.wait_for(work, timeout)
@@ -284,14 +289,9 @@ class LocalLink(Link):
                 name = _status_name(code)
                 raise ServerError(name, first_line(error)) from None
 
-    async def _poll(self) -> None:
-        """Looks for a new version, in a thread: loading takes seconds."""
-        if time.monotonic() - self._polled >= _POLL_SECONDS:
-            self._polled = time.monotonic()
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(None, self._versions.poll)
-
     async def close(self) -> None:
+        if self._poll is not None:
+            await asyncio.wait([self._poll])
         self._pool.shutdown(wait=True)
         self._versions.stop()
 

@@ -10,12 +10,12 @@ import numpy as np
 import tensorflow as tf
 
 from branchy_tf import graphs
-from branchy_tf.errors import BranchyError
 from branchy_tf.policy import ExitPolicy, exits_early
 from branchy_tf.saved_model import early_exit, freezing, routing
 from branchy_tf.units.codecs import Codec
 from branchy_tf.units.cutting import FEATURES, Unit
 from branchy_tf.units.interfaces import MADE_FOR, SIGNATURE
+from branchy_tf.units.joining import check_fit
 
 
 class UnitModule(early_exit.ServedModule):
@@ -85,7 +85,7 @@ class UnitModule(early_exit.ServedModule):
         self._onward: routing.Onward | None = None
         if unit.carried:
             assert following is not None
-            _check_fit(unit, following)
+            check_fit(unit, following)
             outgoing = Codec(codec, unit.carried, following.inputs)
             self.sends = [*outgoing.specs, made_for]
             destination = _as_int64(following.fingerprint)
@@ -192,25 +192,6 @@ def policy_of(unit: Unit, policy: ExitPolicy, before: int) -> ExitPolicy:
     temperatures = policy.temperatures[before : end + 1]
     return policy.replace(
         thresholds=policy.thresholds[before:end], temperatures=temperatures
-    )
-
-
-def _check_fit(unit: Unit, following: Unit) -> None:
-    """Raises `BranchyError` unless the next unit takes what the unit carries."""
-    sent = [(tuple(t.shape), t.dtype) for t in unit.carried]
-    taken = [(tuple(t.shape), t.dtype) for t in following.model.inputs]
-    if sent != taken:
-        raise BranchyError(
-            f"Unit {unit.name} sends {_listed(sent)}, but {following.name} takes "
-            f"{_listed(taken)}. Cut both from one network, or build the front with the "
-            "tensors that the later unit takes."
-        )
-
-
-def _listed(tensors: list[tuple[tuple, str]]) -> str:
-    return ", ".join(
-        f"{dtype} [{', '.join('B' if i == 0 else str(n) for i, n in enumerate(shape))}]"
-        for shape, dtype in tensors
     )
 
 

@@ -80,6 +80,7 @@ class Network:
         self._metrics = metrics
         self._links: dict[str, Link] = {}
         self._chains: dict[str, list[_Stop]] = {}
+        self._models: dict[str, Model] = {}
         for name, unit in config.units.items():
             self._links[name] = open_link(unit)
         self._batchers = {
@@ -115,6 +116,18 @@ class Network:
             ]
             for model, chain in self.config.chains.items()
         }
+        self._summarise()
+
+    def _summarise(self) -> None:
+        """Updates what clients see of each model."""
+        self._models = {
+            name: _model(
+                name,
+                [stop.interface for stop in chain],
+                chain[0].link.config.thresholds,
+            )
+            for name, chain in self._chains.items()
+        }
 
     async def close(self) -> None:
         """Waits until no request uses the units, and closes them."""
@@ -128,24 +141,14 @@ class Network:
         Raises:
             BranchyError: an unknown name, or none where there are several.
         """
-        known = list(self._chains)
+        known = list(self._models)
         if name is None and len(known) == 1:
             (name,) = known
-        if name not in self._chains:
+        if name not in self._models:
             raise BranchyError(
                 f"There is no model {name!r}; pass one of: {', '.join(known)}."
             )
-        chain = [stop.interface for stop in self._chains[name]]
-        return Model(
-            name=name,
-            version=chain[0].version,
-            inputs=chain[0].inputs,
-            exits=sum(unit.exits for unit in chain),
-            classes=chain[0].classes,
-            thresholds=np.concatenate(
-                [np.asarray(unit.thresholds, np.float32) for unit in chain]
-            ),
-        )
+        return self._models[name]
 
     async def answer(
         self,
@@ -274,6 +277,29 @@ class Network:
             for other in chain:
                 if other.link is stop.link:
                     other.interface = fresh
+        self._summarise()
+
+
+def _model(
+    name: str, chain: Sequence[Interface], thresholds: Sequence[float] | None
+) -> Model:
+    exits = sum(unit.exits for unit in chain)
+    if thresholds is None:
+        thresholds = [limit for unit in chain for limit in unit.thresholds]
+    if len(thresholds) != exits - 1:
+        raise BranchyError(
+            f"Unit {chain[0].name!r} has {len(thresholds)} `thresholds`, but there are "
+            f"{exits} exits from there on: {', '.join(unit.name for unit in chain)}. "
+            f"Write {exits - 1}."
+        )
+    return Model(
+        name=name,
+        version=chain[0].version,
+        inputs=chain[0].inputs,
+        exits=exits,
+        classes=chain[0].classes,
+        thresholds=np.asarray(thresholds, np.float32),
+    )
 
 
 def _deadline_of(stop: _Stop, k: int, deadline: float) -> float:

@@ -75,6 +75,8 @@ class RunningCascade:
         Raises:
             ServerError: a unit was not reached in time.
         """
+        if self._network is not None and self._ready.is_set():
+            return self._network
         try:
             await asyncio.wait_for(self._ready.wait(), deadline - time.monotonic())
         except asyncio.TimeoutError:
