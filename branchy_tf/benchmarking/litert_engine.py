@@ -11,7 +11,6 @@ import numpy as np
 from branchy_tf.litert import LiteRTEngine
 from branchy_tf.litert.interpreters import TFLiteFile
 
-
 _ROWS = 32
 
 

@@ -21,6 +21,8 @@ from branchy_tf.stages import Stage
 
 QUANTIZE = ("none", "dynamic", "int8")
 
+_HUGE = 1e30
+
 # Maps tensors to a list of tensors.
 _Function = Callable[..., Sequence[Any]]
 
@@ -91,7 +93,11 @@ def answer_part(
     policy = ExitPolicy(criterion=criterion, thresholds=[], temperatures=[temperature])
 
     def run(logits: Any) -> list[Any]:
-        return list(exit_answer(logits, policy, 0))
+        probabilities, scores = exit_answer(logits, policy, 0)
+        # LiteRT's kernels clamp infinity to the largest float32, and some NaN too. As
+        # elsewhere, such a row has no score and takes no early exit.
+        known = tf.abs(tf.reduce_max(logits, axis=-1)) < _HUGE
+        return [probabilities, tf.where(known, scores, float("nan"))]
 
     return _convert(run, [tf.TensorSpec([rows, classes], tf.float32)])
 
