@@ -14,8 +14,12 @@ other row takes exit_1; unrouted, the frozen network with all branches and no ro
 stage_N, one stage alone, from which the ideal is computed; early_exit_bfloat16, as
 written by export --precision=bfloat16. All of these run in a Session, the engine of TF
 Serving, whose operations run in the calling thread, as configured in serving/. The
-peers, if installed (pip install -e '.[peers]'), are: onnxruntime, the network
-without exits; pytorch, the same exits and thresholds in eager mode. Each contender has
+peers, if installed (pip install -e '.[peers,litert]'), are: onnxruntime and
+onnxruntime_int8, the network without exits; pytorch, the same exits and thresholds in
+eager mode; litert and litert_int8, the network without exits; early_exit_litert and
+early_exit_litert_int8, as written by export --format=litert, int8 calibrated again within
+the same budget. Contenders in int8 need the validation split of the calibration: for
+weights of the zoo, pass --seed=1. Each contender has
 its own process, and they are timed in turn. Timings are medians and comparable only
 within one run.
 
@@ -36,9 +40,11 @@ from tabulate import tabulate
 
 from branchy_tf import command_line, files, plots
 from branchy_tf.benchmarking import comparing, contenders, load, tables
+from branchy_tf.benchmarking.litert_contenders import Splits
 from branchy_tf.benchmarking.machine import machine
 from branchy_tf.data import Dataset
 from branchy_tf.errors import BranchyError
+from branchy_tf.litert.writing import EXAMPLES
 from branchy_tf.predictor import EarlyExitPredictor
 from branchy_tf.serving import EarlyExitClient
 from branchy_tf.serving.answers import ExpectedAnswers
@@ -62,6 +68,7 @@ flags.DEFINE_list(
     "Sets the other engines to time. An empty list times none.",
 )
 flags.DEFINE_bool("bfloat16", True, "Whether to time early exit in bfloat16 too.")
+flags.DEFINE_bool("int8", True, "Whether to time the peers in int8 too.")
 flags.DEFINE_float(
     "seconds",
     4.0,
@@ -97,6 +104,8 @@ def _time_contenders() -> None:
             f"--batch_sizes has {max(batch_sizes)}, but {dataset.name} has only "
             f"{len(dataset.test)} test images."
         )
+    peers = _peers()
+    splits = _splits(choice, dataset) if FLAGS.int8 else None
     with tempfile.TemporaryDirectory() as folder:
         result = comparing.compare(
             model,
@@ -107,8 +116,9 @@ def _time_contenders() -> None:
             threads,
             FLAGS.seconds,
             progress=lambda what: logging.info("Timing: %s ...", what),
-            peers=_peers(),
+            peers=peers,
             bfloat16=FLAGS.bfloat16,
+            splits=splits,
         )
     print(tables.text(result))
     if output is not None:
@@ -121,6 +131,17 @@ def _time_contenders() -> None:
 def _images(dataset: Dataset) -> np.ndarray:
     """The first test images, in memory."""
     return np.asarray(dataset.test.images[:_MOST_IMAGES])
+
+
+def _splits(choice: command_line.Choice, dataset: Dataset) -> Splits | None:
+    """The rows for int8, or None and a warning if they are not those of the policy."""
+    try:
+        again = command_line.recalibration(choice, dataset.validation)
+    except BranchyError as error:
+        logging.warning("Nothing is timed in int8. %s", error)
+        return None
+    examples = command_line.training_examples(dataset, EXAMPLES)
+    return Splits(examples, dataset.validation, dataset.test, again)
 
 
 def _peers() -> list[str]:

@@ -25,25 +25,13 @@ is refused if it differs too much from float32 on the validation images.
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from absl import flags, logging
 
-from branchy_tf import (
-    calibration,
-    command_line,
-    costs,
-    exits,
-    graphs,
-    litert,
-    saved_model,
-    thresholds,
-    versions,
-)
+from branchy_tf import command_line, graphs, litert, saved_model, versions
 from branchy_tf.data import Dataset
 from branchy_tf.errors import BranchyError
 from branchy_tf.litert.converting import QUANTIZE
 from branchy_tf.litert.writing import EXAMPLES, MAX_ACCURACY_DROP, MAX_DISAGREEMENT
-from branchy_tf.predictor import EarlyExitPredictor
 from branchy_tf.saved_model.bfloat16 import BFLOAT16, PRECISIONS
 from branchy_tf.saved_model.freezing import FREEZE
 from branchy_tf.saved_model.writing import MAX_ROWS
@@ -170,25 +158,14 @@ def _export_saved_model(choice: command_line.Choice, name: str, policy: Any) -> 
 
 
 def _export_litert(choice: command_line.Choice, name: str, policy: Any) -> Any:
-    model, dataset, seed = choice.model, _dataset(choice), FLAGS.seed or 0
+    model, dataset = choice.model, _dataset(choice)
     data: dict[str, Any] = {}
     if dataset is not None:
-        rows = np.random.default_rng(seed).permutation(len(dataset.train))[:EXAMPLES]
-        data = {
-            "images": dataset.validation.images,
-            "labels": dataset.validation.labels,
-            "examples": dataset.train.take(np.sort(rows)).images,
-        }
-    # Thresholds from the command line are the user's own choice.
-    if dataset is not None and FLAGS.quantize != "none" and FLAGS.thresholds is None:
-        known = thresholds.Calibration.read(choice.thresholds, exits.exit_names(model))
-        macs = costs.cumulative_macs(model)
         split = dataset.validation
-        routed = EarlyExitPredictor(model, known.policy).predict(split.images)
-        calibration.check_same_rows(known, routed, split.labels)
-        data["recalibrate"] = lambda logits: calibration.repeat(
-            known, logits, split.labels, macs, seed
-        )
+        data = {"images": split.inputs, "labels": split.labels}
+        if FLAGS.quantize != "none":
+            data["recalibrate"] = command_line.recalibration(choice, split)
+            data["examples"] = command_line.training_examples(dataset, EXAMPLES)
     allowed = FLAGS.max_disagreement
     return litert.export(
         model,

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from branchy_tf.benchmarking import contenders, timing
+from branchy_tf.benchmarking.litert_contenders import Splits
 from branchy_tf.benchmarking.machine import machine
 from branchy_tf.benchmarking.processes import Process
 from branchy_tf.benchmarking.worker import rows_of_pass
@@ -21,18 +22,36 @@ from branchy_tf.predictor import EarlyExitPredictor
 from branchy_tf.results import Predictions
 
 # The alternatives to early exit.
-OTHERS = ("keras_export", "frozen", "onnxruntime", "pytorch")
+OTHERS = (
+    "keras_export",
+    "frozen",
+    "onnxruntime",
+    "onnxruntime_int8",
+    "litert",
+    "litert_int8",
+    "pytorch",
+)
+# Stands for the fastest of `contenders.INT8`.
+FASTEST_INT8 = "fastest_int8"
 
 # Contenders that answer a request from image to label, each in its own process.
-_WHOLE = ("early_exit", contenders.BFLOAT16, *OTHERS)
+_WHOLE = (
+    "early_exit",
+    contenders.BFLOAT16,
+    *contenders.LITERT_EARLY_EXIT,
+    *OTHERS,
+)
 
 # OpenMP and ONNX Runtime threads spin for a while, which would slow the next process.
 _PAUSE = 0.002
 _CHECKED_ROWS = 64
 # The last digits may decide near ties.
 _LEAST_AGREEMENT = 0.95
-# bfloat16 has three digits; `export` decides how well it must agree.
-_LEAST_IN_BFLOAT16 = 0.8
+# bfloat16 has three digits and int8 fewer; `export` decides how well they must agree.
+_LEAST_IN_SHORT = 0.8
+_SHORT = {contenders.BFLOAT16, "early_exit_litert_int8", *contenders.INT8}
+# int8 is calibrated again, so its rows may take other exits.
+_OTHER_POLICY = {"early_exit_litert_int8"}
 
 
 def compare(
@@ -46,6 +65,7 @@ def compare(
     progress: Callable[[str], object] = lambda what: None,
     peers: Sequence[str] = tuple(contenders.PEERS),
     bfloat16: bool = True,
+    splits: Splits | None = None,
 ) -> dict[str, Any]:
     """Times all contenders; see benchmark.json in the contract.
 
@@ -60,9 +80,13 @@ def compare(
         progress: called with a description of each step.
         peers: other engines to try, of `contenders.PEERS`.
         bfloat16: whether to time early exit in bfloat16 too.
+        splits: the rows that contenders in int8 need; None leaves those out.
 
     Returns:
         The content of benchmark.json. Beside the contract's: `left_out` {name: why},
+        `litert_gains`, the gains of LiteRT's early exits [{"contender", "batch",
+        "threads", "over", "gain", "ideal_gain", "share_of_ideal"}], `quality` of each
+        LiteRT version, see `litert_contenders.write`,
         `bfloat16_gains` [{"batch", "threads", "over", "gain"}],
         `memory` of each process [{"contender", "threads", "imports_mb", "peak_mb"}],
         `routing` [{"batch", "threads", "last_over_unrouted", "first_over_stage",
@@ -74,11 +98,14 @@ def compare(
         BranchyError: a process ended, or a contender disagrees with the predictor.
     """
     progress("writing the contenders")
-    programs, left_out = contenders.write(model, images, policy, folder, peers, bfloat16)
+    programs, left_out, quality = contenders.write(
+        model, images, policy, folder, peers, bfloat16, splits
+    )
     answers, full = _expected(EarlyExitPredictor(model, policy), images)
     results: list[dict[str, Any]] = []
     gains: list[dict[str, Any]] = []
     short_gains: list[dict[str, Any]] = []
+    litert_gains: list[dict[str, Any]] = []
     routing: list[dict[str, Any]] = []
     memory: list[dict[str, Any]] = []
     for count in threads:
@@ -86,14 +113,21 @@ def compare(
         with contenders.started(programs, count, folder) as (processes, not_started):
             left_out |= not_started
             _check_answers(processes, answers, full)
+            exits = _litert_exits(processes, len(images))
             for batch in batch_sizes:
                 progress(f"batch {batch}, threads: {count}")
                 rows = _time(processes, batch, len(images), seconds)
                 common = {"batch": batch, "threads": count}
                 results += [row | common for row in rows.values()]
-                left = answers.exits[: rows_of_pass(len(images), batch)]
-                reach = [(left >= k).mean() for k in range(policy.num_exits)]
+                passed = rows_of_pass(len(images), batch)
+                reach = _reach(answers.exits[:passed], policy.num_exits)
                 gains += [gain | common for gain in _gains(rows, reach)]
+                for name, taken in exits.items():
+                    reach = _reach(taken[:passed], policy.num_exits)
+                    litert_gains += [
+                        {"contender": name} | gain | common
+                        for gain in _litert_gains(rows, name, reach)
+                    ]
                 short_gains += [gain | common for gain in _bfloat16_gains(rows)]
                 routing.append(common | _routing(rows, batch))
             memory += [
@@ -106,6 +140,8 @@ def compare(
         "results": results,
         "gains": gains,
         "bfloat16_gains": short_gains,
+        "litert_gains": litert_gains,
+        "quality": quality,
         "routing": routing,
         "memory": memory,
         "left_out": left_out,
@@ -127,14 +163,13 @@ def _check_answers(
     for name in _WHOLE:
         if name not in processes:
             continue
-        short = name == contenders.BFLOAT16
         found = processes[name].ask("answer", contender=name, rows=len(full))
         routed = found["exits"] is not None
         labels = answers.labels[: len(full)] if routed else full
         agree = labels == found["labels"]
-        if routed:
+        if routed and name not in _OTHER_POLICY:
             agree &= answers.exits[: len(full)] == found["exits"]
-        if agree.mean() < (_LEAST_IN_BFLOAT16 if short else _LEAST_AGREEMENT):
+        if agree.mean() < (_LEAST_IN_SHORT if name in _SHORT else _LEAST_AGREEMENT):
             raise BranchyError(
                 f"{name} agrees with the predictor on {agree.sum()} of {len(full)} "
                 "images: it computes something else, so its times are meaningless."
@@ -168,12 +203,50 @@ def _time(
     }
 
 
+def _litert_exits(processes: dict[str, Process], rows: int) -> dict[str, np.ndarray]:
+    """The exits that each LiteRT version takes, at its own policy."""
+    return {
+        name: np.asarray(
+            processes[name].ask("answer", contender=name, rows=rows)["exits"]
+        )
+        for name in contenders.LITERT_EARLY_EXIT
+        if name in processes
+    }
+
+
+def _reach(exits: np.ndarray, count: int) -> list[float]:
+    """The share of rows that enter each stage."""
+    return [float((exits >= k).mean()) for k in range(count)]
+
+
 def _gains(
     rows: dict[str, dict[str, Any]], reach: Sequence[float]
 ) -> list[dict[str, Any]]:
-    measured = rows["early_exit"]["ms_per_image"]
+    return _over(rows, "early_exit", "stage", reach, OTHERS)
+
+
+def _litert_gains(
+    rows: dict[str, dict[str, Any]], contender: str, reach: Sequence[float]
+) -> list[dict[str, Any]]:
+    int8 = [rows[name] for name in contenders.INT8 if name in rows]
+    if int8:
+        fastest = min(int8, key=lambda row: row["ms_per_image"])
+        rows = rows | {FASTEST_INT8: fastest}
+    stage = f"{contenders.LITERT_EARLY_EXIT[contender]}_stage"
+    return _over(rows, contender, stage, reach, (*OTHERS, "early_exit", FASTEST_INT8))
+
+
+def _over(
+    rows: dict[str, dict[str, Any]],
+    contender: str,
+    stage: str,
+    reach: Sequence[float],
+    others: Sequence[str],
+) -> list[dict[str, Any]]:
+    """The gains of early exit, and of its ideal: no more than the stages entered."""
+    measured = rows[contender]["ms_per_image"]
     ideal = sum(
-        share * rows[f"stage_{k + 1}"]["ms_per_image"] for k, share in enumerate(reach)
+        share * rows[f"{stage}_{k + 1}"]["ms_per_image"] for k, share in enumerate(reach)
     )
     return [
         {
@@ -182,7 +255,7 @@ def _gains(
             "ideal_gain": rows[over]["ms_per_image"] / ideal,
             "share_of_ideal": ideal / measured,
         }
-        for over, gain in _times_as_fast(rows, "early_exit", OTHERS).items()
+        for over, gain in _times_as_fast(rows, contender, others).items()
     ]
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from branchy_tf import exits, stages
+from branchy_tf.benchmarking import litert_contenders
+from branchy_tf.benchmarking.litert_contenders import Splits
 from branchy_tf.benchmarking.processes import Process
 from branchy_tf.errors import BranchyError
 from branchy_tf.policy import ExitPolicy, forcing
@@ -22,7 +24,20 @@ from branchy_tf.saved_model.bfloat16 import in_bfloat16
 # Early exit at the same thresholds, as `export --precision=bfloat16` writes it.
 BFLOAT16 = "early_exit_bfloat16"
 # The packages that each peer needs; the extra `peers` installs them.
-PEERS = {"onnxruntime": ("onnxruntime", "tf2onnx"), "pytorch": ("torch",)}
+PEERS = {
+    "litert": ("ai_edge_litert",),
+    "onnxruntime": ("onnxruntime", "tf2onnx"),
+    "pytorch": ("torch",),
+}
+# The extras that install them, if not `peers`.
+_EXTRAS = {"litert": "litert"}
+LITERT_EARLY_EXIT = {
+    f"early_exit_litert{suffix}": f"litert{suffix}" for suffix in litert_contenders.KINDS
+}
+# The full network in int8, as other engines offer it.
+INT8 = ("onnxruntime_int8", "litert_int8")
+# Contenders that may turn out not to run here.
+_OPTIONAL = {BFLOAT16, *LITERT_EARLY_EXIT, *PEERS, *INT8}
 
 
 # {process: (engine, {contender: the engine's parameters})}.
@@ -36,12 +51,14 @@ def write(
     folder: pathlib.Path,
     peers: Sequence[str],
     bfloat16: bool = False,
-) -> tuple[Programs, dict[str, str]]:
+    splits: Splits | None = None,
+) -> tuple[Programs, dict[str, str], list[dict[str, Any]]]:
     """Writes every contender into `folder`.
 
     Returns:
-        `({process: its program}, {left out: why})`. One program with several thresholds
-        shares a process, and so do the stages that the ideal is computed from.
+        `({process: its program}, {left out: why}, quality)`. One program with several
+        thresholds shares a process, and so do the stages that the ideal is computed
+        from. For quality, see `litert_contenders.write`.
     """
     # Keras would cast raw pixels to floats itself, a Session does not.
     np.save(folder / "images.npy", images.astype(model.inputs[0].dtype, copy=False))
@@ -58,7 +75,8 @@ def write(
         "early_exit": ("tensorflow", _early_exit(EarlyExitModule(model, policy), folder)),
         "parts": ("tensorflow", _parts(model, folder)),
     }
-    left_out = {}
+    left_out: dict[str, str] = {}
+    quality: list[dict[str, Any]] = []
     if bfloat16:
         try:
             held = _bfloat16(EarlyExitModule(in_bfloat16(model), policy), folder)
@@ -69,15 +87,23 @@ def write(
     for peer in peers:
         try:
             _check_installed(peer)
-            if peer == "onnxruntime":
-                held = _onnx(baseline, folder)
+            if peer == "litert":
+                module = EarlyExitModule(model, policy)
+                found = litert_contenders.write(model, baseline, module, folder, splits)
+                held, missing, quality = found
+                programs |= held
+                left_out |= missing
+            elif peer == "onnxruntime":
+                programs[peer] = (peer, _onnx(baseline, folder))
             else:
-                held = _pytorch(model, policy, folder)
+                programs[peer] = (peer, _pytorch(model, policy, folder))
+            if peer == "onnxruntime" and splits is not None:
+                held = _onnx_int8(folder, splits.examples)
+                programs["onnxruntime_int8"] = (peer, held)
         except BranchyError as error:
-            left_out[peer] = str(error)
-        else:
-            programs[peer] = (peer, held)
-    return programs, left_out
+            name = f"{peer}_int8" if peer in programs else peer
+            left_out[name] = str(error)
+    return programs, left_out, quality
 
 
 @contextlib.contextmanager
@@ -104,7 +130,7 @@ def started(
             process = Process(name, spec, folder, {"KERAS_BACKEND": backend})
             ended.callback(process.close)
             processes |= dict.fromkeys(held, process)
-        for name in list(processes.keys() & {*PEERS, BFLOAT16}):
+        for name in list(processes.keys() & _OPTIONAL):
             try:
                 # Runs it too: a processor without bfloat16 may lack an operation.
                 processes[name].ask("answer", contender=name, rows=1)
@@ -167,7 +193,8 @@ def _check_installed(peer: str) -> None:
     missing = [name for name in PEERS[peer] if importlib.util.find_spec(name) is None]
     if missing:
         raise BranchyError(
-            f"{' and '.join(missing)} not installed: pip install -e '.[peers]'"
+            f"{' and '.join(missing)} not installed: pip install -e "
+            f"'.[{_EXTRAS.get(peer, 'peers')}]'"
         )
 
 
@@ -187,6 +214,41 @@ def _onnx(baseline: keras.Model, folder: pathlib.Path) -> dict[str, Any]:
     except Exception as error:  # whatever it cannot convert
         raise BranchyError(f"tf2onnx failed: {type(error).__name__}: {error}") from None
     return {"onnxruntime": {"path": str(path)}}
+
+
+def _onnx_int8(folder: pathlib.Path, examples: np.ndarray) -> dict[str, Any]:
+    """The same network, quantised by ONNX Runtime for its own engine."""
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    source, path = folder / "baseline.onnx", folder / "baseline_int8.onnx"
+    ready = folder / "baseline_ready.onnx"
+
+    class Rows(quantization.CalibrationDataReader):
+        def __init__(self) -> None:
+            self._rows = iter(examples)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            row = next(self._rows, None)
+            return None if row is None else {"images": row[None]}
+
+    try:
+        quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)
+        # The format and types that its documentation recommends for x86 processors.
+        quantization.quantize_static(
+            str(ready),
+            str(path),
+            Rows(),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+        )
+    except Exception as error:  # whatever it cannot quantise
+        raise BranchyError(
+            f"onnxruntime failed to quantise: {type(error).__name__}: {error}"
+        ) from None
+    return {"onnxruntime_int8": {"path": str(path)}}
 
 
 def _pytorch(

@@ -13,7 +13,7 @@ import resource
 import sys
 from typing import Any
 
-_PACKAGES = ("tensorflow", "keras", "numpy", "onnxruntime", "torch")
+_PACKAGES = ("tensorflow", "keras", "numpy", "onnxruntime", "torch", "ai-edge-litert")
 
 
 def machine() -> dict[str, Any]:

@@ -15,6 +15,14 @@ _GAINS = {
     "share_of_ideal": "share of ideal",
 }
 _BFLOAT16_GAINS = {name: _GAINS[name] for name in ("batch", "threads", "over", "gain")}
+_LITERT_GAINS = {"contender": "contender"} | _GAINS
+_QUALITY = {
+    "contender": "contender",
+    "bytes": "bytes of early_exit.tflite",
+    "accuracy": "accuracy",
+    "float32_accuracy": "accuracy in float32",
+    "labels": "same labels",
+}
 _ROUTING = {
     "batch": "batch",
     "threads": "threads",
@@ -44,6 +52,12 @@ def text(result: dict[str, Any]) -> str:
     if result["bfloat16_gains"]:
         table = _table(result["bfloat16_gains"], _BFLOAT16_GAINS)
         parts += ["Gain of early exit in bfloat16:", table]
+    if result.get("litert_gains"):
+        table = _table(result["litert_gains"], _LITERT_GAINS)
+        parts += ["Gain of early exit in LiteRT:", table]
+    if result.get("quality"):
+        table = _table(result["quality"], _QUALITY, ".4f")
+        parts += ["LiteRT versions on the test split:", table]
     parts += ["What routing costs:", _table(result["routing"], _ROUTING)]
     parts += ["Memory of each process:", _table(result["memory"], _MEMORY, ".0f")]
     parts += [
@@ -78,8 +92,8 @@ def _by_batch(rows: list[dict[str, Any]]) -> str:
 def _table(
     rows: list[dict[str, Any]], columns: dict[str, str], floats: str = ".3f"
 ) -> str:
-    lines = [[row[key] for key in columns] for row in rows]
-    return tabulate(lines, list(columns.values()), floatfmt=floats)
+    lines = [[row.get(key) for key in columns] for row in rows]
+    return tabulate(lines, list(columns.values()), floatfmt=floats, missingval="-")
 
 
 def _unique(rows: list[dict[str, Any]], key: str) -> list[Any]:

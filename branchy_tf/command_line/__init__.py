@@ -539,6 +539,45 @@ def report_context(run: Any, dataset: Any) -> Any:
     )
 
 
+def recalibration(choice: Choice, split: Any) -> Any:
+    """A function that calibrates a quantised model again within the known budget.
+
+    Args:
+        choice: the float32 model.
+        split: the validation split of its calibration.
+
+    Returns:
+        A function from logits [n, N, classes] for `split` to a policy; None if the
+        thresholds are the user's own.
+
+    Raises:
+        BranchyError: there is no calibration, or the rows are not those it was made on.
+    """
+    if FLAGS.thresholds is not None:
+        return None
+    from branchy_tf import calibration, costs, exits, scoring, thresholds
+    from branchy_tf.predictor import EarlyExitPredictor
+
+    known = thresholds.Calibration.read(choice.thresholds, exits.exit_names(choice.model))
+    routed = scoring.route(EarlyExitPredictor(choice.model, known.policy), split)
+    calibration.check_same_rows(known, routed, split.labels)
+    macs, seed = costs.cumulative_macs(choice.model), FLAGS.seed or 0
+    return lambda logits: calibration.repeat(known, logits, split.labels, macs, seed)
+
+
+def training_examples(dataset: Any, count: int) -> Any:
+    """Rows of the training split, sampled by --seed.
+
+    Args:
+        dataset: the data set.
+        count: the number of rows, if there are as many.
+    """
+    import numpy as np
+
+    order = np.random.default_rng(FLAGS.seed or 0).permutation(len(dataset.train))
+    return dataset.train.take(np.sort(order[:count])).read()
+
+
 def parse_arguments(text: str) -> dict[str, Any]:
     """Builder arguments from "depth=20,input_shape=32x32x3".
 

@@ -203,6 +203,19 @@ class File:
         return bytes(builder.Output())
 
 
+def part_file(part: bytes) -> bytes:
+    """A part as a file by itself, its inputs and outputs in order.
+
+    The converter does not keep the order of outputs.
+    """
+    file = File()
+    graph, _ = file.graph("part")
+    given = [graph.add_input(x, f"x_{i}") for i, x in enumerate(part_inputs(part))]
+    outputs = graph.inline(part, given)
+    graph.name_outputs(outputs, [f"y_{i}" for i in range(len(outputs))])
+    return file.content("part")
+
+
 def stage_file(
     stage: bytes, scores: bytes, inputs: Sequence[str], signature: str
 ) -> bytes:
@@ -234,23 +247,21 @@ def stage_file(
 def early_exit_file(
     stages: Sequence[bytes],
     answers: Sequence[bytes],
-    guard: bytes | None,
+    leaving: bytes,
+    thresholds: bytes | None,
     inputs: Sequence[str],
-    guarded: Sequence[int],
-    thresholds: Any,
+    read: Sequence[int],
 ) -> bytes:
     """The whole early exit of one row: a chain of branches.
 
     Args:
         stages: N parts for one row, from tensors to [logits, *carried].
-        answers: N parts from [logits, thresholds] to [probabilities, score, leaves], the
-            last one to [probabilities, score].
-        guard: the part from [thresholds, *inputs] to the thresholds to use; None keeps
-            them.
-        inputs: the names of the model's inputs.
-        guarded: which inputs the guard reads.
-        thresholds: the properties of the input with the thresholds, or None for a
+        answers: N parts from logits to [probabilities, score].
+        leaving: the part from [score, threshold] to [leaves].
+        thresholds: the part from [thresholds, *inputs] to N-1 thresholds; None for a
             single exit.
+        inputs: the names of the model's inputs.
+        read: which inputs `thresholds` reads.
 
     Returns:
         A file with the outputs probabilities [1, classes], exit [1] and score [1].
@@ -260,11 +271,12 @@ def early_exit_file(
     def rest(k: int, graph: Graph, tensors: list[int], limits: list[int]) -> list[int]:
         """Adds stage k and all that follows; returns the three outputs."""
         logits, *carried = graph.inline(stages[k], tensors)
-        if k == len(stages) - 1:
-            probabilities, score = graph.inline(answers[k], [logits])
+        probabilities, score = graph.inline(answers[k], [logits])
+        if not limits:
             return [probabilities, graph.exit_index(k), score]
-        probabilities, score, leaves = graph.inline(answers[k], [logits, *limits])
-        passed = [probabilities, score, *limits, *carried]
+        limit, *later = limits
+        (leaves,) = graph.inline(leaving, [score, limit])
+        passed = [probabilities, score, *later, *carried]
         leave, leave_index = file.graph(f"leave_at_exit_{k + 1}")
         stay, stay_index = file.graph(f"stage_{k + 2}")
         for other in (leave, stay):
@@ -272,9 +284,10 @@ def early_exit_file(
                 other.add_input(graph.tensor(index), f"passed_{i}")
         here = [leave.content.inputs[0], leave.exit_index(k), leave.content.inputs[1]]
         leave.content.outputs = here
-        _, _, *onward = stay.content.inputs
-        their_limits, live = onward[: len(limits)], onward[len(limits) :]
-        stay.content.outputs = rest(k + 1, stay, live, their_limits)
+        onward = stay.content.inputs[2:]
+        stay.content.outputs = rest(
+            k + 1, stay, onward[len(later) :], onward[: len(later)]
+        )
         like = [leave.tensor(index) for index in here]
         return graph.branch(leaves, passed, leave_index, stay_index, like)
 
@@ -283,11 +296,11 @@ def early_exit_file(
         graph.add_input(like, name)
         for like, name in zip(part_inputs(stages[0]), inputs, strict=True)
     ]
-    limits = [] if thresholds is None else [graph.add_input(thresholds, "thresholds")]
-    checked = limits
-    if guard is not None and limits:
-        checked = graph.inline(guard, [*limits, *(given[i] for i in guarded)])
-    graph.name_outputs(rest(0, graph, given, checked), ["probabilities", "exit", "score"])
+    limits: list[int] = []
+    if thresholds is not None:
+        asked = graph.add_input(part_inputs(thresholds)[0], "thresholds")
+        limits = graph.inline(thresholds, [asked, *(given[i] for i in read)])
+    graph.name_outputs(rest(0, graph, given, limits), ["probabilities", "exit", "score"])
     return file.content("early_exit")
 
 

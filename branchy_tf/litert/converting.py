@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from branchy_tf.saved_model import freezing
 from branchy_tf.stages import Stage
 
 QUANTIZE = ("none", "dynamic", "int8")
+
+_HUGE = 1e30
 
 # Maps tensors to a list of tensors.
 _Function = Callable[..., Sequence[Any]]
@@ -75,37 +78,47 @@ def convert_stage(
         raise _explained(stage, error) from error
 
 
+@functools.lru_cache(maxsize=64)
 def answer_part(
-    policy: ExitPolicy, exit_index: int, classes: int, rows: int | None = None
+    criterion: str, temperature: float, classes: int, rows: int | None = None
 ) -> bytes:
-    """The scores of an exit: from logits to [probabilities, score], in float32."""
+    """The answer of an exit: from logits to [probabilities, score], in float32.
+
+    Args:
+        criterion: the name of the score.
+        temperature: of the exit.
+        classes: the number of classes.
+        rows: the number of rows; None for any.
+    """
+    policy = ExitPolicy(criterion=criterion, thresholds=[], temperatures=[temperature])
 
     def run(logits: Any) -> list[Any]:
-        return list(exit_answer(logits, policy, exit_index))
+        probabilities, scores = exit_answer(logits, policy, 0)
+        # LiteRT's kernels clamp infinity to the largest float32, and some NaN too. As
+        # elsewhere, such a row has no score and takes no early exit.
+        known = tf.abs(tf.reduce_max(logits, axis=-1)) < _HUGE
+        return [probabilities, tf.where(known, scores, float("nan"))]
 
     return _convert(run, [tf.TensorSpec([rows, classes], tf.float32)])
 
 
-def decision_part(policy: ExitPolicy, exit_index: int, classes: int) -> bytes:
-    """One row's decision: [logits, thresholds] to [probabilities, score, leaves]."""
+@functools.lru_cache(maxsize=1)
+def leaving_part() -> bytes:
+    """One row's decision: from [score, threshold] to [leaves]."""
 
-    def run(logits: Any, thresholds: Any) -> list[Any]:
-        probabilities, score = exit_answer(logits, policy, exit_index)
-        leaves = exits_early(score, thresholds[:, exit_index])
-        return [probabilities, score, leaves]
+    def run(score: Any, threshold: Any) -> list[Any]:
+        return [exits_early(score, threshold)]
 
-    specs = [
-        tf.TensorSpec([1, classes], tf.float32),
-        tf.TensorSpec([1, policy.num_exits - 1], tf.float32),
-    ]
-    return _convert(run, specs)
+    return _convert(run, [tf.TensorSpec([1], tf.float32)] * 2)
 
 
-def guard_part(policy: ExitPolicy, inputs: Sequence[tf.TensorSpec]) -> bytes:
-    """Thresholds that are NaN if an input holds NaN or infinity, for one row.
+def thresholds_part(count: int, inputs: Sequence[tf.TensorSpec]) -> bytes:
+    """One row's thresholds: from [thresholds, *inputs] to each early exit's.
+
+    They are NaN if an input holds NaN or infinity, so that no early exit takes the row.
 
     Args:
-        policy: sets the number of thresholds.
+        count: the number of thresholds.
         inputs: the specs of the model's float inputs.
     """
 
@@ -114,9 +127,9 @@ def guard_part(policy: ExitPolicy, inputs: Sequence[tf.TensorSpec]) -> bytes:
             # LiteRT has no is_finite. NaN and infinity times 0 are NaN.
             nothing = tf.cast(tensor, tf.float32) * 0.0
             thresholds = thresholds + tf.reduce_sum(nothing)
-        return [thresholds]
+        return tf.unstack(thresholds, axis=1)
 
-    specs = [tf.TensorSpec([1, policy.num_exits - 1], tf.float32)]
+    specs = [tf.TensorSpec([1, count], tf.float32)]
     specs += [tf.TensorSpec([1, *spec.shape[1:]], spec.dtype) for spec in inputs]
     return _convert(run, specs)
 

@@ -33,6 +33,88 @@ MAX_DISAGREEMENT = 0.05
 _CHECKED = 256
 
 
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """A model's stages, converted.
+
+    Attributes:
+        quantize: how they are quantised.
+        single: N parts for one row.
+        batched: N parts for any number of rows.
+    """
+
+    quantize: str
+    single: Sequence[bytes]
+    batched: Sequence[bytes]
+
+
+def convert(
+    model: keras.Model, module: EarlyExitModule, quantize: str, examples: Any = None
+) -> Parts:
+    """Converts each stage of a model.
+
+    Args:
+        model: the model.
+        module: the same model.
+        quantize: `none`, `dynamic` or `int8`.
+        examples: for int8, about 200 rows of the training split.
+
+    Raises:
+        BranchyError: a layer cannot be expressed in LiteRT, or a tensor of the examples
+            is infinite or NaN.
+    """
+    live = None if quantize != "int8" else _live(module, examples)
+    parts = stages.split(model)
+    logging.info("Converting %d stages to LiteRT (%s) ...", len(parts), quantize)
+    single, batched = (
+        [
+            converting.convert_stage(
+                part, module.stages[k], quantize, None if live is None else live[k], rows
+            )
+            for k, part in enumerate(parts)
+        ]
+        for rows in (1, None)
+    )
+    return Parts(quantize, single, batched)
+
+
+def write(
+    folder: pathlib.Path,
+    model: keras.Model,
+    module: EarlyExitModule,
+    parts: Parts,
+    images: Any = None,
+    recalibrate: Callable[[np.ndarray], ExitPolicy] | None = None,
+) -> LiteRTEngine:
+    """Writes the files of a version, with its own policy if it is quantised.
+
+    Args:
+        folder: an empty folder.
+        model: the model.
+        module: the same model, with the float32 policy.
+        parts: the converted stages.
+        images: the rows of `recalibrate`.
+        recalibrate: as for `export`.
+
+    Returns:
+        The loaded version.
+    """
+    description = describe(model, module) | {
+        "format": versions.LITERT,
+        "quantize": parts.quantize,
+    }
+    description["versions"]["ai-edge-litert"] = importlib.metadata.version(
+        "ai-edge-litert"
+    )
+    engine = _write_files(folder, module, module.policy, parts, description)
+    if parts.quantize == "none" or recalibrate is None:
+        return engine
+    batches = agreement.batches(module, images)
+    policy = recalibrate(np.concatenate([engine.logits(batch) for batch in batches]))
+    policy.check_exits(module.policy.num_exits)
+    return _write_files(folder, module, policy, parts, description)
+
+
 def export(
     model: keras.Model,
     export_dir: files.Path,
@@ -96,33 +178,11 @@ def export(
     policy = policy_for(model, policy, thresholds=thresholds)
     module = EarlyExitModule(model, policy, max_rows=max_rows)
     _check_data(module, quantize, images, labels, examples)
-    parts = stages.split(model)
-    live = None if quantize != "int8" else _live(module, examples)
-    logging.info("Converting %d stages to LiteRT ...", len(parts))
-    single, batched = (
-        [
-            converting.convert_stage(
-                part, module.stages[k], quantize, None if live is None else live[k], rows
-            )
-            for k, part in enumerate(parts)
-        ]
-        for rows in (1, None)
-    )
+    parts = convert(model, module, quantize, examples)
     try:
         with versions.new_version(folder) as version:
             beside = version.beside
-            description = describe(model, module) | {
-                "format": versions.LITERT,
-                "quantize": quantize,
-            }
-            description["versions"]["ai-edge-litert"] = importlib.metadata.version(
-                "ai-edge-litert"
-            )
-            engine = _write(beside, module, policy, single, batched, description)
-            if quantize != "none" and recalibrate is not None:
-                policy = recalibrate(_all_logits(engine, module, images))
-                policy.check_exits(len(parts))
-                engine = _write(beside, module, policy, single, batched, description)
+            engine = write(beside, model, module, parts, images, recalibrate)
             if images is None:
                 rows = warmup.example_inputs(module, _CHECKED)
             else:
@@ -132,8 +192,9 @@ def export(
                 found = comparing.compare(engine, module, images, labels)
                 if quantize != "none":
                     comparing.check(found, quantize, max_accuracy_drop, max_disagreement)
-                description["comparison"] = dataclasses.asdict(found)
-                files.write_json(beside / "branchy.json", description)
+                compared = {"comparison": dataclasses.asdict(found)}
+                content = engine.description.content
+                files.write_json(beside / "branchy.json", {**content, **compared})
         if images is not None:
             logging.info("In LiteRT, %s.", found)
         return version.path
@@ -194,50 +255,46 @@ def _live(module: EarlyExitModule, examples: Any) -> list[list[np.ndarray]]:
     ]
 
 
-def _all_logits(engine: LiteRTEngine, module: EarlyExitModule, images: Any) -> np.ndarray:
-    return np.concatenate([engine.logits(b) for b in agreement.batches(module, images)])
-
-
-def _write(
-    beside: pathlib.Path,
+def _write_files(
+    folder: pathlib.Path,
     module: EarlyExitModule,
     policy: ExitPolicy,
-    single: Sequence[bytes],
-    batched: Sequence[bytes],
+    parts: Parts,
     description: dict[str, Any],
 ) -> LiteRTEngine:
     """Writes all files of a version with this policy, and loads them."""
-    number, classes = policy.num_exits, module.classes
-    decisions = [
-        converting.decision_part(policy, k, classes)
-        if k < number - 1
-        else converting.answer_part(policy, k, classes, rows=1)
-        for k in range(number)
-    ]
+    number = policy.num_exits
+
+    def answers(rows: int | None) -> list[bytes]:
+        return [
+            converting.answer_part(
+                policy.criterion, policy.temperature(k), module.classes, rows
+            )
+            for k in range(number)
+        ]
+
     floats = [i for i, spec in enumerate(module.specs) if spec.dtype.is_floating]
-    guard = None
-    if floats and number > 1:
-        guard = converting.guard_part(policy, [module.specs[i] for i in floats])
+    limits = None
+    if number > 1:
+        read = [module.specs[i] for i in floats]
+        limits = converting.thresholds_part(number - 1, read)
     contents = {
         EARLY_EXIT: composing.early_exit_file(
-            single,
-            decisions,
-            guard,
+            parts.single,
+            answers(1),
+            converting.leaving_part(),
+            limits,
             module.input_names,
             floats,
-            composing.part_inputs(decisions[0])[1] if number > 1 else None,
         )
     }
-    for k, part in enumerate(batched):
+    for k, (part, answer) in enumerate(zip(parts.batched, answers(None), strict=True)):
         count = len(composing.part_inputs(part))
         names = [f"carried_{i}" for i in range(count)] if k else module.input_names
-        scores = converting.answer_part(policy, k, classes)
         name = stage_name(k + 1)
-        contents[name] = composing.stage_file(
-            part, scores, names, name[: -len(".tflite")]
-        )
+        contents[name] = composing.stage_file(part, answer, names, f"stage_{k + 1}")
     for name, content in contents.items():
-        (beside / name).write_bytes(content)
+        (folder / name).write_bytes(content)
     description |= {
         "thresholds": policy.limits[0],
         "criterion": policy.criterion,
@@ -247,5 +304,5 @@ def _write(
             for name, content in contents.items()
         },
     }
-    files.write_json(beside / "branchy.json", description)
-    return LiteRTEngine(beside)
+    files.write_json(folder / "branchy.json", description)
+    return LiteRTEngine(folder)

@@ -16,6 +16,8 @@ _LINES = {
     "pytorch": ("PyTorch, early exit", "^", ORANGE, "-"),
     "early_exit": ("early exit, float32", "v", GREEN, "-"),
     "early_exit_bfloat16": ("early exit, bfloat16", "P", GREEN, "--"),
+    "litert_int8": ("LiteRT, int8", "x", BLACK, ":"),
+    "early_exit_litert_int8": ("early exit, LiteRT, int8", "*", ORANGE, ":"),
 }
 
 

@@ -45,7 +45,7 @@ POLICY = ExitPolicy(thresholds=[1.0], temperatures=[1.0, 2.0])
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("contenders")
-    programs, left_out = contenders.write(
+    programs, left_out, _ = contenders.write(
         small.model(), IMAGES, POLICY, folder, ["onnxruntime"]
     )
     assert left_out == {}
@@ -101,7 +101,7 @@ def test_times_passes_and_reports_memory(started):
 
 def test_leaves_out_a_peer_that_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(contenders.PEERS, "pytorch", ("no_such_package",))
-    programs, left_out = contenders.write(
+    programs, left_out, _ = contenders.write(
         small.model(), IMAGES, POLICY, tmp_path, ["pytorch"]
     )
     assert left_out == {
@@ -130,7 +130,7 @@ def test_bfloat16_takes_part_or_is_explained(tmp_path, monkeypatch):
         folder.mkdir()
         return contenders.write(
             small.model(), IMAGES, ExitPolicy(thresholds=[1.0]), folder, [], bfloat16=True
-        )
+        )[:2]
 
     def refuse(model):
         raise BranchyError("not this layer")
