@@ -41,7 +41,7 @@ def from_function(folder) -> pathlib.Path:
     run(
         folder, "train", "--model=my_nets:net", "--model_args=width=6",
         "--exits=conv_1=my_nets:own_head;conv_2=linear", "--dataset=digits.npz",
-        "--epochs=2", "--run_dir=function",
+        "--epochs=6", "--batch_size=20", "--learning_rate=0.01", "--run_dir=function",
     )  # fmt: skip
     run(folder, "calibrate", "--run_dir=function")
     return folder / "function"

@@ -102,7 +102,6 @@ def _places(model: keras.Model, nodes: list, macs: list[int]) -> dict[str, int]:
         if (
             live == {id(node.outputs[0])}
             and spent > 0
-            and isinstance(node.operation, keras.layers.Layer)
             and calls.count(node.operation.name) == 1
             and keras.backend.is_float_dtype(node.outputs[0].dtype)
             # An exit here can skip more than the last layer.

@@ -79,3 +79,17 @@ def test_rejects_invalid_numbers(n):
         "`n` must be between 1 and 7, the number of places for an exit in 'chain'. "
         f"Received {n!r}."
     )
+
+
+def test_reads_shortcuts_that_are_added_with_a_plus():
+    """An operation like x + y has no layer, but a name."""
+    x = inputs = keras.Input((8, 8, 4))
+    for i in range(1, 5):
+        x = x + layers.Conv2D(4, 3, padding="same", name=f"conv_{i}")(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, layers.Dense(3)(x))
+    places = propose_exits(model, 3)
+    spent = costs.cumulative_macs(add_exits(model, dict.fromkeys(places, linear_head)))
+    whole = costs.macs(model)
+    shares = [cost / whole for cost in spent[:3]]
+    assert shares == pytest.approx([0.25, 0.5, 0.75], abs=0.02)
