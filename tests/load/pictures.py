@@ -67,19 +67,24 @@ def make_folder(
             )
 
 
-def speed(steps: int, batch_size: int, seconds: float, side: int = 96) -> dict:
-    """Images per second of training from files and from memory, by source.
+def speed(
+    steps: int, batch_size: int, rounds: int, sources: list[str], side: int = 96
+) -> dict:
+    """Images per second and milliseconds of processor time per image, by source.
+
+    The time of the processors tells what a source costs even on a busy machine: where
+    training keeps them busy, decoding can take no more of the speed than its share.
 
     Args:
         steps: training steps of each measurement.
         batch_size: rows per step.
-        seconds: to measure.
+        rounds: of measurements, in turn.
+        sources: any of memory, folder and tf.data.
         side: the side of the model's input, in pixels.
     """
     import keras
 
     from branchy_tf import data, exits
-    from branchy_tf.benchmarking import timing
     from branchy_tf.training.phases import branches_phase
     from branchy_tf.training.settings import Settings
     from zoo.studies.training_timers import StepTimer
@@ -103,11 +108,22 @@ def speed(steps: int, batch_size: int, seconds: float, side: int = 96) -> dict:
             "memory": StepTimer(phase, memory, settings),
             "folder": StepTimer(phase, files, settings),
         }
-        if keras.backend.backend() == "tensorflow":
-            timers["tf.data"] = _pipeline_timer(root, phase, settings, side, steps)
-        found = timing.interleave(timers, seconds, warm_up=1)
-    rates = {name: batch_size / times[1] for name, times in found.items()}
-    return rates | {"folder over memory": rates["folder"] / rates["memory"]}
+        timers["tf.data"] = _pipeline_timer(root, phase, settings, side, steps)
+        timers = {name: timers[name] for name in sources}
+        rates: dict[str, list[float]] = {name: [] for name in sources}
+        works: dict[str, list[float]] = {name: [] for name in sources}
+        # The first round builds the graphs.
+        for number in range(rounds + 1):
+            for name, timer in timers.items():
+                start = time.process_time()
+                rate = batch_size / timer()
+                if number:
+                    rates[name].append(rate)
+                    works[name].append(1e3 * (time.process_time() - start) / rows)
+    return {
+        "images per second": {k: float(np.median(v)) for k, v in rates.items()},
+        "processor ms per image": {k: float(np.median(v)) for k, v in works.items()},
+    }
 
 
 def _pipeline_timer(root, phase, settings, side: int, steps: int) -> Callable[[], float]:
@@ -200,7 +216,8 @@ def main() -> None:
     parser.add_argument("paths", nargs="*")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--sources", default="memory,folder,tf.data")
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--rows", type=int, default=3200)
     given = parser.parse_args()
@@ -208,7 +225,9 @@ def main() -> None:
         train_slice(*given.paths, given.rows)
         return
     run = (
-        functools.partial(speed, given.steps, given.batch_size, given.seconds)
+        functools.partial(
+            speed, given.steps, given.batch_size, given.rounds, given.sources.split(",")
+        )
         if given.what == "speed"
         else functools.partial(memory, given.images, given.rows)
     )
