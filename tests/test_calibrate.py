@@ -97,7 +97,7 @@ def test_respects_a_latency_budget(copy):
         (["--exit_rates=0.6,0.3"], "one for each early exit (1 here)"),
         (["--exit_rates=most"], "expected comma-separated numbers"),
         (["--guarantee=sure", "--max_accuracy_drop=0.1"], "expected a probability"),
-        (["--guarantee=0.9", "--min_accuracy=0.9"], "goes with --max_accuracy_drop"),
+        (["--guarantee=0.9", "--min_accuracy=0.9"], "goes with `max_accuracy_drop`"),
         (
             ["--guarantee=0.9", "--max_accuracy_drop=0.1", "--risk=accuracy"],
             "Pass the `risk` lost",
