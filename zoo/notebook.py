@@ -25,7 +25,9 @@ _BLOCK = re.compile(
 )
 _MODULE = re.compile(r"# (\w+\.py)\n")
 # What differs from run to run: progress, times and log lines.
-_NOISE = re.compile(r"it/s|/s\]|s/step|per second|\d{10}\.\d{6}|WARNING: All")
+_NOISE = re.compile(
+    r"it/s|/s\]|s/step|per second|INFO:tensorflow|\d{10}\.\d{6}|WARNING: All"
+)
 _COLOURS = re.compile(r"\x1b\[[\d;]*m")
 
 
