@@ -184,7 +184,7 @@ def export(
             beside = version.beside
             engine = write(beside, model, module, parts, images, recalibrate)
             if images is None:
-                rows = warmup.example_inputs(module, _CHECKED)
+                rows = warmup.example_inputs(module, min(_CHECKED, max_rows or _CHECKED))
             else:
                 rows = _first(agreement.batches(module, images))
             check_version(beside, engine, module, rows, quantize)
