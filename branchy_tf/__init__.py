@@ -30,6 +30,7 @@ if sys.argv[:1] == ["-m"]:
     startup.begin()
 
 _SUBMODULES = (
+    "compression",
     "costs",
     "data",
     "errors",

@@ -114,7 +114,7 @@ def _flags_text() -> str:
         value = FLAGS[name].value
         if name == "data_dir" and value:
             value = files.absolute(value)
-        if name in ("dataset", "weights") and str(value).endswith(
+        if name in ("model", "dataset", "weights") and str(value).endswith(
             (".npz", ".keras", ".h5")
         ):
             value = files.absolute(value)

@@ -41,6 +41,8 @@ Tell = Callable[[dict[str, Any]], None]
 
 # Seconds between reports of steps.
 _PAUSE = 0.5
+# The rows of a batch of the validation split.
+_VALIDATED = 256
 
 
 class _Rows(tf_keras.utils.Sequence):
@@ -59,6 +61,22 @@ class _Rows(tf_keras.utils.Sequence):
     def on_epoch_end(self) -> None:
         self._epoch += 1
         self._batches.start_epoch(self._epoch)
+
+
+class _InOrder(tf_keras.utils.Sequence):
+    """The rows of a split in order, read batch by batch."""
+
+    def __init__(self, split: Split, names: list[str]) -> None:
+        self._split = split
+        self._names = names
+
+    def __len__(self) -> int:
+        return -(-len(self._split) // _VALIDATED)
+
+    def __getitem__(self, index: int) -> Any:
+        end = min((index + 1) * _VALIDATED, len(self._split))
+        batch = self._split.take(np.arange(index * _VALIDATED, end))
+        return np.asarray(batch.images), dict.fromkeys(self._names, batch.labels)
 
 
 class _Reporter(tf_keras.callbacks.Callback):
@@ -159,11 +177,7 @@ def _fit(
         _Rows(batches),
         shuffle=False,
         epochs=settings.epochs,
-        validation_data=(
-            validation.images,
-            dict.fromkeys(names, validation.labels),
-        ),
-        validation_batch_size=256,
+        validation_data=_InOrder(validation, names),
         callbacks=[*wrapped.callbacks, _Reporter(tell, steps, renamed)],
         verbose=0,
     )
