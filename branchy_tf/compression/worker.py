@@ -5,7 +5,8 @@ do it. It reads from the folder that it is given
 
   job.json           {"graph", "settings", "exits"}, see `describing` and `Settings`
   weights.npz        the weights of the model
-  SPLIT_inputs.npy, SPLIT_labels.npy, for train and validation
+  SPLIT_inputs.npy, SPLIT_labels.npy and, if rows have weights, SPLIT_weights.npy, for
+                     the splits train and validation
   expected.npy       the model's logits for the first validation rows, [n, N, classes]
 
 writes result.npz (prune, cluster) or all_exits.tflite (qat) there, and reports as lines
@@ -184,11 +185,9 @@ def _fit(
 
 
 def _split(folder: pathlib.Path, name: str) -> Split:
-    inputs, labels = (
-        np.load(folder / f"{name}_{part}.npy", mmap_mode="r")
-        for part in ("inputs", "labels")
-    )
-    return Split(inputs, labels)
+    # Only the splits of weighted rows have a third part.
+    parts = (folder / f"{name}_{part}.npy" for part in ("inputs", "labels", "weights"))
+    return Split(*(np.load(path, mmap_mode="r") for path in parts if path.exists()))
 
 
 def _end_with_parent() -> None:
