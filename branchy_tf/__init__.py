@@ -36,6 +36,7 @@ if sys.argv[:1] == ["-m"]:
     startup.begin()
 
 _SUBMODULES = (
+    "compression",
     "costs",
     "data",
     "errors",

@@ -114,7 +114,7 @@ def _flags_text() -> str:
         value = FLAGS[name].value
         if name == "data_dir" and value:
             value = files.absolute(value)
-        if name in ("dataset", "weights") and str(value).endswith(
+        if name in ("model", "dataset", "weights") and str(value).endswith(
             (".npz", ".keras", ".h5")
         ):
             value = files.absolute(value)
@@ -141,7 +141,7 @@ def main() -> None:
         FLAGS.seed = 1
     settings = _settings(recorded)
     choice = command_line.chosen_model()
-    dataset = command_line.chosen_dataset(choice.run)
+    dataset = command_line.chosen_dataset(choice.run, choice.model)
     output = RunFolder(FLAGS.output_dir)
     record = compression.compress(
         choice.model, dataset, settings, output, choice.run, _flags_text()

@@ -183,6 +183,9 @@ def _write_job(
         split = getattr(dataset, name)
         _save_rows(place / f"{name}_inputs.npy", split.images)
         np.save(place / f"{name}_labels.npy", split.labels)
+        weights = getattr(split, "weights", None)
+        if weights is not None:
+            np.save(place / f"{name}_weights.npy", weights)
 
 
 def _save_rows(path: pathlib.Path, array: Any) -> None:

@@ -5,7 +5,8 @@ do it. It reads from the folder that it is given
 
   job.json           {"graph", "settings", "exits"}, see `describing` and `Settings`
   weights.npz        the weights of the model
-  SPLIT_inputs.npy, SPLIT_labels.npy, for train and validation
+  SPLIT_inputs.npy, SPLIT_labels.npy and, if rows have weights, SPLIT_weights.npy, for
+                     the splits train and validation
   expected.npy       the model's logits for the first validation rows, [n, N, classes]
 
 writes result.npz (prune, cluster) or all_exits.tflite (qat) there, and reports as lines
@@ -41,6 +42,8 @@ Tell = Callable[[dict[str, Any]], None]
 
 # Seconds between reports of steps.
 _PAUSE = 0.5
+# The rows of a batch of the validation split.
+_VALIDATED = 256
 
 
 class _Rows(tf_keras.utils.Sequence):
@@ -59,6 +62,22 @@ class _Rows(tf_keras.utils.Sequence):
     def on_epoch_end(self) -> None:
         self._epoch += 1
         self._batches.start_epoch(self._epoch)
+
+
+class _InOrder(tf_keras.utils.Sequence):
+    """The rows of a split in order, read batch by batch."""
+
+    def __init__(self, split: Split, names: list[str]) -> None:
+        self._split = split
+        self._names = names
+
+    def __len__(self) -> int:
+        return -(-len(self._split) // _VALIDATED)
+
+    def __getitem__(self, index: int) -> Any:
+        end = min((index + 1) * _VALIDATED, len(self._split))
+        batch = self._split.take(np.arange(index * _VALIDATED, end))
+        return np.asarray(batch.images), dict.fromkeys(self._names, batch.labels)
 
 
 class _Reporter(tf_keras.callbacks.Callback):
@@ -159,22 +178,16 @@ def _fit(
         _Rows(batches),
         shuffle=False,
         epochs=settings.epochs,
-        validation_data=(
-            validation.images,
-            dict.fromkeys(names, validation.labels),
-        ),
-        validation_batch_size=256,
+        validation_data=_InOrder(validation, names),
         callbacks=[*wrapped.callbacks, _Reporter(tell, steps, renamed)],
         verbose=0,
     )
 
 
 def _split(folder: pathlib.Path, name: str) -> Split:
-    inputs, labels = (
-        np.load(folder / f"{name}_{part}.npy", mmap_mode="r")
-        for part in ("inputs", "labels")
-    )
-    return Split(inputs, labels)
+    # Only the splits of weighted rows have a third part.
+    parts = (folder / f"{name}_{part}.npy" for part in ("inputs", "labels", "weights"))
+    return Split(*(np.load(path, mmap_mode="r") for path in parts if path.exists()))
 
 
 def _end_with_parent() -> None:
