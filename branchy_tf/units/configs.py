@@ -11,6 +11,7 @@ units:
     servers: [cloud-1:8500, cloud-2:8500]
     label: stable                # of a version; or version: 3
     timeout: 0.5                 # seconds to wait for this unit
+    compression: gzip            # of requests; or zstd, for embedded servers
     tls: {ca: ca.pem, certificate: client.pem, key: client.key}
 ```
 
@@ -32,6 +33,8 @@ from typing import Any
 
 from branchy_tf import checks, files, policy
 from branchy_tf.errors import BranchyError
+from branchy_tf.serving import compression
+from branchy_tf.serving.compression import NONE
 from branchy_tf.serving.messages import Target
 from branchy_tf.serving.tls import Tls
 
@@ -44,7 +47,7 @@ CONCURRENCY = 8
 _TOP = ("model", "on_failure", "units")
 _UNIT = (
     "path", "servers", "next", "model", "version", "label", "timeout", "tls",
-    "max_batch_rows", "concurrency", "thresholds",
+    "max_batch_rows", "concurrency", "compression", "thresholds",
 )  # fmt: skip
 _TLS = tuple(field.name for field in dataclasses.fields(Tls))
 
@@ -61,6 +64,8 @@ class UnitConfig:
         timeout: seconds to wait for it; None: until the request's deadline.
         tls: for its servers.
         max_batch_rows: the most rows in one call.
+        compression: of requests: none, gzip, which any server reads, or zstd, which the
+            embedded server reads.
         concurrency: concurrent calls to each server, or in this process.
         thresholds: where requests enter: the default thresholds of all exits from here
             to the end; None: those that the units were exported with.
@@ -74,6 +79,7 @@ class UnitConfig:
     tls: Tls | None = None
     max_batch_rows: int = MAX_BATCH_ROWS
     concurrency: int = CONCURRENCY
+    compression: str = NONE
     thresholds: tuple[float, ...] | None = None
 
 
@@ -212,7 +218,7 @@ def _unit(name: str, value: Any, folder: pathlib.Path) -> UnitConfig:
     path, targets = None, []
     if "path" in value:
         path = folder / files.path(checks.path("path", value["path"]))
-        for key in ("model", "version", "label", "tls"):
+        for key in ("model", "version", "label", "tls", "compression"):
             if key in value:
                 raise BranchyError(f"{where} has `{key}`, which only `servers` take.")
     else:
@@ -246,8 +252,15 @@ def _unit(name: str, value: Any, folder: pathlib.Path) -> UnitConfig:
         concurrency=checks.whole_number(
             "concurrency", value.get("concurrency", CONCURRENCY), at_least=1
         ),
+        compression=_compression(value.get("compression", NONE)),
         thresholds=_thresholds(where, value.get("thresholds")),
     )
+
+
+def _compression(value: Any) -> str:
+    checks.one_of("compression", value, compression.COMPRESSIONS)
+    compression.check(value)
+    return value
 
 
 def _thresholds(where: str, value: Any) -> tuple[float, ...] | None:

@@ -18,7 +18,7 @@ import grpc.aio
 import numpy as np
 
 from branchy_tf.errors import BranchyError, ServerError, first_line
-from branchy_tf.serving import messages, wire
+from branchy_tf.serving import compression, messages, wire
 from branchy_tf.serving.channels import Route, explain
 from branchy_tf.serving.messages import Target
 from branchy_tf.units import interfaces
@@ -38,7 +38,7 @@ class Reply(NamedTuple):
     Attributes:
         outputs: by name.
         version: of the servable that answered.
-        sent: bytes of the request; 0 in this process.
+        sent: bytes of the request, before gzip and after zstd; 0 in this process.
         received: bytes of the response; 0 in this process.
     """
 
@@ -169,7 +169,8 @@ class RemoteLink(Link):
             request = messages.predict_request(
                 replica.target, interfaces.SIGNATURE, version, inputs
             )
-            data = await replica.predict(request, timeout=_left(deadline))
+            packed, options = compression.prepare(self.config.compression, request)
+            data = await replica.predict(packed, timeout=_left(deadline), **options)
             response = replica.target.parse(wire.PredictResponse, data)
             try:
                 outputs = {
@@ -178,7 +179,7 @@ class RemoteLink(Link):
             except (ValueError, BranchyError) as error:
                 raise replica.target.unexpected(first_line(error)) from None
             number = response.model_spec.version.value
-            return Reply(outputs, number, len(request), len(data))
+            return Reply(outputs, number, len(packed), len(data))
 
         return await self._try(ask)
 

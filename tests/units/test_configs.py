@@ -79,6 +79,12 @@ UNITS = "units:\n  a: {path: a, next: b}\n  b: {path: b}\n"
         (UNITS.replace("path: b", "servers: http://c:1"), "not a URL"),
         (UNITS.replace("path: b", "path: b, label: x"), "which only `servers` take"),
         (UNITS.replace("path: b", "path: b, timeout: -1"), "`timeout` must be"),
+        (
+            UNITS.replace("path: b", "servers: c:1, compression: lz4"),
+            "Unknown compression 'lz4'. Known: none, gzip, zstd",
+        ),
+        (UNITS.replace("path: b", "path: b, thresholds: [1]"), "do not enter there"),
+        (UNITS.replace("path: a", "path: a, thresholds: 1"), "must be a list of numbers"),
         (UNITS.replace("path: b", "path: b, concurrency: 0"), "`concurrency` must be"),
         (
             UNITS.replace("path: b", "servers: c:1, tls: {cert: x}"),

@@ -10,7 +10,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from branchy_tf import EarlyExitPredictor
 from branchy_tf.errors import BranchyError, ServerError
-from branchy_tf.serving import EarlyExitClient
+from branchy_tf.serving import EarlyExitClient, compression
+from branchy_tf.serving.embedded import EmbeddedServer
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +95,42 @@ def test_only_rows_that_go_on_reach_the_next_unit(served, client, predictor, har
     assert 0 < went_on < len(hard)
     after = served.metric("branchy_cascade_rows_total", unit="cloud")
     assert after - before == went_on
+
+
+@pytest.mark.parametrize("how", ["gzip", "zstd"])
+def test_compressed_requests_get_the_same_answers(cut_dir, hard, gateway, tmp_path, how):
+    def run(way: str):
+        config = tmp_path / f"{way}.yaml"
+        config.write_text(
+            "model: net\nunits:\n"
+            f"  device: {{path: {cut_dir / 'device'}, next: cloud}}\n"
+            f"  cloud: {{servers: 'localhost:{server.port}', compression: {way}}}\n"
+        )
+        with (
+            gateway(config) as served,
+            EarlyExitClient(served.address, "net", timeout=30) as client,
+        ):
+            answer = client.predict(hard, [0.0])
+            assert not answer.degraded.any()
+            return answer, served.metric(
+                "branchy_cascade_bytes_total", unit="cloud", direction="sent"
+            )
+
+    with EmbeddedServer(cut_dir / "cloud", port=0) as server:
+        plain, plain_bytes = run("none")
+        packed, packed_bytes = run(how)
+    np.testing.assert_array_equal(plain.probabilities, packed.probabilities)
+    if how == "zstd":
+        assert packed_bytes < 0.8 * plain_bytes
+
+
+def test_a_damaged_zstd_message_is_refused(cloud_server):
+    with grpc.insecure_channel(f"localhost:{cloud_server.port}") as channel:
+        call = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+        for content in (b"", b"no zstd", compression.prepare("zstd", bytes(2**27))[0]):
+            with pytest.raises(grpc.RpcError) as caught:
+                call(content, metadata=(("branchy-encoding", "zstd"),))
+            assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_a_version_that_the_first_unit_lacks_is_not_found(served, hard):

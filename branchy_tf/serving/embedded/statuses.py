@@ -12,6 +12,9 @@ from absl import logging
 from google.protobuf import message as protobuf
 from google.protobuf import message_factory
 
+from branchy_tf.errors import BranchyError
+from branchy_tf.serving import compression
+
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -99,7 +102,11 @@ def _parsing(
     parse: Callable, method: Callable, content: bytes, context: grpc.ServicerContext
 ) -> Any:
     try:
+        if compression.is_marked(context.invocation_metadata()):
+            content = compression.unpack(content)
         request = parse(content)
+    except BranchyError as error:
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
     except protobuf.DecodeError as error:
         # TF Serving's status for it.
         context.abort(grpc.StatusCode.INTERNAL, f"The request cannot be parsed: {error}")
