@@ -140,7 +140,7 @@ def _splits(choice: command_line.Choice, dataset: Dataset) -> Splits | None:
     except BranchyError as error:
         logging.warning("Nothing is timed in int8. %s", error)
         return None
-    examples = command_line.training_examples(dataset, EXAMPLES)
+    examples = dataset.train.sample(EXAMPLES, FLAGS.seed or 0).read()
     return Splits(examples, dataset.validation, dataset.test, again)
 
 

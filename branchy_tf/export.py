@@ -165,7 +165,7 @@ def _export_litert(choice: command_line.Choice, name: str, policy: Any) -> Any:
         data = {"images": split.inputs, "labels": split.labels}
         if FLAGS.quantize != "none":
             data["recalibrate"] = command_line.recalibration(choice, split)
-            data["examples"] = command_line.training_examples(dataset, EXAMPLES)
+            data["examples"] = dataset.train.sample(EXAMPLES, FLAGS.seed or 0).read()
     allowed = FLAGS.max_disagreement
     return litert.export(
         model,
@@ -176,6 +176,7 @@ def _export_litert(choice: command_line.Choice, name: str, policy: Any) -> Any:
         max_accuracy_drop=FLAGS.max_accuracy_drop,
         max_disagreement=MAX_DISAGREEMENT if allowed is None else allowed,
         max_rows=FLAGS.max_rows,
+        class_names=_class_names(choice, dataset),
         **data,
     )
 

@@ -63,6 +63,45 @@ def result(fitted):
     return branchy_tf.calibrate(fitted, SMALL)
 
 
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_exports_for_devices(fitted, result, tmp_path, quantize):
+    pytest.importorskip("ai_edge_litert", reason="ai-edge-litert is not installed")
+    version = branchy_tf.export(
+        fitted, result, tmp_path / "net", format="litert", quantize=quantize,
+        dataset=SMALL, max_accuracy_drop=1.0, max_disagreement=1.0,
+    )  # fmt: skip
+    described = files.read_json(version / "branchy.json")
+    assert described["quantize"] == quantize
+    answer = EarlyExitPredictor(version).predict(SMALL.test.images)
+    expected = EarlyExitPredictor(fitted, result).predict(SMALL.test.images)
+    agreeing = (answer.labels == expected.labels).mean()
+    assert agreeing == 1 if quantize == "none" else agreeing > 0.7
+    moved = EarlyExitPredictor(version).policy.thresholds != result.policy.thresholds
+    # Only a quantised model is calibrated again.
+    assert moved == (quantize != "none")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"format": "onnx"}, "format"),
+        ({"quantize": "int8"}, "`quantize` goes with format='litert'"),
+        (
+            {"format": "litert", "freeze": "true"},
+            "`freeze` goes with format='saved_model'",
+        ),
+        ({"format": "litert", "quantize": "int8"}, "`images` and `labels` are missing"),
+    ],
+)
+def test_export_rejects_what_does_not_go_together(
+    fitted, result, tmp_path, arguments, message
+):
+    pytest.importorskip("ai_edge_litert", reason="ai-edge-litert is not installed")
+    with pytest.raises(BranchyError, match=message):
+        branchy_tf.export(fitted, result, tmp_path / "net", **arguments)
+    assert not (tmp_path / "net").exists()
+
+
 def test_python_end_to_end(fitted, result, tmp_path):
     known = result.validation
     assert known["num_examples"] == 30

@@ -565,19 +565,6 @@ def recalibration(choice: Choice, split: Any) -> Any:
     return lambda logits: calibration.repeat(known, logits, split.labels, macs, seed)
 
 
-def training_examples(dataset: Any, count: int) -> Any:
-    """Rows of the training split, sampled by --seed.
-
-    Args:
-        dataset: the data set.
-        count: the number of rows, if there are as many.
-    """
-    import numpy as np
-
-    order = np.random.default_rng(FLAGS.seed or 0).permutation(len(dataset.train))
-    return dataset.train.take(np.sort(order[:count])).read()
-
-
 def parse_arguments(text: str) -> dict[str, Any]:
     """Builder arguments from "depth=20,input_shape=32x32x3".
 

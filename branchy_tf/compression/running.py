@@ -31,7 +31,7 @@ _COMPARED = 64
 # The rows that are copied at a time.
 _COPIED = 1024
 # What a compressed run takes over from its source.
-_KEPT = ("train.flags", "baseline.keras", "data.json")
+_KEPT = ("train.flags", "baseline.keras", "data.json", "data.npz")
 
 
 def compress(

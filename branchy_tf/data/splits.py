@@ -151,6 +151,11 @@ class Split:
         taken = self.map(lambda array, name: _take(array, rows))
         return Split(taken.inputs, self.labels[rows], weights)
 
+    def sample(self, count: int, seed: int = 0) -> Split:
+        """At most `count` rows, sampled at random, in their order."""
+        order = np.random.default_rng(seed).permutation(len(self))
+        return self.take(np.sort(order[:count]))
+
     def map(self, function: Callable[[ArrayLike, str], ArrayLike]) -> Split:
         """The same split with `function(array, name)` of each input.
 

@@ -23,7 +23,7 @@ from branchy_tf.litert.interpreters import check_installed
 from branchy_tf.policy import ExitPolicy, PolicyLike
 from branchy_tf.saved_model import agreement, warmup
 from branchy_tf.saved_model.early_exit import EarlyExitModule
-from branchy_tf.saved_model.writing import MAX_ROWS, describe
+from branchy_tf.saved_model.writing import MAX_ROWS, check_class_names, describe
 from branchy_tf.zoo.policies import policy_for
 
 # The number of rows that fix the ranges of int8; more change nothing measurable.
@@ -85,6 +85,7 @@ def write(
     parts: Parts,
     images: Any = None,
     recalibrate: Callable[[np.ndarray], ExitPolicy] | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> LiteRTEngine:
     """Writes the files of a version, with its own policy if it is quantised.
 
@@ -95,11 +96,12 @@ def write(
         parts: the converted stages.
         images: the rows of `recalibrate`.
         recalibrate: as for `export`.
+        class_names: as for `export`.
 
     Returns:
         The loaded version.
     """
-    description = describe(model, module) | {
+    description = describe(model, module, class_names) | {
         "format": versions.LITERT,
         "quantize": parts.quantize,
     }
@@ -130,6 +132,7 @@ def export(
     max_accuracy_drop: float = MAX_ACCURACY_DROP,
     max_disagreement: float = MAX_DISAGREEMENT,
     max_rows: int | None = MAX_ROWS,
+    class_names: Sequence[str] | None = None,
 ) -> pathlib.Path:
     """Exports a multi-exit model as the next LiteRT version of `model_name`.
 
@@ -154,6 +157,7 @@ def export(
         max_disagreement: the largest share of rows that may get another label than in
             float32. A fraction of 1.
         max_rows: the largest number of rows in a request to a server; None: no limit.
+        class_names: the names of the classes, for branchy.json.
 
     Returns:
         The folder of the version, `<export_dir>/<model_name>/<version>`.
@@ -173,6 +177,7 @@ def export(
     max_accuracy_drop = checks.fraction("max_accuracy_drop", max_accuracy_drop)
     max_disagreement = checks.fraction("max_disagreement", max_disagreement)
     graphs.check_functional(model)
+    check_class_names(class_names, model)
     converting.check_size(model)
     check_installed()
     policy = policy_for(model, policy, thresholds=thresholds)
@@ -182,7 +187,7 @@ def export(
     try:
         with versions.new_version(folder) as version:
             beside = version.beside
-            engine = write(beside, model, module, parts, images, recalibrate)
+            engine = write(beside, model, module, parts, images, recalibrate, class_names)
             if images is None:
                 rows = warmup.example_inputs(module, min(_CHECKED, max_rows or _CHECKED))
             else:
