@@ -375,8 +375,8 @@ def test_files_in_other_forms(tmp_path):
 def test_unknown_names_say_what_a_model_may_be():
     assert complaint("branchy_lennet") == (
         "Unknown model 'branchy_lennet'. Did you mean branchy_lenet? Known: "
-        f"{', '.join(zoo.list_models())}. --model takes the name of a zoo model, the path "
-        "of a .keras file, or module:function."
+        f"{', '.join(zoo.list_models())}. --model takes the name of a zoo model, the "
+        "path of a .keras file, or module:function."
     )
     assert complaint("branchy_lenet", {"weights": "mnist"}) == (
         "--model_args has weights; pass --weights instead."
