@@ -12,7 +12,7 @@ import own_nets
 import pytest
 import small
 
-from branchy_tf import exits, files, models
+from branchy_tf import exits, files, models, zoo
 from branchy_tf.errors import BranchyError
 from branchy_tf.serving.embedded import EmbeddedServer
 
@@ -306,8 +306,8 @@ def test_exits_of_a_model_are_not_replaced():
         "branchy_tf.baseline(model)."
     )
     assert exits.exit_names(models.build("own_nets:with_exits")) == ["exit_1", "exit_2"]
-    zoo = complaint("branchy_lenet", exits="auto:1")
-    assert zoo.startswith("branchy_lenet already has exits, exit_1, exit_2, so")
+    text = complaint("branchy_lenet", exits="auto:1")
+    assert text.startswith("branchy_lenet already has exits, exit_1, exit_2, so")
 
 
 def test_one_output_in_a_dict_is_one_output():
@@ -375,8 +375,8 @@ def test_files_in_other_forms(tmp_path):
 def test_unknown_names_say_what_a_model_may_be():
     assert complaint("branchy_lennet") == (
         "Unknown model 'branchy_lennet'. Did you mean branchy_lenet? Known: "
-        "branchy_alexnet, branchy_lenet, branchy_resnet, branchy_vgg. --model takes the "
-        "name of a zoo model, the path of a .keras file, or module:function."
+        f"{', '.join(zoo.list_models())}. --model takes the name of a zoo model, the "
+        "path of a .keras file, or module:function."
     )
     assert complaint("branchy_lenet", {"weights": "mnist"}) == (
         "--model_args has weights; pass --weights instead."
