@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import samples
 
-from branchy_tf import thresholds
+from branchy_tf import calibration, thresholds
+from branchy_tf.errors import BranchyError
 
 COSTS = np.array([1.0, 3.0, 7.0])
 
@@ -84,3 +85,33 @@ def test_many_exits_still_give_feasible_points():
     assert found[0].cost < costs[-1]
     for point in found:
         assert drop(scores, correct, labels, point.thresholds) <= 0.1 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("budget", "drop", "expected"),
+    [
+        ({}, -0.1, "`max_class_drop` must be a fraction of 1"),
+        ({}, 5, "5 percentage points are 0.05"),
+        ({"guarantee": 0.9}, 0.1, "does not go with guarantee"),
+        ({"exit_rates": [0.5]}, 0.1, "does not go with exit_rates"),
+    ],
+)
+def test_rejects_invalid_bounds(budget, drop, expected):
+    with pytest.raises(BranchyError) as caught:
+        calibration.Request(budget, max_class_drop=drop)
+    assert expected in str(caught.value)
+
+
+def test_a_calibration_keeps_the_bound():
+    random = np.random.default_rng(1)
+    labels = np.arange(300) % 3
+    logits = random.normal(size=(300, 2, 3)).astype(np.float32)
+    logits[np.arange(300), :, labels] += np.array([1.5, 2.5], np.float32)
+    # The first exit knows little of class 2.
+    logits[labels == 2, 0] = random.normal(size=(100, 3))
+    drops = []
+    for bound in (None, 0.05):
+        request = calibration.Request({"max_accuracy_drop": 0.1}, max_class_drop=bound)
+        found = calibration.calibrate(logits, labels, [1, 3], request)
+        drops.append(found.class_drops(3).max())
+    assert drops[0] > 0.05 + 1e-6 >= drops[1]
