@@ -4,8 +4,7 @@ Example:
 
   PYTHONPATH=. python tests/load/predictor_overhead.py exports/branchy_lenet/1 --seconds=5
 
-Prints the median microseconds of the engine's own call and of `predict`, and their
-difference.
+Prints the microseconds of the engine's own call, of `predict`, and their difference.
 """
 
 from __future__ import annotations
