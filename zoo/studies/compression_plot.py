@@ -34,7 +34,7 @@ def plot(path: files.Path, rows: Sequence[dict[str, Any]]) -> None:
         kilobytes = [row["litert_bytes"] / 1e3 for row in here]
         bars = size.barh(heights, kilobytes, 0.6, color=SKY, edgecolor=BLACK)
         size.bar_label(bars, [f"{value:,.0f}" for value in kilobytes], padding=3)
-        size.margins(x=0.18)
+        size.margins(x=0.25)
         exits = np.array([row["exit_accuracies"] for row in here])
         colors = (ORANGE, BLUE, GREEN, BLACK, SKY)
         for number, values in enumerate(exits.T):
@@ -52,7 +52,12 @@ def plot(path: files.Path, rows: Sequence[dict[str, Any]]) -> None:
         accuracy.set_yticklabels([])
         gain.set_yticklabels([])
         size.set_title(name, loc="left")
-        accuracy.legend(loc="best", fontsize="small")
+        # Differences of a few hundredths are noise.
+        low, high = gain.get_xlim()
+        gain.set_xlim(min(1.0, low) - 0.05, max(high, 1.5))
+    most = max(panels[:, 1], key=lambda axes: len(axes.lines))
+    handles, labels = most.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=len(labels))
     panels[-1][0].set_xlabel("LiteRT file, gzipped (kB)")
     panels[-1][1].set_xlabel("test accuracy (%)")
     panels[-1][2].set_xlabel("gain in multiply-adds (x), no loss")
