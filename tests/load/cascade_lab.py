@@ -5,8 +5,8 @@ Exact commands:
   python tests/load/cascade_lab.py
   python tests/load/cascade_lab.py --data_dir=DIR --images=500
 
-One caller at the device sends one image at a time. The edge is 5 ms away at 20 Mbit/s, the
-cloud 25 ms at 8 Mbit/s, each way. All units run on this machine, so they compute equally
+One caller at the device sends one image at a time. The edge is 5 ms away at 20 Mbit/s,
+the cloud 25 ms at 8 Mbit/s, each way. All units run on this machine, so they compute equally
 fast; only the lines differ. Without --data_dir it takes B-LeNet and 1,000 digits, with it
 B-ResNet-20 and CIFAR-10.
 """
@@ -84,7 +84,8 @@ def run(
             text = f"  device: {{path: {sends}/device, next: {names[1]}}}\n"
             for name, following in zip(names[1:], [*names[2:], None], strict=True):
                 onward = f", next: {following}" if following else ""
-                text += f"  {name}: {{servers: '{at[name]}', model: {sends}_{name}{onward}}}\n"
+                place = f"servers: '{at[name]}', model: {sends}_{name}"
+                text += f"  {name}: {{{place}{onward}}}\n"
             return text
 
         whole = "  whole: {{servers: '{}'}}\n"
@@ -100,9 +101,15 @@ def run(
             path.write_text("units:\n" + text)
             results[name] = _measure(path, test, limits)
     rows = [
-        [name, *(f"{value:,.{digits}f}" for value, digits in zip(found.values(), (1, 1, 0, 2), strict=True))]
-        for name, found in results.items()
-    ]  # fmt: skip
+        [
+            name,
+            f"{figures['mean']:.1f}",
+            f"{figures['p99']:.1f}",
+            f"{figures['bytes']:,.0f}",
+            f"{figures['accuracy']:.2f}",
+        ]
+        for name, figures in results.items()
+    ]
     table = tabulate(
         rows,
         ["", "mean ms", "p99 ms", "bytes an image", "accuracy %"],
