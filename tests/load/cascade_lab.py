@@ -6,9 +6,9 @@ Exact commands:
   python tests/load/cascade_lab.py --data_dir=DIR --images=500
 
 One caller at the device sends one image at a time. The edge is 5 ms away at 20 Mbit/s,
-the cloud 25 ms at 8 Mbit/s, each way. All units run on this machine, so they compute equally
-fast; only the lines differ. Without --data_dir it takes B-LeNet and 1,000 digits, with it
-B-ResNet-20 and CIFAR-10.
+the cloud 25 ms at 8 Mbit/s, each way. All units run on this machine, so they compute
+equally fast; only the lines differ. Without --data_dir it takes B-LeNet and 1,000
+digits, with it B-ResNet-20 and CIFAR-10.
 """
 
 from __future__ import annotations
