@@ -297,13 +297,17 @@ class LocalLink(Link):
         self._versions.stop()
 
 
-def open_link(config: UnitConfig) -> Link:
+async def open_link(config: UnitConfig) -> Link:
     """The link to a unit.
 
     Raises:
         BranchyError: invalid TLS files, or a folder without a version.
     """
-    return LocalLink(config) if config.path is not None else RemoteLink(config)
+    if config.path is None:
+        return RemoteLink(config)
+    # In a thread: loading a version takes seconds, in which others must be answered.
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(None, LocalLink, config)
 
 
 def _status_name(code: int | None) -> str:

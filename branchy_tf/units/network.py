@@ -65,24 +65,23 @@ class Model:
 class Network:
     """The units of one cascade.yaml, and the way through them.
 
-    Create it in the event loop that runs it.
-
     Args:
         config: the checked cascade.yaml.
         metrics: counts rows, bytes and failures.
-
-    Raises:
-        BranchyError: a unit cannot be opened.
+        links: to the units, by name.
     """
 
-    def __init__(self, config: CascadeConfig, metrics: CascadeMetrics) -> None:
+    def __init__(
+        self,
+        config: CascadeConfig,
+        metrics: CascadeMetrics,
+        links: Mapping[str, Link],
+    ) -> None:
         self.config = config
         self._metrics = metrics
-        self._links: dict[str, Link] = {}
+        self._links = links
         self._chains: dict[str, list[_Stop]] = {}
         self._models: dict[str, Model] = {}
-        for name, unit in config.units.items():
-            self._links[name] = open_link(unit)
         self._batchers = {
             name: Batcher(link, metrics) for name, link in self._links.items()
         }
@@ -90,10 +89,22 @@ class Network:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    @property
-    def ready(self) -> bool:
-        """Whether all units have been described."""
-        return bool(self._chains)
+    @classmethod
+    async def open(cls, config: CascadeConfig, metrics: CascadeMetrics) -> Network:
+        """Opens the units of a cascade.yaml.
+
+        Raises:
+            BranchyError: a unit cannot be opened; the others are closed again.
+        """
+        links: dict[str, Link] = {}
+        try:
+            for name, unit in config.units.items():
+                links[name] = await open_link(unit)
+        except BaseException:
+            for link in links.values():
+                await link.close()
+            raise
+        return cls(config, metrics, links)
 
     async def connect(self, timeout: float) -> None:
         """Asks every unit what it takes and returns, and checks that they fit.

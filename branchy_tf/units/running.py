@@ -48,7 +48,7 @@ class RunningCascade:
         Raises:
             BranchyError: units that are reachable do not fit.
         """
-        self._network = Network(self._config, self._metrics)
+        self._network = await Network.open(self._config, self._metrics)
         with contextlib.suppress(ServerError):
             await self._connect()
         self._keep(self._watch())
@@ -112,7 +112,7 @@ class RunningCascade:
 
     async def _reload(self) -> None:
         """Switches to the changed file; the old units finish their requests."""
-        fresh = Network(configs.load(self._path), self._metrics)
+        fresh = await Network.open(configs.load(self._path), self._metrics)
         try:
             await fresh.connect(_CONNECT_SECONDS)
         except BaseException:

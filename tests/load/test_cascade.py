@@ -11,6 +11,7 @@ import pytest
 sys.path.append(str(pathlib.Path(__file__).resolve().parent))
 
 import cascade
+import cascade_lab
 
 from branchy_tf import units, zoo
 
@@ -63,3 +64,10 @@ def test_the_gateway_is_compared_with_a_unit(model, policy, mnist_5k, tmp_path):
     assert found.figures["share_1"] > 0
     assert found.figures["share_32"] > 0
     assert found.figures["cpu_ms"] > 0
+
+
+def test_the_lab_compares_places(model, policy, mnist_5k, tmp_path):
+    test = mnist_5k.test.take(np.arange(40))
+    found = cascade_lab.run(model, policy, test, ["exit_1"], tmp_path)
+    assert found.problems == []
+    assert found.figures["cascade, image"]["bytes"] < found.figures["edge only"]["bytes"]
