@@ -5,10 +5,12 @@ load("@rules_python//python:defs.bzl", "py_binary", "py_library", "py_test")
 COMMANDS = [
     "benchmark",
     "calibrate",
+    "compress",
     "demo",
     "evaluate",
     "export",
     "measure",
+    "play",
     "predict",
     "serve",
     "train",

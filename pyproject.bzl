@@ -26,7 +26,16 @@ REQUIREMENTS = [
 ]
 
 EXTRAS = {
-    "compression": ["tensorflow-model-optimization>=0.8", "tf_keras>=2.19"],
+    "browser": ["playwright>=1.48"],
+    "cascade": ["PyYAML>=6", "simpy>=4.1", "zstandard>=0.22"],
+    "compression": [
+        "ai-edge-litert>=2",
+        "tensorflow-model-optimization>=0.8",
+        "tf_keras>=2.19",
+    ],
     "demo": ["mlxtend>=0.23"],
+    "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
+    "litert": ["ai-edge-litert>=2"],
     "peers": ["onnxruntime>=1.20", "tf2onnx>=1.17", "torch>=2.5"],
+    "tfds": ["tensorflow-datasets>=4.9"],
 }
