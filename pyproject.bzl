@@ -35,7 +35,7 @@ EXTRAS = {
     ],
     "demo": ["mlxtend>=0.23"],
     "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
-    "litert": ["ai-edge-litert>=2"],
+    "litert": ["ai-edge-litert>=2", "flatbuffers>=24"],
     "peers": ["onnxruntime>=1.20", "tf2onnx>=1.17", "torch>=2.5"],
     "tfds": ["tensorflow-datasets>=4.9"],
 }

@@ -98,7 +98,7 @@ def _time_contenders() -> None:
     choice = command_line.chosen_model()
     model, run, output = choice.model, choice.run, choice.output
     policy = command_line.chosen_policy(choice)
-    dataset = command_line.chosen_dataset(run, model)
+    dataset = command_line.chosen_dataset(run, model, seed=choice.seed)
     if max(batch_sizes) > len(dataset.test):
         raise BranchyError(
             f"--batch_sizes has {max(batch_sizes)}, but {dataset.name} has only "
@@ -223,7 +223,9 @@ def _traffic(client: EarlyExitClient) -> tuple[load.Traffic, Any]:
         return load.Traffic(client, images, FLAGS.rows, thresholds), None
     choice = command_line.chosen_model()
     policy = command_line.chosen_policy(choice)
-    images = _images(command_line.chosen_dataset(choice.run, choice.model))
+    images = _images(
+        command_line.chosen_dataset(choice.run, choice.model, seed=choice.seed)
+    )
     predictor = EarlyExitPredictor(choice.model, policy)
     expected = ExpectedAnswers(*predictor.all_exits(images))
     thresholds = [list(policy.thresholds)]

@@ -120,7 +120,7 @@ def _check_flags() -> None:
 def _dataset(choice: command_line.Choice) -> Dataset | None:
     """The data set, or None and a warning if there is none and none is needed."""
     try:
-        return command_line.chosen_dataset(choice.run, choice.model)
+        return command_line.chosen_dataset(choice.run, choice.model, seed=choice.seed)
     except BranchyError as error:
         if FLAGS.dataset or FLAGS.precision == BFLOAT16 or FLAGS.quantize != "none":
             raise

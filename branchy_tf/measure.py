@@ -29,7 +29,7 @@ def main() -> None:
     sizes = command_line.whole_numbers("batch_sizes")
     choice = command_line.chosen_model()
     model, run, output = choice.model, choice.run, choice.output
-    dataset = command_line.chosen_dataset(run, model)
+    dataset = command_line.chosen_dataset(run, model, seed=choice.seed)
     stages = costs.by_stage(model)
     times = latency.stage_milliseconds(
         model, dataset.validation.inputs, sizes, FLAGS.seconds

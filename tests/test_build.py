@@ -57,7 +57,7 @@ AT_RUN_TIME = {"//branchy_tf/training:training": {"tensorboard"}}
 
 
 def build_files() -> list[pathlib.Path]:
-    folders = ("branchy_tf", "tests", "zoo")
+    folders = ("branchy_tf", "docs", "examples", "tests", "zoo")
     inner = [path for name in folders for path in (ROOT / name).rglob("BUILD")]
     return sorted([ROOT / "BUILD", *inner])
 
@@ -216,7 +216,7 @@ def owners() -> dict[str, list[str]]:
 def sources(*folders: str) -> list[pathlib.Path]:
     return [
         path
-        for folder in folders or ("branchy_tf", "zoo", "tests")
+        for folder in folders or ("branchy_tf", "zoo", "docs", "examples", "tests")
         for path in sorted((ROOT / folder).rglob("*.py"))
     ]
 
@@ -244,11 +244,11 @@ def imported(path: str) -> set[str]:
 
 @functools.cache
 def module_files() -> dict[str, str]:
-    """`{dotted name: path}` of the project's modules; those of tests/ by their stem."""
+    """`{dotted name: path}` of the modules; those of tests/ and docs/ by their stem."""
     found = {}
     for path in sources():
         parts = path.relative_to(ROOT).with_suffix("").parts
-        if parts[0] == "tests":
+        if parts[0] in ("tests", "docs"):
             parts = parts[-1:]
         elif parts[-1] == "__init__":
             parts = parts[:-1]

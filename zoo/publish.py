@@ -87,6 +87,7 @@ def _add(run: training.RunFolder, tag: str) -> None:
             arguments=arguments,
             dataset=recorded["dataset"],
             baseline_accuracy=evaluation["baseline_accuracy"],
+            seed=int(recorded["seed"]),
         ),
         model,
         run.thresholds,

@@ -27,6 +27,7 @@ class Packaged:
         arguments: the builder arguments that the set fixes.
         dataset: the data set it was trained on.
         baseline_accuracy: the test accuracy of the trained baseline, a fraction of 1.
+        seed: the seed of its training, which cut the validation split.
         sha256: the hash of each file, `{"weights": ..., "thresholds": ...}`.
     """
 
@@ -35,6 +36,7 @@ class Packaged:
     arguments: dict[str, Any]
     dataset: str
     baseline_accuracy: float
+    seed: int
     sha256: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -83,6 +85,7 @@ def every(model: str) -> dict[str, Packaged]:
             },
             entry["dataset"],
             entry["baseline_accuracy"],
+            entry["seed"],
             entry["sha256"],
         )
         for tag, entry in entries.items()
@@ -106,6 +109,7 @@ def add(entry: Packaged, model: keras.Model, thresholds: files.Path) -> None:
         "arguments": entry.arguments,
         "dataset": entry.dataset,
         "baseline_accuracy": entry.baseline_accuracy,
+        "seed": entry.seed,
         "sha256": {
             "weights": sha256(entry.weights),
             "thresholds": sha256(entry.thresholds),

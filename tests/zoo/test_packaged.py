@@ -26,6 +26,7 @@ def entry(tmp_path, monkeypatch):
         {"input_shape": (16, 16, 1), "classes": 3, "exits": "paper"},
         "mnist",
         0.5,
+        3,
     )
     model = zoo.branchy_lenet(input_shape=(16, 16, 1), classes=3)
     packaged.add(made, model, thresholds)
