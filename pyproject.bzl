@@ -34,7 +34,7 @@ EXTRAS = {
         "tf_keras>=2.19",
     ],
     "demo": ["mlxtend>=0.23"],
-    "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
+    "docs": ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings-python>=1.10"],
     "litert": ["ai-edge-litert>=2", "flatbuffers>=24"],
     "peers": ["onnxruntime>=1.20", "tf2onnx>=1.17", "torch>=2.5"],
     "tfds": ["tensorflow-datasets>=4.9"],
