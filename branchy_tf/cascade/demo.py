@@ -1,4 +1,4 @@
-"""Runs a cascade of two units on this machine in less than a minute.
+"""Runs a cascade of two units on this machine and kills one of them.
 
 Example:
 
