@@ -117,11 +117,13 @@ def test_links_are_turned_into_the_sites(hooks):
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.name)
 def test_flags_in_guides_exist(guide):
     text = re.sub(r"\\\n\s*", "", guide.read_text(encoding="utf-8"))
-    shared = (ROOT / "branchy_tf/command_line/__init__.py").read_text(encoding="utf-8")
+    shared = (ROOT / "branchy_tf/command_line/defining.py").read_text(encoding="utf-8")
     shared += (ROOT / "branchy_tf/serving/options.py").read_text(encoding="utf-8")
     for line in re.findall(r"^python -m branchy_tf\..*$", text, re.MULTILINE):
         name = re.match(r"python -m branchy_tf\.(\w+)", line)[1]
-        source = (ROOT / f"branchy_tf/{name}.py").read_text(encoding="utf-8") + shared
+        found = [ROOT / f"branchy_tf/{name}.py", *ROOT.glob(f"branchy_tf/{name}/*.py")]
+        source = "".join(x.read_text(encoding="utf-8") for x in found if x.is_file())
+        source += shared
         for flag in re.findall(r"--(\w+)", line):
             defined = rf'"{flag}"|\b{flag}: '
             assert flag == "flagfile" or re.search(defined, source), (line, flag)

@@ -20,7 +20,7 @@ SHORT = ["--seconds=0.1", "--batch_sizes=1,32", "--threads=1"]
 
 def walkthrough() -> list[str]:
     """The commands from `train` to `benchmark`."""
-    (block,) = (x for x in guides.blocks(README, "sh") if "branchy_tf.train" in x)
+    (block,) = (x for x in guides.blocks(README, "sh") if "branchy_tf.calibrate" in x)
     return guides.lines(block)
 
 
