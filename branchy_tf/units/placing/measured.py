@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,7 @@ def of(units: Iterable[Unit] | files.Path | None) -> Measured:
     """
     if units is None:
         return Measured()
-    if isinstance(units, (str, pathlib.Path)):
+    if isinstance(units, (str, os.PathLike)):
         return _of_folder(files.folder(units))
     return _of_units(list(units))
 
@@ -56,13 +57,13 @@ def _of_folder(folder: pathlib.Path) -> Measured:
     config = configs.load(folder / "cascade.yaml")
     found = {}
     for name in config.units:
-        versions = files.version_folders(folder / name)
-        if not versions:
+        numbers = files.version_folders(folder / name)
+        if not numbers:
             raise BranchyError(
                 f"{folder / name} holds no version of unit {name!r}; expected a folder "
                 "that `cascade export` wrote."
             )
-        version = max(versions, key=lambda path: int(path.name))
+        version = folder / name / str(max(numbers))
         path = version / "assets.extra/branchy.json"
         value = files.read_json(path)
         with files.reading(path, "the branchy.json of a unit"):

@@ -162,7 +162,7 @@ def expected(network: Network, ways: list[Way]) -> tuple[np.ndarray, np.ndarray]
             loads[station] += load
             arrivals[station] += rate * way.visits[station]
     waits = np.zeros(network.stations)
-    for station in np.flatnonzero(arrivals):
+    for station in np.flatnonzero(arrivals).tolist():
         waits[station] = network.waiting(station, loads[station]) / arrivals[station]
     seconds = [
         way.seconds + sum(share * waits[s] for s, share in way.visits.items() if share)
@@ -296,9 +296,9 @@ def ways_of(network: Network, placement: Placement) -> list[Way]:
             sites.append(index)
         found.append(network.way(j, rates.index(entry.exit_rates), tuple(sites)))
     if given:
-        cascade, site = next(iter(given))
+        other = next(iter(given.values()))
         raise BranchyError(
-            f"The placement has a demand of cascade {cascade!r} at {site!r}, which the "
-            "topology lacks. Place it anew."
+            f"The placement has a demand of cascade {other.cascade!r} at {other.site!r}, "
+            "which the topology lacks. Place it anew."
         )
     return found

@@ -147,8 +147,7 @@ class Programme:
                 network.servers(station), network.cv(station), network.largest(station)
             )
             for slope, intercept in lines:
-                row = {self._loads + i: slope, self._waits + i: -1.0}
-                above.add(row, -intercept)
+                above.add({self._loads + i: slope, self._waits + i: -1.0}, -intercept)
         self._first_limit = above.count
         self._limit_rows(above)
         self._equal, self._equal_to = equal.matrix(), np.array(equal.bounds)
@@ -209,9 +208,7 @@ class Programme:
         )  # fmt: skip
         if found.x is None:
             nothing = np.zeros(0)
-            return Solution(math.inf, nothing, nothing, nothing), Prices(
-                nothing, nothing, {}, nothing
-            )
+            return _nothing(optimal=True), Prices(nothing, nothing, {}, nothing)
         equal, above = found.eqlin.marginals, -found.ineqlin.marginals
         demands = len(self.network.demands)
         stations = np.zeros(self.network.stations)
@@ -237,7 +234,7 @@ class Programme:
             options={"time_limit": seconds, "mip_rel_gap": gap},
         )  # fmt: skip
         if found.x is None:
-            return Solution(math.inf, *[np.zeros(0)] * 3, optimal=found.status == 2)
+            return _nothing(optimal=found.status == 2)
         return self._solution(found.fun, found.x, found.status == 0)
 
     def least_excess(self, seconds: float) -> Solution:
@@ -270,7 +267,7 @@ class Programme:
             options={"time_limit": seconds},
         )
         if found.x is None:
-            return Solution(math.inf, *[np.zeros(0)] * 3, optimal=False)
+            return _nothing(optimal=False)
         solution = self._solution(found.fun, found.x[: self._size], True)
         return dataclasses.replace(solution, excess=found.x[self._size :])
 
@@ -290,6 +287,11 @@ class Programme:
         nothing = np.zeros(len(self.limits))
         ways, missing = x[: len(self.ways)], x[self._unserved :]
         return Solution(float(value), ways, missing, nothing, optimal)
+
+
+def _nothing(optimal: bool) -> Solution:
+    nothing = np.zeros(0)
+    return Solution(math.inf, nothing, nothing, nothing, optimal)
 
 
 class _Rows:

@@ -22,7 +22,7 @@ import functools
 import numpy as np
 
 # Loads of the tangents, as shares of the largest allowed load.
-_TOUCHES = (0.03, 0.1, 0.2, 0.35, 0.5, 0.62, 0.73, 0.82, 0.9, 0.96, 1.0)
+_TOUCHES = (0.03, 0.1, 0.2, 0.27, 0.35, 0.42, 0.5, 0.62, 0.73, 0.82, 0.9, 0.96, 1.0)
 
 
 def waiting_probability(servers: int, load: float) -> float:

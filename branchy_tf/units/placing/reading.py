@@ -354,7 +354,7 @@ def _links(value: Any, sites: Mapping[str, Site]) -> tuple[Link, ...]:
         one, other = (_known(f"site of {where}", end, sites) for end in ends)
         if one == other:
             raise BranchyError(f"{where} leads from {one!r} to itself.")
-        costs = {
+        costs: dict[str, float] = {
             key: _number(f"{key} of {where}", entry[key])
             for key in ("latency_ms", "joules_per_mb")
             if key in entry

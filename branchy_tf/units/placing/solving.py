@@ -23,6 +23,10 @@ from branchy_tf.units.placing.ways import Network, Way
 # Up to that many, all ways go into the programme.
 _FEW = 4000
 _ROUNDS = 200
+# Factors on the prices of loads and of units at sites, to find ways that are nearly as
+# cheap, and how much dearer than the bound such a way may be, as a share of the bound.
+_VARIED = ((1, 0), (1, 0.5), (1, 3), (0.5, 1), (2, 1), (0, 0))
+_NEAR = 0.03
 _MISSING = 1e-6
 _EXCESS = 1e-7
 
@@ -70,7 +74,8 @@ def solve(network: Network, seconds: float, gap: float) -> Solved:
             raise _unmet(programme, seconds)
         bound = relaxed.value
     else:
-        programme, relaxed, prices, bound = _generate(network, seconds, gap)
+        programme, prices, bound = _generate(network, seconds, gap)
+        programme = _more(programme, prices, bound)
         relaxed, prices = programme.relax(0.0)
         if math.isinf(relaxed.value):
             raise _unmet(programme, seconds)
@@ -96,7 +101,7 @@ def solve(network: Network, seconds: float, gap: float) -> Solved:
 
 def _generate(
     network: Network, seconds: float, gap: float
-) -> tuple[Programme, object, object, float]:
+) -> tuple[Programme, Prices, float]:
     """The programme over the ways that the relaxation over all ways may want."""
     free = np.zeros(network.stations)
     ways: dict[Way, None] = {}
@@ -134,7 +139,41 @@ def _generate(
         # The penalty may have been worth paying.
         penalty *= 100
         ways.update(dict.fromkeys(fresh))
-    return programme, relaxed, prices, bound
+    return programme, prices, bound
+
+
+def _more(programme: Programme, prices: Prices, bound: float) -> Programme:
+    """Adds ways that are nearly as cheap: whole placements need some of them.
+
+    A way that costs more than the bound by more than a placement may is in none.
+    """
+    network = programme.network
+    ways = dict.fromkeys(programme.ways)
+    for loads, hosts in _VARIED:
+        varied = dataclasses.replace(
+            prices,
+            stations=loads * prices.stations,
+            hosting={key: hosts * price for key, price in prices.hosting.items()},
+        )
+        for way, _ in _cheapest(network, varied):
+            if way not in ways and _reduced(network, way, prices) < _NEAR * bound:
+                ways[way] = None
+    return Programme(network, list(ways))
+
+
+def _reduced(network: Network, way: Way, prices: Prices) -> float:
+    """How much more a way costs at the prices than what its demand pays."""
+    wanted = network.demands[way.demand]
+    units = network.topology.cascades[wanted.cascade].units
+    return (
+        wanted.per_second * way.seconds
+        + sum(load * prices.stations[station] for station, load in way.loads.items())
+        + sum(
+            prices.hosting.get((way.demand, name, site), 0.0)
+            for name, site in set(zip(units, way.sites, strict=True))
+        )
+        - prices.demands[way.demand]
+    )
 
 
 def _cheapest(network: Network, prices: Prices) -> list[tuple[Way, float]]:

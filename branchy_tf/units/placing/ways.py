@@ -14,6 +14,9 @@ from branchy_tf.units.placing import queueing, routes
 from branchy_tf.units.placing.topology import DIRECT, Point, Topology, UnitCosts
 
 MEGA = 1e6
+# Choices of the units at a demand's own site that are looked at one by one.
+_MOST_PARTS = 64
+_ROUNDING = 1 + 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +94,10 @@ class Network:
             for name, cascade in topology.cascades.items()
         }
         self.candidates = [self._candidates(j) for j in range(len(self.demands))]
+        self._layers = [
+            [self._fitting(j, flow) for flow in self.flows[wanted.cascade]]
+            for j, wanted in enumerate(self.demands)
+        ]
 
     @property
     def stations(self) -> int:
@@ -208,10 +215,24 @@ class Network:
         Returns:
             The price per second of demand, and the sites.
         """
+        return min(
+            self._cheapest(demand, point, layers, prices, per_byte, hosting)
+            for layers in self._layers[demand][point]
+        )
+
+    def _cheapest(
+        self,
+        demand: int,
+        point: int,
+        layers: list[np.ndarray],
+        prices: np.ndarray,
+        per_byte: np.ndarray,
+        hosting: dict[tuple[int, int], float],
+    ) -> tuple[float, tuple[int, ...]]:
+        """The cheapest way over certain sites for each unit."""
         wanted = self.demands[demand]
         flow = self.flows[wanted.cascade][point]
         home = self.index[wanted.site]
-        layers = self.candidates[demand]
         direct = self.topology.relay == DIRECT
         answer = self.topology.answer_bytes
         latency = self.routes.latency
@@ -253,6 +274,51 @@ class Network:
             chosen.append(int(steps[chosen[-1]]))
         sites = tuple(int(layers[k][i]) for k, i in enumerate(reversed(chosen)))
         return price, sites
+
+    def _fitting(self, demand: int, flow: Flow) -> list[list[np.ndarray]]:
+        """The sites of each unit, by which units run at the demand's own site.
+
+        A choice of these that exceeds the limits of the own site with this demand alone
+        is in no placement. Without it, the relaxation is closer to the placements.
+        """
+        layers = self.candidates[demand]
+        home = self.index[self.demands[demand].site]
+        both = [
+            [part for part in (sites[sites == home], sites[sites != home]) if len(part)]
+            for sites in layers
+        ]
+        if self._fits_home(demand, flow, [home if home in x else -1 for x in layers]) or (
+            math.prod(map(len, both)) > _MOST_PARTS
+        ):
+            return [layers]
+        found = [
+            list(parts)
+            for parts in itertools.product(*both)
+            if self._fits_home(demand, flow, [home if home in x else -1 for x in parts])
+        ]
+        return found or [layers]
+
+    def _fits_home(self, demand: int, flow: Flow, sites: list[int]) -> bool:
+        """Whether a demand alone keeps to the limits of its site; -1 is elsewhere."""
+        wanted = self.demands[demand]
+        home = self.index[wanted.site]
+        site = self.sites[home]
+        names = self.topology.cascades[wanted.cascade].units
+        here = [k for k, place in enumerate(sites) if place == home]
+        memory = sum(self.topology.units[names[k]].memory_mb for k in here)
+        load = sum(flow.reach[k] * flow.service[k, home] for k in here)
+        sent = sum(
+            trip.size
+            for trip in self.trips(demand, flow, tuple(sites))
+            if trip.source == home
+        )
+        joules = [x.joules_per_mb for x in self.topology.links if x.source == site.name]
+        watts = load * site.watts_per_core + sent * min(joules, default=0.0) / MEGA
+        return (
+            memory <= site.memory_mb * _ROUNDING
+            and load * wanted.per_second <= self.largest(home) * _ROUNDING
+            and watts * wanted.per_second <= site.watts * _ROUNDING
+        )
 
     def _flow(self, units: tuple[str, ...], point: Point) -> Flow:
         costs = [self.topology.units[name] for name in units]

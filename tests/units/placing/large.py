@@ -23,7 +23,9 @@ from branchy_tf.units.placing.topology import (
 )
 
 
-def topology(clouds: int, edges: int, cameras: int, cascades: int = 20) -> Topology:
+def topology(
+    clouds: int, edges: int, cameras: int, cascades: int = 20, memory: float = 1
+) -> Topology:
     """Cameras that serve only themselves, edges and clouds for all, limits that bind.
 
     Args:
@@ -31,6 +33,7 @@ def topology(clouds: int, edges: int, cameras: int, cascades: int = 20) -> Topol
         edges: how many, each connected to one cloud.
         cameras: how many, each connected to one edge, with the demand of one cascade.
         cascades: how many, of three units each.
+        memory: a factor on that of edges.
     """
     random = np.random.default_rng(1)
     units, chains = {}, {}
@@ -61,7 +64,12 @@ def topology(clouds: int, edges: int, cameras: int, cascades: int = 20) -> Topol
     for i in range(edges):
         name = f"edge_{i}"
         sites[name] = Site(
-            name, 4, 6e9, memory_mb=random.uniform(40, 120), watts=25, watts_per_core=8
+            name,
+            4,
+            6e9,
+            memory_mb=memory * random.uniform(40, 120),
+            watts=25,
+            watts_per_core=8,
         )
         connect(name, f"cloud_{i % clouds}", random.uniform(5, 25), 100, 0.05)
     demands = []
@@ -83,17 +91,25 @@ def main() -> None:
     parser.add_argument("--clouds", type=int, default=10)
     parser.add_argument("--edges", type=int, default=90)
     parser.add_argument("--cameras", type=int, default=900)
+    # From memory that binds at many edges to memory that binds nowhere.
+    parser.add_argument("--memory", type=float, nargs="+", default=[1, 1.25, 1.5, 2])
+    parser.add_argument("--seconds", type=float, default=40)
     given = parser.parse_args()
-    logging.set_verbosity(logging.INFO)
-    start, busy = time.perf_counter(), time.process_time()
-    found = placing.place(None, topology(given.clouds, given.edges, given.cameras))
-    seconds, busy = time.perf_counter() - start, time.process_time() - busy
+    logging.set_verbosity(logging.WARNING)
     print(
-        f"{given.clouds + given.edges + given.cameras} sites, {given.cameras} demands: "
-        f"{found.latency_ms:.3f} ms per row; objective {found.objective_ms:.3f} ms, "
-        f"{found.gap:.3%} above the bound; {sum(g.binding for g in found.gains)} limits "
-        f"bind; {seconds:.1f} s, {busy:.1f} s of processor time"
+        "memory  ms per row  above the bound  binding limits  seconds  processor seconds"
     )
+    for memory in given.memory:
+        problem = topology(given.clouds, given.edges, given.cameras, memory=memory)
+        start, busy = time.perf_counter(), time.process_time()
+        found = placing.place(None, problem, seconds=given.seconds)
+        seconds, busy = time.perf_counter() - start, time.process_time() - busy
+        binding = sum(gain.binding for gain in found.gains)
+        print(
+            f"{memory:6g}  {found.latency_ms:10.3f}  {found.gap:15.3%}  {binding:14d}  "
+            f"{seconds:7.1f}  {busy:17.1f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
