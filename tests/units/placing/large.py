@@ -43,8 +43,8 @@ def topology(
         costs = zip(
             names, (4e6, 2e7, 1e8), (2, 6, 25), (3072, 16_384, 8_192), strict=True
         )
-        for name, macs, memory, into in costs:
-            units[name] = UnitCosts(name, (macs * scale,), memory * scale, into * scale)
+        for name, macs, held, into in costs:
+            units[name] = UnitCosts(name, (macs * scale,), held * scale, into * scale)
         rates = random.dirichlet([6, 3, 2])
         chains[f"cascade_{c}"] = CascadeUnits(
             f"cascade_{c}", names, (Point(tuple(rates)),)
