@@ -73,13 +73,13 @@ def _assignments(placement: Placement) -> str:
 
 def _summary(placement: Placement) -> str:
     best = (
-        "No placement has a lower one"
+        "No placement has a lower objective"
         if placement.optimal
         else f"Within {placement.gap:.2%} of the bound"
     )
     return (
         f"Mean latency {placement.latency_ms:.4g} ms, {placement.watts:.4g} W. {best} "
-        f"(objective {placement.objective_ms:.4g} ms, bound {placement.bound_ms:.4g} ms)."
+        f"({placement.objective_ms:.4g} ms, bound {placement.bound_ms:.4g} ms)."
     )
 
 
