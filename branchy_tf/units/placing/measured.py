@@ -112,7 +112,7 @@ def _of_units(units: list[Unit]) -> Measured:
             float(sum(_encoded(x) for x in unit.carried)),
         )
     names = {unit.name: unit.next for unit in units}
-    entries = set(names) - set(names.values())
+    entries = [name for name in names if name not in names.values()]
     chains = {}
     for entry in entries:
         chain: list[str] = []

@@ -135,7 +135,8 @@ class Programme:
                 row = len(network.demands) + self._place[station]
                 equal.put(row, p, -load)
             pairs = zip(self._names(way), way.sites, strict=True)
-            for name, site in set(pairs):
+            # Not a set: its order, and so the solution, would differ by process.
+            for name, site in dict.fromkeys(pairs):
                 if (name, site) in self.hosts:
                     key = (way.demand, name, site)
                     if key not in self._linking:

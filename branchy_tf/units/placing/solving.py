@@ -170,7 +170,7 @@ def _reduced(network: Network, way: Way, prices: Prices) -> float:
         + sum(load * prices.stations[station] for station, load in way.loads.items())
         + sum(
             prices.hosting.get((way.demand, name, site), 0.0)
-            for name, site in set(zip(units, way.sites, strict=True))
+            for name, site in dict.fromkeys(zip(units, way.sites, strict=True))
         )
         - prices.demands[way.demand]
     )

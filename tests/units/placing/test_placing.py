@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import pathlib
+import subprocess
 import sys
 
 import large
@@ -83,6 +86,23 @@ def test_the_memory_of_the_large_topology_is_the_one_asked_for():
         edge = first.sites[f"edge_{i}"]
         assert 40 <= edge.memory_mb <= 120
         assert second.sites[f"edge_{i}"].memory_mb == 2 * edge.memory_mb
+
+
+def test_a_placement_is_the_same_in_every_process():
+    script = (
+        f"import sys; sys.path.append({str(pathlib.Path(large.__file__).parent)!r});"
+        "import large; from branchy_tf.units import placing;"
+        "print(placing.place(None, large.topology(1, 3, 24)).assignments)"
+    )
+    first, second = (
+        subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    )  # fmt: skip
+    assert "Assignment(" in first
+    assert first == second
 
 
 def test_more_watts_move_a_unit_and_the_price_says_what_they_gain():
@@ -220,8 +240,6 @@ def test_a_placement_survives_its_file(tmp_path):
 
 
 def test_importing_needs_no_tensorflow():
-    import subprocess
-
     script = (
         "import branchy_tf.units.placing.simulating, branchy_tf.units.placing.manifests,"
         "sys; print([m for m in ('tensorflow', 'keras') if m in sys.modules])"
