@@ -28,6 +28,7 @@ GUIDES = (
     "device.md",
     "compression.md",
     "cascade.md",
+    "placement.md",
 )
 
 # {page of the site: page of the checkout}, beside those of docs/ and zoo/.

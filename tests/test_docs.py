@@ -121,9 +121,10 @@ def test_flags_in_guides_exist(guide):
     shared += (ROOT / "branchy_tf/serving/options.py").read_text(encoding="utf-8")
     for line in re.findall(r"^python -m branchy_tf\..*$", text, re.MULTILINE):
         name = re.match(r"python -m branchy_tf\.(\w+)", line)[1]
-        found = [ROOT / f"branchy_tf/{name}.py", *ROOT.glob(f"branchy_tf/{name}/*.py")]
-        source = "".join(x.read_text(encoding="utf-8") for x in found if x.is_file())
-        source += shared
+        # A command is a module, or a package that has commands of its own.
+        command = ROOT / "branchy_tf" / name
+        paths = command.glob("*.py") if command.is_dir() else [command.with_suffix(".py")]
+        source = shared + "".join(path.read_text(encoding="utf-8") for path in paths)
         for flag in re.findall(r"--(\w+)", line):
             defined = rf'"{flag}"|\b{flag}: '
             assert flag == "flagfile" or re.search(defined, source), (line, flag)

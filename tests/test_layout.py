@@ -218,3 +218,9 @@ def test_recipes_say_how_they_are_run():
         ), path
         for line in lines:
             assert line.startswith(("#", "--")), f"{path}: {line}"
+
+
+def test_modules_of_tests_have_names_of_their_own():
+    # pytest and the tests import them by name, from any folder.
+    names = [p.name for p in ROOT.glob("tests/**/*.py") if p.name != "conftest.py"]
+    assert sorted(names) == sorted(set(names))

@@ -26,18 +26,32 @@ if TYPE_CHECKING:
     from branchy_tf.units.joining import as_network as as_network
     from branchy_tf.units.joining import join as join
     from branchy_tf.units.joining import joined as joined
+    from branchy_tf.units.placing import Placement as Placement
+    from branchy_tf.units.placing import place as place
 
 _NAMES = {
     "Cascade": "cascade",
+    "Placement": "placing",
     "Unit": "cutting",
     "as_network": "joining",
     "cut": "cutting",
     "export": "exporting",
     "join": "joining",
     "joined": "joining",
+    "place": "placing",
 }
 
-__all__ = ["Cascade", "Unit", "as_network", "cut", "export", "join", "joined"]
+__all__ = [
+    "Cascade",
+    "Placement",
+    "Unit",
+    "as_network",
+    "cut",
+    "export",
+    "join",
+    "joined",
+    "place",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -107,7 +107,7 @@ def load(path: files.Path) -> CascadeConfig:
     path = files.path(path)
     try:
         with files.reading(path, "a cascade.yaml"):
-            value = _parse(path.read_text(encoding="utf-8"))
+            value = parse(path.read_text(encoding="utf-8"))
         return _cascade(value, path.absolute().parent)
     except BranchyError as error:
         if str(path) in str(error):
@@ -151,7 +151,12 @@ def _number(limit: float) -> str:
     return ".inf" if math.isinf(limit) else f"{Decimal(repr(limit)):f}"
 
 
-def _parse(text: str) -> Any:
+def parse(text: str) -> Any:
+    """The value in a YAML text.
+
+    Raises:
+        BranchyError: PyYAML is missing, or a mapping has a key twice.
+    """
     try:
         import yaml
     except ImportError:
@@ -170,7 +175,7 @@ def _parse(text: str) -> Any:
             line = node.start_mark.line + 1
             raise BranchyError(
                 f"The key {twice!r} occurs twice in one mapping, from line {line} on. "
-                "Two units need two names."
+                "Two entries need two names."
             )
         return loader.construct_mapping(node, deep=True)
 
@@ -179,7 +184,7 @@ def _parse(text: str) -> Any:
 
 
 def _cascade(value: Any, folder: pathlib.Path) -> CascadeConfig:
-    value = _mapping("the file", value, _TOP)
+    value = mapping("the file", value, _TOP)
     given = value.get("units")
     if not isinstance(given, dict) or not given:
         raise BranchyError(
@@ -209,7 +214,7 @@ def _cascade(value: Any, folder: pathlib.Path) -> CascadeConfig:
 
 def _unit(name: str, value: Any, folder: pathlib.Path) -> UnitConfig:
     where = f"unit {name!r}"
-    value = _mapping(where, value, _UNIT)
+    value = mapping(where, value, _UNIT)
     if ("path" in value) == ("servers" in value):
         raise BranchyError(
             f"{where} needs either `path`, to run in this process, or `servers`, their "
@@ -276,7 +281,7 @@ def _thresholds(where: str, value: Any) -> tuple[float, ...] | None:
 
 
 def _tls(where: str, value: Any, folder: pathlib.Path) -> Tls:
-    value = _mapping(f"`tls` of {where}", value or {}, _TLS)
+    value = mapping(f"`tls` of {where}", value or {}, _TLS)
     paths: dict[str, Any] = {
         key: folder / files.path(entry)
         for key, entry in value.items()
@@ -285,8 +290,12 @@ def _tls(where: str, value: Any, folder: pathlib.Path) -> Tls:
     return Tls(**paths, server_name=value.get("server_name"))
 
 
-def _mapping(where: str, value: Any, known: Iterable[str]) -> dict[str, Any]:
-    """The value, a mapping with known keys only."""
+def mapping(where: str, value: Any, known: Iterable[str]) -> dict[str, Any]:
+    """The value, a mapping with known keys only.
+
+    Raises:
+        BranchyError: it is none, or has another key; the message names the nearest.
+    """
     if not isinstance(value, dict):
         raise BranchyError(
             f"Expected {where} to be a mapping with the keys {', '.join(known)}. "

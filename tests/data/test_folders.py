@@ -3,8 +3,8 @@ from __future__ import annotations
 import shutil
 import tracemalloc
 
+import made_pictures
 import numpy as np
-import pictures
 import pytest
 from absl import logging
 from PIL import Image
@@ -22,7 +22,7 @@ def complaint(root, **options) -> str:
 
 @pytest.fixture
 def root(tmp_path):
-    return pictures.write(tmp_path / "pets")
+    return made_pictures.write(tmp_path / "pets")
 
 
 def pixels(split: data.Split) -> np.ndarray:
@@ -31,7 +31,7 @@ def pixels(split: data.Split) -> np.ndarray:
 
 def test_reads_pictures_with_the_classes_of_their_folders(root):
     loaded = data.load(str(root))
-    assert loaded.class_names == pictures.CLASSES
+    assert loaded.class_names == made_pictures.CLASSES
     assert loaded.classes == 3
     assert loaded.image_shape == (8, 8, 1)
     assert [len(split) for split in loaded.splits.values()] == [30, 12, 12]
@@ -83,7 +83,9 @@ def test_batches_come_in_order(root):
 
 
 def test_few_pictures_are_in_memory_at_a_time(tmp_path):
-    root = pictures.write(tmp_path / "large", {"train": 40, "test": 1}, sides=(256, 256))
+    root = made_pictures.write(
+        tmp_path / "large", {"train": 40, "test": 1}, sides=(256, 256)
+    )
     split = data.load(str(root)).train
     whole = len(split) * 256 * 256
     tracemalloc.start()
@@ -112,7 +114,7 @@ def test_few_pictures_are_in_memory_at_a_time(tmp_path):
 )
 def test_reads_pictures_as_predict_does(tmp_path, suffix, mode, channels):
     splits = {"train": 3, "test": 1}
-    root = pictures.write(tmp_path / "x", splits, mode=mode, suffix=suffix)
+    root = made_pictures.write(tmp_path / "x", splits, mode=mode, suffix=suffix)
     loaded = data.load(str(root))
     assert loaded.image_shape == (8, 8, channels)
     path = str(root / "train" / "cat" / f"0.{suffix}")
@@ -142,7 +144,7 @@ def test_fits_mixed_sizes_to_the_given_one(root):
 
 
 def test_the_size_of_a_turned_picture_is_its_upright_one(tmp_path):
-    root = pictures.write(tmp_path / "x", {"train": 2, "test": 1}, sides=(8, 6))
+    root = made_pictures.write(tmp_path / "x", {"train": 2, "test": 1}, sides=(8, 6))
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("L", (8, 6), 7).save(root / "test" / "owl" / "9.jpg", exif=exif)
@@ -150,7 +152,7 @@ def test_the_size_of_a_turned_picture_is_its_upright_one(tmp_path):
 
 
 def test_cuts_a_missing_validation_split_by_seed_and_class(tmp_path):
-    root = pictures.write(tmp_path / "x", {"train": 40, "test": 2})
+    root = made_pictures.write(tmp_path / "x", {"train": 40, "test": 2})
     loaded = data.load(str(root), seed=5, validation_size=30)
     assert np.bincount(loaded.validation.labels).tolist() == [10, 10, 10]
     assert np.bincount(loaded.train.labels).tolist() == [30, 30, 30]
@@ -223,7 +225,7 @@ def other_bytes(path):
 @pytest.mark.parametrize("damage", [cut_short, other_bytes])
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
 def test_names_or_skips_a_damaged_picture(tmp_path, damage, suffix, monkeypatch):
-    root = pictures.write(tmp_path / "x", sides=(24, 24), suffix=suffix)
+    root = made_pictures.write(tmp_path / "x", sides=(24, 24), suffix=suffix)
     damage(root / "train" / "dog" / f"5.{suffix}")
     text = complaint(root)
     assert f"train/dog/5.{suffix} cannot be read as an image: " in text

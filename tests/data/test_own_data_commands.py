@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 import commands
+import made_pictures
 import numpy as np
-import pictures
 import pytest
 
 from branchy_tf import files
@@ -16,10 +16,10 @@ from branchy_tf.serving.embedded import EmbeddedServer
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """Pictures of two sizes, one of them damaged."""
-    root = pictures.write(
+    root = made_pictures.write(
         tmp_path_factory.mktemp("own") / "pets", {"train": 40, "test": 8}, sides=(30, 28)
     )
-    pictures.write(root.parent / "wide", {"test": 3}, sides=(28, 40))
+    made_pictures.write(root.parent / "wide", {"test": 3}, sides=(28, 40))
     for path in (root.parent / "wide").glob("test/*/*.png"):
         path.rename(root / "test" / path.parent.name / f"wide_{path.name}")
     damaged = root / "train" / "cat" / "7.png"
@@ -106,7 +106,7 @@ def test_exports_and_predictions_name_the_classes(run, root, tmp_path):
 
 
 def test_a_picture_that_breaks_in_training_is_named(tmp_path):
-    root = pictures.write(tmp_path / "x", {"train": 20, "test": 2}, sides=(28, 28))
+    root = made_pictures.write(tmp_path / "x", {"train": 20, "test": 2}, sides=(28, 28))
     path = root / "train" / "dog" / "5.png"
     raw = bytearray(path.read_bytes())
     raw[raw.index(b"IDAT") + 8] ^= 0xFF
