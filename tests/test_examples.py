@@ -16,7 +16,7 @@ from examples import table, text
 
 ROWS = 600
 # A module of the user's, in the working directory.
-SMALL = f"from examples import table\n\ndef data():\n    return table.data({ROWS})\n"
+SMALL = "from examples import table\n\ndef data():\n    return table.data(3000)\n"
 
 
 def run(command: str, *flags: str, cwd: pathlib.Path) -> commands.Done:
@@ -53,7 +53,8 @@ def tables(tmp_path_factory) -> pathlib.Path:
     (folder / "small.py").write_text(SMALL)
     return exported(
         folder, "table", "--model=examples.table:model", "--dataset=small:data",
-        "--exits=auto:2", "--epochs=4", "--learning_rate=0.01",
+        "--exits=layer_1=linear;layer_2=linear", "--epochs=6",
+        "--learning_rate=0.01",
     )  # fmt: skip
 
 

@@ -33,8 +33,8 @@ def test_tells_functions_from_names_and_paths(text, is_one):
 
 
 def test_loads_a_function_of_the_working_directory(here):
-    (here / "own_nets.py").write_text("class A:\n    def b(): return 7\n")
-    assert functions.load_function("own_nets:A.b")() == 7
+    (here / "nets_of_mine.py").write_text("class A:\n    def b(): return 7\n")
+    assert functions.load_function("nets_of_mine:A.b")() == 7
 
 
 @pytest.mark.parametrize(

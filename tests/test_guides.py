@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 import sys
 
 import guides
@@ -14,15 +15,28 @@ from zoo import notebook
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GUIDES = sorted(ROOT.glob("docs/*.md"))
 NOTEBOOKS = sorted(ROOT.glob("docs/*.ipynb"))
+# Run by other tests, in a shorter form; the guide's steps take hours or many processes.
+ELSEWHERE = {
+    "cascade": "tests/units/test_cascade_commands.py",
+    "compression": "tests/compression/test_compress.py",
+    "device": "tests/litert/test_device_page.py",
+    "placement": "tests/units/placing/test_placing_commands.py",
+}
+# Guides that go on from a trained and calibrated run.
+GO_ON = ("serving", "thresholds")
 SHORTER = {
     "benchmark": ["--seconds=0.1", "--batch_sizes=1,32", "--threads=1"],
     "measure": ["--seconds=0.1"],
 }
 
 
-@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
-def test_what_a_guide_shows_runs_in_its_order(guide, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "guide", [x for x in GUIDES if x.stem not in ELSEWHERE], ids=lambda path: path.stem
+)
+def test_what_a_guide_shows_runs_in_its_order(guide, run_dir, tmp_path, monkeypatch):
     """It takes as long as training the few networks that a guide trains."""
+    if guide.stem in GO_ON:
+        shutil.copytree(run_dir, tmp_path / "runs" / "lenet")
     for name in ("zoo", "docs", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
@@ -41,7 +55,8 @@ def test_what_a_guide_shows_runs_in_its_order(guide, tmp_path, monkeypatch):
 
 
 def test_there_are_guides_and_a_notebook():
-    assert GUIDES
+    assert {*ELSEWHERE, *GO_ON} <= {path.stem for path in GUIDES}
+    assert all((ROOT / path).is_file() for path in ELSEWHERE.values())
     assert NOTEBOOKS
 
 

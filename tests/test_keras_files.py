@@ -85,7 +85,8 @@ def test_classes_that_are_missing_are_named_with_their_module(own_layers):
     assert complaint(own_layers / "model.keras").endswith(
         "model.keras cannot be read as a Keras model: not registered here: "
         "mine>Doubling, mine>squared. Import the module that registers it with "
-        "keras.saving.register_keras_serializable before you load the file; it was "
+        "keras.saving.register_keras_serializable before you load the file, in a command "
+        "with --import=MODULE; it was "
         "saved from own_layers."
     )
 

@@ -170,6 +170,11 @@ def test_ranges_survive_their_file(tmp_path):
     files.write_json(path, {"inputs": {n: r.to_json() for n, r in known.items()}})
     assert ranges.ranges_from_json(files.read_json(path)["inputs"], path) == known
     assert ranges.ranges_from_json(None, path) is None
+    # As in the branchy.json of a policy that does not know them.
+    unknown = {"shape": [None, 4], "dtype": "float32"}
+    assert ranges.ranges_from_json({"y": unknown}, path) is None
+    both = {"x": known["images"].to_json(), "y": unknown}
+    assert set(ranges.ranges_from_json(both, path)) == {"x"}
     plain = {"shape": [None, 2], "dtype": "float32", "low": 0, "high": 1}
     assert ranges.ranges_from_json({"x": plain}, path)["x"].whole is False
 
@@ -179,7 +184,7 @@ def test_ranges_survive_their_file(tmp_path):
     [
         ([], "expected an object"),
         ({"x": 3}, "expected an object with shape"),
-        ({"x": {"shape": [1], "dtype": "uint8"}}, "it lacks low, high"),
+        ({"x": {"shape": [1], "dtype": "uint8", "low": 0}}, "it lacks high"),
         ({"x": {"shape": 1, "dtype": "uint8", "low": 0, "high": 1}}, "list of sides"),
         ({"x": {"shape": [], "dtype": "uint8", "low": 2, "high": 1}}, "low at most"),
         ({"x": {"shape": [], "dtype": "uint8", "low": "a", "high": 1}}, "low at most"),

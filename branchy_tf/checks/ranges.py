@@ -102,6 +102,9 @@ class InputRange:
 def ranges_from_json(value: Any, source: Any) -> dict[str, InputRange] | None:
     """`{input: InputRange}` from the `inputs` of a JSON file; None for null.
 
+    A branchy.json describes inputs of unknown range too, without low and high; they are
+    left out, and None is returned if nothing else is there.
+
     Raises:
         BranchyError: they are not what `InputRange.to_json` writes.
     """
@@ -110,7 +113,12 @@ def ranges_from_json(value: Any, source: Any) -> dict[str, InputRange] | None:
     try:
         if not isinstance(value, dict):
             raise ValueError("expected an object")
-        return {name: InputRange.from_json(item) for name, item in value.items()}
+        known = {
+            name: InputRange.from_json(item)
+            for name, item in value.items()
+            if not isinstance(item, dict) or {"low", "high"} & item.keys()
+        }
+        return known or None
     except ValueError as error:
         raise BranchyError(
             f"{source} has inputs that cannot be read: {error}. Write the file again."

@@ -173,9 +173,7 @@ def test_scores_are_those_of_every_other_engine(criterion, temperature):
     for given in (logits, logits[:, :1]):
         network = EarlyExit(
             [lambda tensors, given=given: [torch.from_numpy(given)]],
-            [],
-            criterion,
-            [temperature],
+            ExitPolicy(criterion=criterion, thresholds=[], temperatures=[temperature]),
         )
         *_, found = network(np.zeros((len(given), 1, 1, 1), np.uint8))
         _, expected = confidence.probabilities_and_scores(given, criterion, temperature)

@@ -208,6 +208,7 @@ def test_a_batch_of_examples_fixes_the_ranges(tmp_path):
         engine = litert.LiteRTEngine(version)
         found[quantize] = engine.logits({"images": SPLIT.images})
     largest = np.abs(found["none"]).max()
-    for quantize in ("dynamic", "int8"):
-        difference = np.abs(found[quantize] - found["none"]).max()
-        assert 0 < difference < 0.05 * largest
+    difference = {k: np.abs(v - found["none"]).max() for k, v in found.items()}
+    # LiteRT leaves small kernels, such as all of these, in float32 when dynamic.
+    assert 0 <= difference["dynamic"] < 0.05 * largest
+    assert 0 < difference["int8"] < 0.05 * largest

@@ -192,7 +192,7 @@ def test_trains_an_epoch_without_a_backup_again(tmp_path, monkeypatch, phase):
         ),
         ({"augmentation": "blur"}, "Unknown augmentation 'blur'."),
         ({"epochs": 0}, "`epochs` must be a whole number of at least 1. Received 0."),
-        ({"baseline_epochs": -1}, "whole number of at least 1. Received -1."),
+        ({"baseline_epochs": -1}, "whole number of at least 0. Received -1."),
         ({"batch_size": 0}, "`batch_size` must be a whole number of at least 1. Rec"),
         ({"learning_rate": 0.0}, "must be a finite number above 0. Received 0.0."),
         ({"learning_rate": float("nan")}, "`learning_rate` must be a finite number"),
