@@ -171,10 +171,12 @@ def test_scores_are_those_of_every_other_engine(criterion, temperature):
          [inf, 0, 1], [np.nan, 0, 1]]
     )  # fmt: skip
     for given in (logits, logits[:, :1]):
+        policy = ExitPolicy(
+            criterion=criterion, thresholds=[], temperatures=[temperature]
+        )
         network = EarlyExit(
-            [lambda tensors, given=given: [torch.from_numpy(given)]],
-            ExitPolicy(criterion=criterion, thresholds=[], temperatures=[temperature]),
+            [lambda tensors, given=given: [torch.from_numpy(given)]], policy
         )
         *_, found = network(np.zeros((len(given), 1, 1, 1), np.uint8))
-        _, expected = confidence.probabilities_and_scores(given, criterion, temperature)
+        _, expected = confidence.exit_answer(given, policy, 0)
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
