@@ -149,7 +149,7 @@ class ServeProcess:
         """Stops it as a container engine does; returns its exit status."""
         self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(30)
+            return self.process.wait(90)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise
