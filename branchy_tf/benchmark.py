@@ -18,10 +18,9 @@ peers, if installed (pip install -e '.[peers,litert]'), are: onnxruntime and
 onnxruntime_int8, the network without exits; pytorch, the same exits and thresholds in
 eager mode; litert and litert_int8, the network without exits; early_exit_litert and
 early_exit_litert_int8, as written by export --format=litert, int8 calibrated again within
-the same budget. Contenders in int8 need the validation split of the calibration: for
-weights of the zoo, pass --seed=1. Each contender has
-its own process, and they are timed in turn. Timings are medians and comparable only
-within one run.
+the same budget. Contenders in int8 need the validation split of the calibration. Each
+contender has its own process, and they are timed in turn. Timings are medians and
+comparable only within one run.
 
 The second form sends test images to a server for --seconds, for each number of callers
 (a closed loop: each caller sends its next request after an answer) and for each rate (an

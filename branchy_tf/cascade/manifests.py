@@ -18,13 +18,7 @@ from branchy_tf.units.placing import manifests, measured, reading
 
 FLAGS = flags.FLAGS
 
-command_line.define_path("topology", None, "The topology.yaml.")
-command_line.define_path(
-    "units",
-    None,
-    "The folder that `cascade export` wrote, for the costs of units that the topology "
-    "does not describe.",
-)
+command_line.define_topology()
 command_line.define_path("placement", "placement.json", "The placement to carry out.")
 command_line.define_path("manifests_dir", "manifests", "The folder to write to.")
 flags.DEFINE_string("serving_image", manifests.SERVING_IMAGE, "The image of TF Serving.")

@@ -19,13 +19,7 @@ from branchy_tf.units.placing import Placement
 
 FLAGS = flags.FLAGS
 
-command_line.define_path("topology", None, "The topology.yaml.")
-command_line.define_path(
-    "units",
-    None,
-    "The folder that `cascade export` wrote, for the costs of units that the topology "
-    "does not describe.",
-)
+command_line.define_topology()
 command_line.define_path("placement", "placement.json", "The file to write.")
 flags.DEFINE_float(
     "seconds", placing.SECONDS, "Stops the search for a better placement after that many."

@@ -18,13 +18,7 @@ from branchy_tf.units.placing import measured, reading, simulating
 
 FLAGS = flags.FLAGS
 
-command_line.define_path("topology", None, "The topology.yaml.")
-command_line.define_path(
-    "units",
-    None,
-    "The folder that `cascade export` wrote, for the costs of units that the topology "
-    "does not describe.",
-)
+command_line.define_topology()
 command_line.define_path("placement", "placement.json", "The placement to run.")
 command_line.define_path("simulation", "simulation.json", "The file to write.")
 flags.DEFINE_integer(

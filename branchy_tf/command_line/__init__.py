@@ -35,6 +35,7 @@ from branchy_tf.command_line.defining import (
     define_path,
     define_seed,
     define_thresholds,
+    define_topology,
     import_modules,
 )
 from branchy_tf.command_line.parsing import (
@@ -62,6 +63,7 @@ __all__ = [
     "define_path",
     "define_seed",
     "define_thresholds",
+    "define_topology",
     "parse_arguments",
     "parse_numbers",
     "parse_size",

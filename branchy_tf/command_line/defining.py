@@ -186,3 +186,14 @@ def define_thresholds() -> None:
         "Sets the temperature that the logits of each exit are divided by, in exit "
         "order. Default: the run's, or 1 for every exit.",
     )
+
+
+def define_topology() -> None:
+    """Defines --topology and --units, from which units are placed."""
+    define_path("topology", None, "The topology.yaml.")
+    define_path(
+        "units",
+        None,
+        "The folder that `cascade export` wrote, for the costs of units that the "
+        "topology does not describe.",
+    )
