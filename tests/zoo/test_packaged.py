@@ -43,6 +43,15 @@ def test_a_set_comes_back_as_it_was_added(entry):
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_zeros_of_pruned_weights_take_no_space(entry):
+    made, model = entry
+    before = made.weights.stat().st_size
+    for variable in model.trainable_weights:
+        variable.assign(np.zeros(variable.shape))
+    packaged.add(made, model, made.thresholds)
+    assert made.weights.stat().st_size < before / 2
+
+
 @pytest.mark.parametrize("kind", ["weights", "thresholds"])
 @pytest.mark.parametrize("damage", ["flipped", "missing"])
 def test_a_damaged_file_is_refused(entry, kind, damage):
