@@ -10,6 +10,7 @@ from typing import Any
 
 import h5py
 import keras
+import numpy as np
 
 from branchy_tf import files
 from branchy_tf.errors import BranchyError
@@ -94,8 +95,15 @@ def every(model: str) -> dict[str, Packaged]:
     }
 
 
+# Smaller arrays become larger: a compressed one needs an index.
+_WORTH_COMPRESSING = 4096
+
+
 def _compress(path: pathlib.Path) -> None:
-    """Compresses the arrays of an HDF5 file in place; they read back the same."""
+    """Compresses the arrays of an HDF5 file in place.
+
+    They keep their values: only what float16 holds exactly is stored in it.
+    """
     whole = path.with_name(f"{path.name}.whole")
     path.rename(whole)
     try:
@@ -105,14 +113,23 @@ def _compress(path: pathlib.Path) -> None:
                 if isinstance(item, h5py.Group):
                     made = target.require_group(name)
                 else:
-                    options = {"compression": "gzip", "shuffle": True} if item.shape else {}
-                    made = target.create_dataset(name, data=item[()], **options)
+                    made = _smallest(target, name, item[()])
                 made.attrs.update(item.attrs)
 
             source.visititems(copy)
             target.attrs.update(source.attrs)
     finally:
         whole.unlink()
+
+
+def _smallest(target: h5py.File, name: str, values: Any) -> h5py.Dataset:
+    values = np.asarray(values)
+    if values.nbytes < _WORTH_COMPRESSING:
+        return target.create_dataset(name, data=values)
+    if values.dtype == np.float32:
+        halved = values.astype(np.float16)
+        values = halved if np.array_equal(halved, values) else values
+    return target.create_dataset(name, data=values, compression="gzip", shuffle=True)
 
 
 def add(entry: Packaged, model: keras.Model, thresholds: files.Path) -> None:

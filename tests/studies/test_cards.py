@@ -57,11 +57,8 @@ def test_card_shows_each_exit():
 def test_weights_without_a_trained_baseline_show_none():
     untrained = EVALUATION | {"baseline_accuracy": None}
     assert "trained baseline" not in cards.card_figures(untrained)
-    (row,) = [
-        line
-        for line in cards.zoo_table({("m", "t"): untrained}, {("m", "t"): None}).split("\n")
-        if "`t`" in line
-    ]
+    table = cards.zoo_table({("m", "t"): untrained}, {("m", "t"): None})
+    row = table.split("\n")[-1]
     assert [cell.strip() for cell in row.split("|")][3:6] == ["95.50%", "95.00%", "-"]
 
 
