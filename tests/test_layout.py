@@ -167,16 +167,20 @@ def test_models_and_training_are_for_any_keras_backend(part):
         assert not [n for n in names if n.split(".")[0] == "tensorflow"], path
 
 
-def test_the_client_comes_without_tensorflow_and_keras():
+def test_what_a_client_or_a_gateway_needs_comes_without_tensorflow_and_keras():
     script = (
-        "import branchy_tf.serving, branchy_tf.tuning, branchy_tf.units.gateway, sys;"
-        "print([m for m in ('tensorflow', 'keras', 'tensorflow_serving') "
-        "if m in sys.modules])"
+        "import sys, branchy_tf\n"
+        "heavy = {'tensorflow', 'keras', 'tensorflow_serving'}\n"
+        "branchy_tf.ExitPolicy(thresholds=[0.1])\n"
+        "print(sorted(sys.modules.keys() & (heavy | {'scipy'})))\n"
+        "import branchy_tf.serving, branchy_tf.tuning, branchy_tf.units.gateway\n"
+        "import branchy_tf.units.placing.manifests, branchy_tf.units.placing.simulating\n"
+        "print(sorted(sys.modules.keys() & heavy))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.split() == ["[]", "[]"]
 
 
 def test_the_version_is_the_same_everywhere():
