@@ -19,6 +19,8 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent import futures
+from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
@@ -92,6 +94,15 @@ def start(
     )
     process.start()
     return process
+
+
+def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function of a module returns in a process of its own.
+
+    It may define flags there, or run what else one process does once.
+    """
+    with futures.ProcessPoolExecutor(1, CONTEXT) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 class Forked:

@@ -24,12 +24,15 @@ import keras
 import numpy as np
 import servers
 from absl import logging
+from commands import call
 
 import branchy_tf
 from branchy_tf import data, exits, saved_model, zoo
 from branchy_tf.benchmarking import load
 from branchy_tf.serving import EarlyExitClient
 from branchy_tf.serving.answers import ExpectedAnswers
+
+__all__ = ["call"]  # for commands, which find it only by the path above
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

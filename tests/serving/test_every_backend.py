@@ -95,11 +95,8 @@ def run_tests(*arguments: str) -> tuple[int, str]:
 
 def test_what_only_the_embedded_server_can_pass_is_skipped_for_others():
     where = pathlib.Path(__file__).with_name("test_embedded_server.py")
-    with futures.ProcessPoolExecutor(1, commands.CONTEXT) as pool:
-        status, text = pool.submit(
-            run_tests, str(where), "--server_backend=docker", "-q", "-rs",
-            "-k", "small_requests",
-        ).result(120)  # fmt: skip
+    flags = ["--server_backend=docker", "-q", "-rs", "-k", "small_requests"]
+    status, text = commands.call(run_tests, str(where), *flags)
     assert status == 0, text
     assert "not for docker: TF Serving takes the memory, or aborts" in text
     assert re.search(r"^\d+ skipped, \d+ deselected", text, flags=re.MULTILINE)
