@@ -95,9 +95,9 @@ def _time_contenders() -> None:
     batch_sizes = command_line.whole_numbers("batch_sizes")
     threads = command_line.whole_numbers("threads")
     choice = command_line.chosen_model()
-    model, run, output = choice.model, choice.run, choice.output
+    model, output = choice.model, choice.output
     policy = command_line.chosen_policy(choice)
-    dataset = command_line.chosen_dataset(run, model, seed=choice.seed)
+    dataset = choice.dataset()
     if max(batch_sizes) > len(dataset.test):
         raise BranchyError(
             f"--batch_sizes has {max(batch_sizes)}, but {dataset.name} has only "
@@ -222,9 +222,7 @@ def _traffic(client: EarlyExitClient) -> tuple[load.Traffic, Any]:
         return load.Traffic(client, images, FLAGS.rows, thresholds), None
     choice = command_line.chosen_model()
     policy = command_line.chosen_policy(choice)
-    images = _images(
-        command_line.chosen_dataset(choice.run, choice.model, seed=choice.seed)
-    )
+    images = _images(choice.dataset())
     predictor = EarlyExitPredictor(choice.model, policy)
     expected = ExpectedAnswers(*predictor.all_exits(images))
     thresholds = [list(policy.thresholds)]

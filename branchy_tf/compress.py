@@ -141,7 +141,7 @@ def main() -> None:
         FLAGS.seed = 1
     settings = _settings(recorded)
     choice = command_line.chosen_model()
-    dataset = command_line.chosen_dataset(choice.run, choice.model, seed=choice.seed)
+    dataset = choice.dataset()
     output = RunFolder(FLAGS.output_dir)
     record = compression.compress(
         choice.model, dataset, settings, output, choice.run, _flags_text()

@@ -53,7 +53,7 @@ def main() -> None:
     choice = command_line.chosen_model()
     model, run, output = choice.model, choice.run, choice.output
     policy = command_line.chosen_policy(choice)
-    dataset = command_line.chosen_dataset(run, model, seed=choice.seed)
+    dataset = choice.dataset()
     trained_baseline = _trained_baseline(run, model)
     evaluation = scoring.evaluate(model, policy, dataset, trained_baseline)
     result = evaluation.result

@@ -81,9 +81,9 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_float(
     "max_accuracy_drop",
-    MAX_ACCURACY_DROP,
-    "Sets how far the accuracy on the validation images may drop when quantised. A "
-    "fraction of 1.",
+    None,
+    "With --format=litert, sets how far the accuracy on the validation images may drop "
+    f"when quantised. A fraction of 1. Default: {MAX_ACCURACY_DROP}.",
 )
 flags.DEFINE_float(
     "max_disagreement",
@@ -101,26 +101,19 @@ flags.DEFINE_integer(
 )
 
 
-# Flags that one format alone has.
-_ONLY = {
-    versions.SAVED_MODEL: ("freeze", "input_dtype", "precision"),
-    versions.LITERT: ("quantize", "max_accuracy_drop"),
-}
-
-
 def _check_flags() -> None:
-    for kind, names in _ONLY.items():
-        for name in names:
-            if FLAGS.format != kind and FLAGS[name].value != FLAGS[name].default:
-                raise BranchyError(
-                    f"--{name} goes with --format={kind}, not --format={FLAGS.format}."
-                )
+    misplaced = versions.misplaced(FLAGS.format, FLAGS.flag_values_dict())
+    if misplaced is not None:
+        name, other = misplaced
+        raise BranchyError(
+            f"--{name} goes with --format={other}, not --format={FLAGS.format}."
+        )
 
 
 def _dataset(choice: command_line.Choice) -> Dataset | None:
     """The data set, or None and a warning if there is none and none is needed."""
     try:
-        return command_line.chosen_dataset(choice.run, choice.model, seed=choice.seed)
+        return choice.dataset()
     except BranchyError as error:
         if FLAGS.dataset or FLAGS.precision == BFLOAT16 or FLAGS.quantize != "none":
             raise
@@ -166,15 +159,16 @@ def _export_litert(choice: command_line.Choice, name: str, policy: Any) -> Any:
         if FLAGS.quantize != "none":
             data["recalibrate"] = command_line.recalibration(choice, split)
             data["examples"] = dataset.train.sample(EXAMPLES, FLAGS.seed or 0).read()
-    allowed = FLAGS.max_disagreement
+    limits = {
+        name: FLAGS[name].value for name in ("max_accuracy_drop", "max_disagreement")
+    }
+    data |= {name: value for name, value in limits.items() if value is not None}
     return litert.export(
         model,
         FLAGS.export_dir,
         name,
         policy,
         quantize=FLAGS.quantize,
-        max_accuracy_drop=FLAGS.max_accuracy_drop,
-        max_disagreement=MAX_DISAGREEMENT if allowed is None else allowed,
         max_rows=FLAGS.max_rows,
         class_names=_class_names(choice, dataset),
         **data,

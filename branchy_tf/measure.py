@@ -28,8 +28,8 @@ flags.DEFINE_float("seconds", 2.0, "Seconds to measure each batch size.", lower_
 def main() -> None:
     sizes = command_line.whole_numbers("batch_sizes")
     choice = command_line.chosen_model()
-    model, run, output = choice.model, choice.run, choice.output
-    dataset = command_line.chosen_dataset(run, model, seed=choice.seed)
+    model, output = choice.model, choice.output
+    dataset = choice.dataset()
     stages = costs.by_stage(model)
     times = latency.stage_milliseconds(
         model, dataset.validation.inputs, sizes, FLAGS.seconds

@@ -74,7 +74,7 @@ def _of_model() -> tuple[Subject, Any]:
         raise BranchyError("--version_dir and --model_name go with --server.")
     choice = command_line.chosen_model()
     policy = command_line.chosen_policy(choice)
-    dataset = _dataset(choice.run, choice.model)
+    dataset = _dataset(choice)
     names = getattr(dataset, "class_names", None)
     pixels = (0.0, 255.0)
     if choice.run is not None:
@@ -82,12 +82,12 @@ def _of_model() -> tuple[Subject, Any]:
     return playing.of_model(choice.model, policy, names, pixels), dataset
 
 
-def _dataset(run: Any, model: Any) -> Any:
+def _dataset(choice: command_line.Choice) -> Any:
     """The data set to show test images of; None without one."""
-    if not FLAGS.dataset and run is None:
+    if not FLAGS.dataset and choice.run is None:
         return None
     try:
-        return command_line.chosen_dataset(run, model)
+        return choice.dataset()
     except BranchyError as error:
         if FLAGS.dataset:
             raise

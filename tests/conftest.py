@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
 import pathlib
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -60,9 +62,40 @@ def shipped() -> Callable[[str, str], keras.Model]:
 
 
 @pytest.fixture(scope="session")
-def run_dir(tmp_path_factory) -> pathlib.Path:
+def made_once(tmp_path_factory) -> Callable[[str, Callable], pathlib.Path]:
+    """`made_once(name, make)`, a folder that `make(folder)` fills.
+
+    The processes of pytest-xdist share it, so it must not be changed.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+
+    def made(name: str, make: Callable[[pathlib.Path], object]) -> pathlib.Path:
+        finished = base / f"{name}.finished"
+        with open(base / f"{name}.lock", "w", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not finished.exists():
+                make(base / name)
+                finished.touch()
+        return base / name
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def run_dir(made_once) -> pathlib.Path:
     """A run of a few epochs on mnist_5k, calibrated; do not change it."""
-    folder = tmp_path_factory.mktemp("session") / "run"
+    return made_once("run", _train_and_calibrate)
+
+
+@pytest.fixture
+def run_copy(run_dir, tmp_path) -> pathlib.Path:
+    """A copy of `run_dir`, for commands that write to it."""
+    return shutil.copytree(run_dir, tmp_path / "run")
+
+
+def _train_and_calibrate(folder: pathlib.Path) -> None:
     trained = commands.run(
         "train", "--model=branchy_lenet", "--dataset=mnist_5k", "--mode=baseline_first",
         "--baseline_epochs=1", "--epochs=3", "--learning_rate=0.003", "--seed=1",
@@ -71,7 +104,6 @@ def run_dir(tmp_path_factory) -> pathlib.Path:
     assert trained.status == 0, trained.stderr
     calibrated = commands.run("calibrate", f"--run_dir={folder}", "--risk=lost")
     assert calibrated.status == 0, calibrated.stderr
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -81,12 +113,14 @@ def trained(run_dir) -> keras.Model:
 
 
 @pytest.fixture(scope="session")
-def exported(run_dir, tmp_path_factory) -> pathlib.Path:
-    """The folder of a model with version 1, the export of `run_dir`."""
-    folder = tmp_path_factory.mktemp("exports")
-    done = commands.run("export", f"--run_dir={run_dir}", f"--export_dir={folder}")
-    assert done.status == 0, done.stderr
-    return folder / "branchy_lenet"
+def exported(run_dir, made_once) -> pathlib.Path:
+    """The folder of a model with version 1, the export of `run_dir`; do not change it."""
+
+    def export(folder: pathlib.Path) -> None:
+        done = commands.run("export", f"--run_dir={run_dir}", f"--export_dir={folder}")
+        assert done.status == 0, done.stderr
+
+    return made_once("exports", export) / "branchy_lenet"
 
 
 # Not for the session: while it is open, asyncio.run fails in every other test.

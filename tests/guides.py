@@ -7,8 +7,6 @@ import pathlib
 import re
 import shlex
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 
 import commands
@@ -42,6 +40,12 @@ def lines(block: str) -> list[str]:
     return [x for x in joined.splitlines() if x.strip() and not x.startswith(skipped)]
 
 
+def walkthrough(readme: str) -> list[str]:
+    """The commands of the README from `train` to `benchmark`."""
+    (block,) = (x for x in blocks(readme, "sh") if "branchy_tf.calibrate" in x)
+    return lines(block)
+
+
 class Walk:
     """Runs commands and Python blocks in a folder, as a reader would.
 
@@ -64,7 +68,7 @@ class Walk:
         self._folder = folder
         self._port = str(port)
         self._shorter = shorter
-        self._servers: list[subprocess.Popen] = []
+        self._servers: list[commands.Forked] = []
         self._names: dict[str, object] = {"__name__": "guide"}
 
     def command(self, line: str) -> None:
@@ -76,7 +80,7 @@ class Walk:
         if name in _INTERACTIVE:
             return
         if name in _SERVERS:
-            self._serve(module, flags)
+            self._serve(name, flags)
         else:
             given = [*flags, *self._shorter.get(name, [])]
             done = commands.run(name, *given, cwd=self._folder)
@@ -88,11 +92,11 @@ class Walk:
         code = code.replace(f"localhost:{_PORT}", f"localhost:{self._port}")
         exec(compile(code, source, "exec"), self._names)
 
-    def _serve(self, module: str, flags: Sequence[str]) -> None:
-        command = [sys.executable, "-m", module, *flags]
-        self._servers.append(subprocess.Popen(command, cwd=self._folder))
-        (name,) = (x.partition("=")[2] for x in flags if x.startswith("--model_name="))
-        with EarlyExitClient(f"localhost:{self._port}", name) as client:
+    def _serve(self, name: str, flags: Sequence[str]) -> None:
+        log = self._folder / f"{name}.log"
+        self._servers.append(commands.Forked(name, flags, log, self._folder))
+        (model,) = (x.partition("=")[2] for x in flags if x.startswith("--model_name="))
+        with EarlyExitClient(f"localhost:{self._port}", model) as client:
             client.wait_until_ready(timeout=120)
 
     def stop(self) -> None:

@@ -37,16 +37,16 @@ LITERT_STAGES = {
 }
 
 
-def test_every_contender_is_timed_and_compared(run_dir):
+def test_every_contender_is_timed_and_compared(run_copy):
     done = commands.run(
         "benchmark",
-        f"--run_dir={run_dir}",
+        f"--run_dir={run_copy}",
         "--batch_sizes=1,4",
         "--threads=1",
         "--seconds=0.2",
     )
     assert done.status == 0, done.stderr
-    written = files.read_json(run_dir / "benchmark.json")
+    written = files.read_json(run_copy / "benchmark.json")
     times = {(r["contender"], r["batch"]): r for r in written["results"]}
     one = {name for name, batch in times if batch == 1}
     others = FULL | LITERT | LITERT_STAGES
@@ -80,11 +80,11 @@ def test_every_contender_is_timed_and_compared(run_dir):
         "keras_export",
     }
     check_litert(written, times, done.stdout)
-    with open(run_dir / "benchmark.csv", encoding="utf-8") as file:
+    with open(run_copy / "benchmark.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(written["results"])
     assert "tensorflow=" in rows[0]["versions"]
-    assert (run_dir / "benchmark.png").stat().st_size > 10_000
+    assert (run_copy / "benchmark.png").stat().st_size > 10_000
 
 
 def check_litert(written, times, text):

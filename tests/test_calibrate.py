@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 
 import commands
 import keras
@@ -12,6 +10,7 @@ import pytest
 
 import branchy_tf
 from branchy_tf import files
+from branchy_tf.saved_model import routing
 
 
 def test_writes_thresholds_and_picture(run_dir):
@@ -196,20 +195,14 @@ def test_compares_the_data_with_those_of_the_training(copy, run_dir, mnist_5k, t
     assert "Divide by 255." in commands.run("evaluate", f"--run_dir={copy}").error
 
 
+def misroute() -> None:
+    """Makes graphs that treat the chosen thresholds as 0."""
+    routing.exits_early = lambda scores, limits: scores < 0 * limits
+
+
 def test_rejects_a_graph_that_misroutes_rows(copy):
-    # Simulates a graph that treats the chosen thresholds as 0.
-    script = (
-        "import runpy, sys; from branchy_tf.saved_model import routing;"
-        "routing.exits_early = lambda scores, limits: scores < 0 * limits;"
-        "runpy.run_module('branchy_tf.calibrate', run_name='__main__')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, f"--run_dir={copy}"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1, done.stderr
-    assert "error: The routed graph sends" in done.stderr
-    assert "Exit rates 0.0%, 100.0%; expected" in done.stderr
+    done = commands.run("calibrate", f"--run_dir={copy}", prepare=misroute)
+    assert done.status == 1, done.stderr
+    assert "The routed graph sends" in done.error
+    assert "Exit rates 0.0%, 100.0%; expected" in done.error
     assert not (copy / "thresholds.json").exists()

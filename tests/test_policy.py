@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -207,17 +205,6 @@ def test_rejects_a_file_without_a_valid_policy(tmp_path, change, message):
 
 def test_criterion_names_match_the_criteria():
     assert tuple(confidence.CRITERIA) == policy.CRITERION_NAMES
-
-
-def test_needs_no_tensorflow():
-    script = (
-        "import branchy_tf, sys; branchy_tf.ExitPolicy(thresholds=[0.1]);"
-        "print([m for m in ('tensorflow', 'keras', 'scipy') if m in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
 
 
 def test_denormal_numbers_are_zeros_as_in_tensorflow():

@@ -15,13 +15,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 # What `benchmark` would do for minutes.
-SHORT = ["--seconds=0.1", "--batch_sizes=1,32", "--threads=1"]
-
-
-def walkthrough() -> list[str]:
-    """The commands from `train` to `benchmark`."""
-    (block,) = (x for x in guides.blocks(README, "sh") if "branchy_tf.calibrate" in x)
-    return guides.lines(block)
+SHORT = [
+    "--seconds=0.1", "--batch_sizes=1,32", "--threads=1", "--peers=", "--nobfloat16",
+]  # fmt: skip
 
 
 PYTHON = guides.blocks(README, "python")
@@ -44,7 +40,7 @@ def test_the_commands_run_as_they_stand(tmp_path):
         (tmp_path / name).symlink_to(ROOT / name)
     shorter = {"train": ["--epochs=2", "--baseline_epochs=1"], "benchmark": SHORT}
     with guides.walk(tmp_path, shorter) as walk:
-        for line in walkthrough():
+        for line in guides.walkthrough(README):
             walk.command(line)
     assert walk.ran == [
         "train", "calibrate", "evaluate", "export", "serve", "predict", "benchmark",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 
 import keras
@@ -66,11 +67,13 @@ CORRECT = np.array([[1, 1, 1], [0, 1, 1], [1, 0, 1], [0, 0, 1]], bool)
 COSTS = [1.0, 2.0, 4.0]
 IMAGES = np.zeros((4, 8, 8, 1), np.uint8)
 CLIENT = {"server": "localhost:1", "model": "m"}
+# Made once; nothing here changes it.
+small_model = functools.cache(small.model)
 
 
 @pytest.fixture(scope="module")
 def model():
-    return small.model()
+    return small_model()
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +258,7 @@ CALLS = {
         ("rows", "thresholds"),
     ),
     "Settings": Call(
-        lambda **options: Settings(**options).check(small.model(), small.dataset()),
+        lambda **options: Settings(**options).check(small_model(), small.dataset()),
         {},
         tuple(field.name for field in dataclasses.fields(Settings)),
     ),

@@ -94,10 +94,6 @@ def run(main: Callable[[], None]) -> None:
             main()
         except (BranchyError, ServerError) as error:
             return _fail(str(error))
-        except OSError as error:
-            # A full disk or missing permission is the user's to fix.
-            where = f": {error.filename}" if error.filename else ""
-            return _fail(f"{error.strerror or error}{where}.")
         except KeyboardInterrupt:
             return _fail("Interrupted.", status=130)
         return 0
@@ -114,7 +110,13 @@ def run(main: Callable[[], None]) -> None:
     std_logging.getLogger("tensorflow").setLevel(std_logging.WARNING)
     # An orderly exit removes partial output and ends child processes.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    app.run(guarded, flags_parser=_parse)
+    try:
+        with startup.printed():
+            app.run(guarded, flags_parser=_parse)
+    except OSError as error:
+        # A full disk or missing permission is the user's to fix.
+        where = f": {error.filename}" if error.filename else ""
+        sys.exit(_fail(f"{error.strerror or error}{where}."))
 
 
 def _log_warning(message: Warning | str, *where: Any, **more: Any) -> None:

@@ -42,6 +42,14 @@ class Choice(NamedTuple):
         """The seed of packaged weights, which cut their validation split, or None."""
         return None if self.packaged is None else self.packaged.seed
 
+    def dataset(self) -> Any:
+        """The data set that the flags select, or the one that the model was trained on.
+
+        Raises:
+            BranchyError: as for `chosen_dataset`.
+        """
+        return chosen_dataset(self.run, self.model, seed=self.seed)
+
 
 def built_model(offered: Mapping[str, Any] = MappingProxyType({})) -> Any:
     """The model of --model, with --model_args, --weights and --exits.

@@ -48,7 +48,8 @@ def run(package: str, typed: str) -> int:
     name, *arguments = sys.argv[1:] or ["--help"]
     known = commands(package)
     if name in ("--help", "-h", "help"):
-        print(_usage(typed, known))
+        with startup.printed():
+            print(_usage(typed, known))
         return 0
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)

@@ -7,6 +7,8 @@ import atexit
 import contextlib
 import os
 import pathlib
+import select
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -129,6 +131,48 @@ def never_fail(stream: Any) -> None:
     """Escapes characters that a console cannot encode, instead of failing."""
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def printed() -> Iterator[None]:
+    """Writes out what the block prints, and ends the process once nobody reads it.
+
+    `branchy_tf train --help | head -1` closes the pipe after one line. The process then
+    ends without a word, with the status that shells give to one that SIGPIPE ended.
+
+    Raises:
+        OSError: the output cannot be written for another reason, such as a full disk.
+    """
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except OSError as error:
+        unread = [stream for stream in (sys.stdout, sys.stderr) if _is_unread(stream)]
+        for stream in {sys.stdout, *unread}:
+            _discard(stream)
+        if unread and isinstance(error, BrokenPipeError):
+            sys.exit(128 + signal.SIGPIPE)
+        raise
+
+
+def _is_unread(stream: Any) -> bool:
+    """Whether a stream is a pipe without a reader."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        pipe = select.poll()
+        pipe.register(stream.fileno(), 0)
+        return bool(pipe.poll(0))  # only errors are reported unasked
+    return False
+
+
+def _discard(stream: Any) -> None:
+    """Drops what is buffered, which the end of the interpreter would write again."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def _flush() -> None:

@@ -72,21 +72,19 @@ def export(
     """
     folder = files.folder(path)
     checks.one_of("format", format, versions.FORMATS)
-    own: dict[str, dict[str, tuple[Any, Any]]] = {
-        versions.SAVED_MODEL: {
-            "freeze": (freeze, "auto"),
-            "input_dtype": (input_dtype, None),
-            "precision": (precision, "float32"),
+    misplaced = versions.misplaced(
+        format,
+        {
+            "freeze": freeze,
+            "input_dtype": input_dtype,
+            "precision": precision,
+            "quantize": quantize,
+            "max_accuracy_drop": max_accuracy_drop,
         },
-        versions.LITERT: {
-            "quantize": (quantize, "none"),
-            "max_accuracy_drop": (max_accuracy_drop, None),
-        },
-    }
-    for kind, arguments in own.items():
-        for name, (given, default) in arguments.items():
-            if kind != format and given != default:
-                raise BranchyError(f"`{name}` goes with format={kind!r}, not {format!r}.")
+    )
+    if misplaced is not None:
+        name, other = misplaced
+        raise BranchyError(f"`{name}` goes with format={other!r}, not {format!r}.")
     split = None
     if dataset is not None:
         split = validation_rows(dataset, exits.num_classes(model))

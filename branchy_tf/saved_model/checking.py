@@ -15,7 +15,7 @@ from branchy_tf.exits.confidence import exit_answer
 from branchy_tf.policy import ExitPolicy, exit_indices, forcing
 from branchy_tf.saved_model import agreement, warmup
 from branchy_tf.saved_model.early_exit import EarlyExitModule, cast_input
-from branchy_tf.saved_model.session import SessionModel
+from branchy_tf.saved_model.session import SessionModel, opened
 
 # Folding and fusing change the order of sums, and thereby the logits, by at most this
 # much relative to the largest one. In bfloat16, fused operations also skip roundings.
@@ -46,12 +46,7 @@ def check_version(
     Raises:
         BranchyError: the version does not load, or its answers differ from the model's.
     """
-    try:
-        session = SessionModel(path)
-    except (tf.errors.OpError, OSError, RuntimeError, ValueError) as error:
-        raise BranchyError(
-            f"The exported model does not load: {first_line(error)}"
-        ) from None
+    session = opened(path, "model")
     try:
         _check_answers(session, model, module, policy, tolerance)
         if images is not None:

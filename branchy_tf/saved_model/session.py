@@ -16,6 +16,8 @@ import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2
 from tensorflow.python.saved_model import loader_impl
 
+from branchy_tf.errors import BranchyError, first_line
+
 
 class SessionModel:
     """A loaded version; `run` may be called from several threads.
@@ -136,3 +138,21 @@ class SessionModel:
         """Frees the model. No run may be in progress or follow."""
         self._calls.clear()
         self._session.close()
+
+
+def opened(path: pathlib.Path, what: str) -> SessionModel:
+    """Loads what was just exported, as a server will.
+
+    Args:
+        path: the folder of the version.
+        what: its name in messages, e.g. "model".
+
+    Raises:
+        BranchyError: it does not load.
+    """
+    try:
+        return SessionModel(path)
+    except (tf.errors.OpError, OSError, RuntimeError, ValueError) as error:
+        raise BranchyError(
+            f"The exported {what} does not load: {first_line(error)}"
+        ) from None

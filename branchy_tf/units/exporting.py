@@ -14,11 +14,11 @@ from absl import logging
 
 import branchy_tf
 from branchy_tf import checks, costs, files, versions
-from branchy_tf.errors import BranchyError, first_line
+from branchy_tf.errors import BranchyError
 from branchy_tf.exits.confidence import exit_answer
 from branchy_tf.policy import ExitPolicy, PolicyLike, forcing
 from branchy_tf.saved_model import checking, freezing, warmup, writing
-from branchy_tf.saved_model.session import SessionModel
+from branchy_tf.saved_model.session import SessionModel, opened
 from branchy_tf.units import configs
 from branchy_tf.units.cutting import FEATURES, IMAGE, Unit
 from branchy_tf.units.interfaces import SIGNATURE
@@ -239,12 +239,7 @@ def _write(
     (beside / "assets.extra").mkdir()
     files.write_json(beside / "assets.extra/branchy.json", _description(module, codec))
     warmup.write_requests(_warmup(module, examples), beside, module.unit.name)
-    try:
-        session = SessionModel(beside)
-    except (tf.errors.OpError, OSError, RuntimeError, ValueError) as error:
-        raise BranchyError(
-            f"The exported unit {module.unit.name} does not load: {first_line(error)}"
-        ) from None
+    session = opened(beside, f"unit {module.unit.name}")
     try:
         _check(session, module, examples)
         return _onward(session, module, examples)

@@ -8,7 +8,12 @@ from branchy_tf.versions.describing import (
     describe,
     find_format,
 )
-from branchy_tf.versions.writing import NewVersion, check_model_name, new_version
+from branchy_tf.versions.writing import (
+    NewVersion,
+    check_model_name,
+    misplaced,
+    new_version,
+)
 
 __all__ = [
     "FORMATS",
@@ -19,5 +24,6 @@ __all__ = [
     "check_model_name",
     "describe",
     "find_format",
+    "misplaced",
     "new_version",
 ]

@@ -10,14 +10,35 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from branchy_tf import checks, files
 from branchy_tf.errors import BranchyError
+from branchy_tf.versions.describing import LITERT, SAVED_MODEL
 
 # Not a number, so that no server takes it for a version.
 _BESIDE = ".writing-"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+# The arguments of an export that one format alone has, and their defaults.
+_OWN_ARGUMENTS: Mapping[str, Mapping[str, Any]] = {
+    SAVED_MODEL: {"freeze": "auto", "input_dtype": None, "precision": "float32"},
+    LITERT: {"quantize": "none", "max_accuracy_drop": None},
+}
+
+
+def misplaced(format: str, arguments: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The first argument of an export that only another format has, and that format.
+
+    Args:
+        format: the format to export in.
+        arguments: all that were given, by name, those at their defaults included.
+    """
+    for other, own in _OWN_ARGUMENTS.items():
+        for name, default in own.items():
+            if other != format and arguments[name] != default:
+                return name, other
+    return None
 
 
 def check_model_name(name: str) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pathlib
 import signal
-import subprocess
 import sys
-import textwrap
 
 import commands
 import keras
@@ -18,7 +17,7 @@ from keras import layers
 
 from branchy_tf import ExitPolicy, exits, files, litert, versions
 from branchy_tf.errors import BranchyError
-from branchy_tf.litert import comparing, converting
+from branchy_tf.litert import comparing, converting, writing
 from branchy_tf.saved_model import freezing
 
 POLICY = ExitPolicy(thresholds=[0.6])
@@ -177,20 +176,17 @@ def test_without_litert_one_line_says_what_to_install(tmp_path, monkeypatch):
     assert nothing_in(tmp_path)
 
 
+def export_and_die(folder: pathlib.Path) -> None:
+    """Exports, and is killed where the version would be checked."""
+    writing.check_version = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    litert.export(small.model(), folder, "net", [0.6])
+
+
 def test_killed_half_way_it_leaves_no_version(tmp_path):
-    script = f"""
-        import os, signal, sys
-        sys.path.insert(0, {os.path.dirname(small.__file__)!r})
-        import small
-        from branchy_tf import litert
-        from branchy_tf.litert import writing
-        writing.check_version = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-        litert.export(small.model(), {str(tmp_path)!r}, "net", [0.6])
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, check=False
-    )
-    assert done.returncode == -signal.SIGKILL
+    process = commands.CONTEXT.Process(target=export_and_die, args=(tmp_path,))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
     assert files.version_folders(tmp_path / "net") == {}
     version = litert.export(small.model(), tmp_path, "net", POLICY)
     assert version == tmp_path / "net" / "1"

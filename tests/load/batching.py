@@ -67,7 +67,9 @@ def run(
                     rates[way].append(outcome.summary()["requests_per_second"])
     off, on = (float(np.median(rates[way])) for way in ("off", "on"))
     gain = on / off
-    alone, together = _in_process(exported.newest(export), images[:512], callers)
+    alone, together = _in_process(
+        exported.newest(export), images[:512], callers, min(seconds, 4)
+    )
     found = lab.Findings(
         f"{callers} callers, one image each: {off:.0f} requests/s without batching, "
         f"{on:.0f} with, {gain:.2f} times as many (at least {_LEAST_GAIN:g} wanted). In "
@@ -82,7 +84,7 @@ def run(
 
 
 def _in_process(
-    version: pathlib.Path, images: np.ndarray, batch: int
+    version: pathlib.Path, images: np.ndarray, batch: int, seconds: float
 ) -> tuple[float, float]:
     """Seconds per image, one at a time and in batches."""
     model = SessionModel(version, intra_op_threads=1)
@@ -94,7 +96,7 @@ def _in_process(
 
     calls = [functools.partial(run, rows) for rows in (1, batch)]
     named = dict(zip(("alone", "together"), calls, strict=True))
-    times = timing.time_calls(named, seconds=4, warm_up=1)
+    times = timing.time_calls(named, seconds, warm_up=1)
     model.close()
     alone, together = (float(median) / len(images) for _, median, _ in times.values())
     return alone, together

@@ -250,7 +250,7 @@ def clock(
         script = "import time; print(time.time())"
         seen = subprocess.check_output([sys.executable, "-c", script])
         assert float(seen) - time.time() > 399 * _DAY, "the clock cannot be pretended"
-        server = servers.ServeProcess(base, folder / "log", flags)
+        server = servers.ServeProcess(base, folder / "log", flags, forked=False)
     try:
         with lab.asking(server) as client:
             traffic = pair.traffic(client, expected=expected)

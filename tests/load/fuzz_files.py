@@ -17,7 +17,6 @@ import json
 import pathlib
 import resource
 import struct
-import subprocess
 import sys
 import tempfile
 import time
@@ -366,13 +365,15 @@ def keras_fuzz() -> Fuzz:
     return Fuzz("keras", keras_files(), (damaged, zip_inside, zip_inside), read_keras)
 
 
-def read_flagfiles(folder: pathlib.Path) -> None:
-    """Prints the outcome of `train` for each flagfile of a folder, one JSON line each.
+def read_flagfiles(folder: pathlib.Path) -> list[tuple[str, object, str, str | None]]:
+    """For each flagfile of a folder, how `train` ends with it.
 
-    Runs in its own process, with that command's flags.
+    Its name, the status, what was written to stderr, and an exception that escaped. Runs
+    in its own process, with that command's flags.
     """
     from branchy_tf import command_line, train
 
+    outcomes = []
     assert train.FLAGS is command_line.FLAGS
     for path in sorted(folder.iterdir(), key=lambda path: int(path.stem)):
         said, crash, status = io.StringIO(), None, None
@@ -385,7 +386,8 @@ def read_flagfiles(folder: pathlib.Path) -> None:
                 status = end.code
             except BaseException as error:
                 crash = f"{type(error).__name__}: {error!s:.300}"
-        print(json.dumps([path.name, status, said.getvalue(), crash]), flush=True)
+        outcomes.append((path.name, status, said.getvalue(), crash))
+    return outcomes
 
 
 def flagfiles_fuzz(
@@ -398,14 +400,7 @@ def flagfiles_fuzz(
     fuzz = Fuzz("flags", flag_files(), damages, lambda path, number: None)
     for number in range(first, first + count):
         (folder / f"{number}.flags").write_bytes(fuzz.make(number))
-    command = [sys.executable, __file__, f"--read_flagfiles={folder}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    if len(lines) != count:
-        fuzz.problems.append(
-            f"{len(lines)} of {count} flagfiles were read: {done.stderr}"
-        )
-    for name, status, said, crash in lines:
+    for name, status, said, crash in lab.call(read_flagfiles, folder) if count else []:
         fuzz.outcomes["answered" if status in (0, None) else "refused"] += 1
         complaints = [line for line in said.splitlines() if line.startswith("error: ")]
         if crash or "Traceback" in said or (status and len(complaints) != 1):
@@ -482,11 +477,7 @@ def main() -> None:
         "first": 0,
     }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--read_flagfiles", type=pathlib.Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.read_flagfiles:
-        read_flagfiles(given.read_flagfiles)
-        return
     size = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
     size = size * resource.getpagesize() + _MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (size, resource.RLIM_INFINITY))

@@ -17,18 +17,22 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "serving"))
 
 import keras
 import numpy as np
 import servers
 from absl import logging
+from commands import call
 
 import branchy_tf
 from branchy_tf import data, exits, saved_model, zoo
 from branchy_tf.benchmarking import load
 from branchy_tf.serving import EarlyExitClient
 from branchy_tf.serving.answers import ExpectedAnswers
+
+__all__ = ["call"]  # for commands, which find it only by the path above
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

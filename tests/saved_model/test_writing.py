@@ -3,9 +3,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import signal
-import subprocess
-import sys
 import time
 
 import commands
@@ -294,37 +293,25 @@ def test_reports_a_full_disk_and_leaves_nothing(lenet, tmp_path, monkeypatch):
     assert names_in(tmp_path / "m") == []
 
 
-def test_reports_a_real_full_disk_and_leaves_nothing(lenet, run_dir):
-    # A limit on the size of files makes write() fail like a full disk does.
-    script = (
-        "import resource, runpy, signal;"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (50000, 50000));"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "runpy.run_module('branchy_tf.export', run_name='__main__')"
-    )
-    folder = run_dir.parent / "full"
-    done = subprocess.run(
-        [sys.executable, "-c", script, f"--run_dir={run_dir}", f"--export_dir={folder}"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 1, done.stderr
-    errors = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
-    assert len(errors) == 1, done.stderr
-    assert "cannot be written" in errors[0]
-    assert "Traceback" not in done.stderr
+def limit_files() -> None:
+    """Makes write() fail, as a full disk does, by a limit on the size of files."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50000, 50000))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+
+def test_reports_a_real_full_disk_and_leaves_nothing(run_dir, tmp_path):
+    folder = tmp_path / "full"
+    flags = [f"--run_dir={run_dir}", f"--export_dir={folder}"]
+    done = commands.run("export", *flags, prepare=limit_files)
+    assert done.status == 1, done.stderr
+    assert "cannot be written" in done.error
     assert names_in(folder / "branchy_lenet") == []
 
 
-def start_writing(run_dir, folder) -> subprocess.Popen:
+def start_writing(run_dir, folder) -> commands.Forked:
     """An export in another process that has just begun to write."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "branchy_tf.export", f"--run_dir={run_dir}",
-         f"--export_dir={folder}"],
-        stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    flags = [f"--run_dir={run_dir}", f"--export_dir={folder}"]
+    process = commands.Forked("export", flags, folder / "log")
     deadline = time.monotonic() + 120
     while not names_in(folder / "branchy_lenet"):
         assert time.monotonic() < deadline

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any
 
+import commands
 import grpc
 import numpy as np
 import pytest
@@ -100,6 +101,8 @@ class ServeProcess:
         log: where its output goes.
         flags: more flags.
         backend: what serves.
+        forked: the embedded server is forked, which is faster to start; otherwise it is
+            a Python of its own, with this process's environment.
     """
 
     def __init__(
@@ -108,17 +111,20 @@ class ServeProcess:
         log: pathlib.Path,
         flags: Sequence[str] = (),
         backend: str = backends.EMBEDDED,
+        forked: bool = True,
     ) -> None:
         self._log = log
         # The others cannot choose a port themselves.
         self._port = 0 if backend == backends.EMBEDDED else free_port()
         model = [] if base_path is None else [f"--model_base_path={base_path}"]
+        given = [f"--backend={backend}", *model, f"--port={self._port}", *flags]
+        self.process: commands.Forked | subprocess.Popen
+        if forked and backend == backends.EMBEDDED:
+            self.process = commands.Forked("serve", given, log)
+            return
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [
-                    sys.executable, "-m", "branchy_tf.serve", f"--backend={backend}",
-                    *model, f"--port={self._port}", *flags,
-                ],
+                [sys.executable, "-m", "branchy_tf.serve", *given],
                 stdout=output, stderr=output,
             )  # fmt: skip
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import pathlib
 import re
-import subprocess
-import sys
 import urllib.request
 from concurrent import futures
 
+import commands
 import numpy as np
 import pytest
 import servers
@@ -85,15 +86,17 @@ def test_rows_labels_and_metrics(running, predictor, digits, halving):
     assert counts == [17.0]
 
 
+def run_tests(*arguments: str) -> tuple[int, str]:
+    """The status and the output of pytest; in a process that runs none itself."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        status = pytest.main([*arguments, "-p", "no:cacheprovider", "-p", "no:xdist"])
+    return int(status), out.getvalue()
+
+
 def test_what_only_the_embedded_server_can_pass_is_skipped_for_others():
     where = pathlib.Path(__file__).with_name("test_embedded_server.py")
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "pytest", where, "--server_backend=docker", "-q", "-rs",
-            "-k", "small_requests", "-p", "no:cacheprovider",
-        ],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout
-    assert "not for docker: TF Serving takes the memory, or aborts" in done.stdout
-    assert re.search(r"^\d+ skipped, \d+ deselected", done.stdout, flags=re.MULTILINE)
+    flags = ["--server_backend=docker", "-q", "-rs", "-k", "small_requests"]
+    status, text = commands.call(run_tests, str(where), *flags)
+    assert status == 0, text
+    assert "not for docker: TF Serving takes the memory, or aborts" in text
+    assert re.search(r"^\d+ skipped, \d+ deselected", text, flags=re.MULTILINE)

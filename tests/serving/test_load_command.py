@@ -14,10 +14,10 @@ def benchmark(served, *flags):
     )  # fmt: skip
 
 
-def test_the_command_compares_and_draws(served, run_dir):
-    done = benchmark(served, f"--run_dir={run_dir}", "--rows=2", "--thresholds=0.3")
+def test_the_command_compares_and_draws(served, run_copy):
+    done = benchmark(served, f"--run_dir={run_copy}", "--rows=2", "--thresholds=0.3")
     assert done.status == 0, done.stderr
-    written = files.read_json(run_dir / "load.json")
+    written = files.read_json(run_copy / "load.json")
     assert written["rows"] == 2
     loops = [(r["loop"], r["callers"], r["rate"]) for r in written["results"]]
     assert loops == [("closed", 1, None), ("closed", 3, None), ("open", None, 60)]
@@ -28,7 +28,7 @@ def test_the_command_compares_and_draws(served, run_dir):
         assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"] <= row["max_ms"]
         assert row["rows_per_second"] == pytest.approx(2 * row["requests_per_second"])
     assert "60/s arrive" in done.stdout
-    with Image.open(run_dir / "load.png") as picture:
+    with Image.open(run_copy / "load.png") as picture:
         assert picture.width == 768
 
 

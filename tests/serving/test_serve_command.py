@@ -142,7 +142,7 @@ def test_a_port_in_use_is_one_line(served, exported):
 
 
 def test_sigterm_stops_it_cleanly(exported, tmp_path, digits):
-    server = servers.ServeProcess(exported, tmp_path / "log")
+    server = servers.ServeProcess(exported, tmp_path / "log", forked=False)
     try:
         with EarlyExitClient(server.address, servers.MODEL) as client:
             assert client.wait_until_ready() == 1

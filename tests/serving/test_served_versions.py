@@ -4,6 +4,10 @@ import contextlib
 import itertools
 import shutil
 import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
 
 import grpc
 import numpy as np
@@ -175,3 +179,74 @@ def test_an_old_version_finishes_pending_requests(folder, exported):
     assert [v.state for v in versions.statuses()] == [State.AVAILABLE, State.END]
     versions.stop()
     assert [v.state for v in versions.statuses()] == [State.END, State.END]
+
+
+class Counted:
+    """Stands for a model, and counts in `open_` how many of its version are open."""
+
+    signatures: ClassVar[dict] = {}
+
+    def __init__(self, open_: Counter, number: int) -> None:
+        self._open, self._number = open_, number
+        open_[number] += 1
+
+    def close(self) -> None:
+        self._open[self._number] -= 1
+
+
+def numbered(folder, *numbers):
+    for number in numbers:
+        (folder / str(number)).mkdir()
+
+
+def test_polls_at_once_load_each_version_once(tmp_path):
+    loaded, open_ = Counter(), Counter()
+    start = threading.Barrier(8)
+
+    def load(version):
+        loaded[version.name] += 1
+        time.sleep(0.05)  # loading takes a while
+        return Counted(open_, version.name)
+
+    versions = Versions(tmp_path, load)
+
+    def poll():
+        start.wait()
+        versions.poll()
+
+    for newest in (1, 2):
+        numbered(tmp_path, newest)
+        with ThreadPoolExecutor(8) as pool:
+            for polled in [pool.submit(poll) for _ in range(8)]:
+                polled.result()
+        assert versions.available() == {newest}
+    assert loaded == {"1": 1, "2": 1}
+    assert +open_ == {"2": 1}
+    versions.stop()
+    assert +open_ == {}
+
+
+def test_a_stop_while_a_version_loads_frees_it(tmp_path):
+    open_ = Counter()
+    loading, go_on = threading.Event(), threading.Event()
+
+    def load(version):
+        loading.set()
+        assert go_on.wait(30)
+        return Counted(open_, version.name)
+
+    numbered(tmp_path, 1)
+    versions = Versions(tmp_path, load)
+    with ThreadPoolExecutor(2) as pool:
+        polled = pool.submit(versions.poll)
+        assert loading.wait(30)
+        stopped = pool.submit(versions.stop)
+        assert not stopped.done()
+        go_on.set()
+        polled.result()
+        stopped.result()
+    assert +open_ == {}
+    assert versions.available() == set()
+
+    versions.poll()
+    assert versions.available() == set()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing.synchronize
 import os
 import pathlib
 import signal
-import subprocess
-import sys
 import time
 
+import commands
 import keras
 import numpy as np
 import pytest
@@ -186,35 +186,27 @@ def test_refuses_what_are_no_callbacks(tmp_path, own):
     assert not (tmp_path / "run").exists()
 
 
-HOLD = """
-import sys, time
-from branchy_tf.training import RunFolder
-with RunFolder(sys.argv[1]).locked():
-    print("held", flush=True)
-    time.sleep(300)
-"""
-
-
-def hold(folder: pathlib.Path) -> subprocess.Popen:
-    """A real process that trains into the folder."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "held\n"
-    return process
+def hold(folder: pathlib.Path, held: multiprocessing.synchronize.Event) -> None:
+    """Is in the folder, as a training is, until it is killed."""
+    with training.RunFolder(folder).locked():
+        held.set()
+        time.sleep(300)
 
 
 def test_a_second_training_in_one_folder_is_refused(tmp_path):
-    process = hold(tmp_path)
+    held = commands.CONTEXT.Event()
+    process = commands.CONTEXT.Process(target=hold, args=(tmp_path, held))
+    process.start()
     try:
+        assert held.wait(60)
         with pytest.raises(BranchyError, match="Another process is training into"):
             train(tmp_path, epochs=1)
         assert os.listdir(tmp_path) == []
     finally:
         # Nothing of the process's own cleans up.
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait(30)
-    assert process.returncode == -signal.SIGKILL
+        process.kill()
+        process.join(30)
+    assert process.exitcode == -signal.SIGKILL
     train(tmp_path, epochs=1)
     assert (tmp_path / "model.keras").is_file()
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import types
 from concurrent import futures
@@ -263,14 +262,3 @@ def test_hands_on_the_policy_in_force(tmp_path):
         taught(client()).policy  # noqa: B018
     with pytest.raises(BranchyError, match="expected 1"):
         taught(client(), policy=[0.1, 0.2])
-
-
-def test_comes_without_tensorflow_and_keras():
-    script = (
-        "import branchy_tf.tuning, sys;"
-        "print([m for m in ('tensorflow', 'keras') if m in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"

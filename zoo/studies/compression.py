@@ -64,7 +64,7 @@ def main() -> None:
         )
     variants = compressed_networks.choose(FLAGS.variant)
     choice = command_line.chosen_model()
-    dataset = command_line.chosen_dataset(choice.run, choice.model, seed=choice.seed)
+    dataset = choice.dataset()
     folder = files.folder(FLAGS.run_dir)
     pruning = {"epochs": FLAGS.pruning_epochs, "learning_rate": FLAGS.pruning_rate}
     rows = compressed_networks.run(

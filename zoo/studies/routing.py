@@ -45,7 +45,7 @@ def main() -> None:
     tf.config.threading.set_intra_op_parallelism_threads(1)
     batch_sizes = command_line.whole_numbers("batch_sizes")
     choice = command_line.chosen_model()
-    dataset = command_line.chosen_dataset(choice.run, choice.model, seed=choice.seed)
+    dataset = choice.dataset()
     with tempfile.TemporaryDirectory() as exports:
         rows = routing_steps.time_steps(
             choice.model,

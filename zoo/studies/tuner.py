@@ -71,7 +71,7 @@ def main() -> None:
             f"{FLAGS.window}, because the drift starts halfway."
         )
     choice = command_line.chosen_model()
-    dataset = command_line.chosen_dataset(choice.run, choice.model, seed=choice.seed)
+    dataset = choice.dataset()
     macs = np.array(costs.cumulative_macs(choice.model))
     # Checks the flags before the minutes that scoring takes.
     _strategy(macs)

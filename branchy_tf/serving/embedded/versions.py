@@ -67,14 +67,20 @@ class Versions:
         self.base_path = base_path
         self.policy = policy
         self._make = load
+        # Held while versions are loaded and retired, which takes seconds.
+        self._changing = threading.Lock()
+        self._stopped = False
+        # Held for a moment, to read or change what follows.
         self._lock = threading.Lock()
         self._versions: dict[int, Version] = {}
         self._failed: dict[int, tuple] = {}
 
     def stop(self) -> None:
-        """Frees all versions, each once it is unused."""
-        for version in self.statuses():
-            self._retire(version)
+        """Frees all versions, each once it is unused; later polls load nothing."""
+        with self._changing:
+            self._stopped = True
+            for version in self.statuses():
+                self._retire(version)
 
     def available(self) -> set[int]:
         """The available versions."""
@@ -114,7 +120,15 @@ class Versions:
                 self._free(found)
 
     def poll(self) -> None:
-        """Loads the versions that the policy selects, retires the rest."""
+        """Loads the versions that the policy selects, retires the rest.
+
+        Polls in several threads take turns, so that each version is loaded once.
+        """
+        with self._changing:
+            if not self._stopped:
+                self._poll()
+
+    def _poll(self) -> None:
         folders = version_folders(self.base_path)
         candidates, most = _candidates(folders, self.policy)
         chosen: list[int] = []

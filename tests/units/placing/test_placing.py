@@ -237,14 +237,3 @@ def test_a_placement_survives_its_file(tmp_path):
     placement = units.place(None, topology())
     placement.save(tmp_path / "placement.json")
     assert placing.load_placement(tmp_path / "placement.json") == placement
-
-
-def test_importing_needs_no_tensorflow():
-    script = (
-        "import branchy_tf.units.placing.simulating, branchy_tf.units.placing.manifests,"
-        "sys; print([m for m in ('tensorflow', 'keras') if m in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
