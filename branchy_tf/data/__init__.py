@@ -4,7 +4,12 @@ Thresholds, epochs and all other choices are made on a validation split, which a
 cuts from the training split. The test split only measures the result.
 """
 
-from branchy_tf.data.augmentation import AUGMENTATIONS, augment, check_augmentation
+from branchy_tf.data.augmentation import (
+    AUGMENTATIONS,
+    augment,
+    check_augmentable,
+    check_augmentation,
+)
 from branchy_tf.data.fitting import check_fits, fitted
 from branchy_tf.data.loading import is_path, load
 from branchy_tf.data.named import NAMES
@@ -21,6 +26,7 @@ __all__ = [
     "Split",
     "View",
     "augment",
+    "check_augmentable",
     "check_augmentation",
     "check_fits",
     "class_weights",

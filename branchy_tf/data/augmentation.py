@@ -7,6 +7,8 @@ import dataclasses
 import numpy as np
 
 from branchy_tf import checks
+from branchy_tf.data.splits import Dataset
+from branchy_tf.errors import BranchyError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,16 @@ AUGMENTATIONS = tuple(_VARIATIONS)
 def check_augmentation(name: str) -> str:
     """Returns `name` if it is a known augmentation; raises `BranchyError` if not."""
     return checks.one_of("augmentation", name, AUGMENTATIONS)
+
+
+def check_augmentable(name: str, dataset: Dataset) -> None:
+    """Raises `BranchyError` unless an augmentation fits the rows of a data set."""
+    shapes = [tuple(array.shape[1:]) for array in dataset.train.arrays.values()]
+    if name != "none" and (len(shapes) != 1 or len(shapes[0]) != 3):
+        raise BranchyError(
+            f"`augmentation` {name} is for images [height, width, channels], but "
+            f"{dataset.name} has rows of shape {', '.join(map(str, shapes))}. Pass none."
+        )
 
 
 def augment(name: str, images: np.ndarray, random: np.random.Generator) -> np.ndarray:
