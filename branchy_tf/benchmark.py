@@ -33,11 +33,10 @@ import pathlib
 import tempfile
 from typing import Any
 
-import numpy as np
 from absl import flags, logging
 from tabulate import tabulate
 
-from branchy_tf import command_line, files, plots
+from branchy_tf import command_line, files, graphs, plots
 from branchy_tf.benchmarking import comparing, contenders, load, tables
 from branchy_tf.benchmarking.litert_contenders import Splits
 from branchy_tf.benchmarking.machine import machine
@@ -50,8 +49,8 @@ from branchy_tf.serving.answers import ExpectedAnswers
 
 FLAGS = flags.FLAGS
 
-# The most test images to time or to send.
-_MOST_IMAGES = 4096
+# The most test rows to time or to send.
+_MOST_ROWS = 4096
 
 command_line.define_model_choice()
 command_line.define_data(required=False)
@@ -109,7 +108,7 @@ def _time_contenders() -> None:
         result = comparing.compare(
             model,
             policy,
-            _images(dataset),
+            _rows(dataset),
             pathlib.Path(folder),
             batch_sizes,
             threads,
@@ -127,9 +126,9 @@ def _time_contenders() -> None:
         logging.info("Wrote %s, its table and its picture.", output.benchmark)
 
 
-def _images(dataset: Dataset) -> np.ndarray:
-    """The first test images, in memory."""
-    return np.asarray(dataset.test.images[:_MOST_IMAGES])
+def _rows(dataset: Dataset) -> Any:
+    """The inputs of the first test rows, in memory."""
+    return dataset.test.take(slice(_MOST_ROWS)).read()
 
 
 def _splits(choice: command_line.Choice, dataset: Dataset) -> Splits | None:
@@ -217,16 +216,16 @@ def _traffic(client: EarlyExitClient) -> tuple[load.Traffic, Any]:
     """
     if not (FLAGS.run_dir or FLAGS.model):
         limits = command_line.parse_numbers("thresholds", FLAGS.thresholds)
-        images = _images(command_line.chosen_dataset(None))
+        inputs = _rows(command_line.chosen_dataset(None))
         thresholds = None if limits is None else [limits]
-        return load.Traffic(client, images, FLAGS.rows, thresholds), None
+        return load.Traffic(client, inputs, FLAGS.rows, thresholds), None
     choice = command_line.chosen_model()
     policy = command_line.chosen_policy(choice)
-    images = _images(choice.dataset())
+    inputs = graphs.named_inputs(choice.model, _rows(choice.dataset()))
     predictor = EarlyExitPredictor(choice.model, policy)
-    expected = ExpectedAnswers(*predictor.all_exits(images))
+    expected = ExpectedAnswers(*predictor.all_exits(inputs))
     thresholds = [list(policy.thresholds)]
-    traffic = load.Traffic(client, images, FLAGS.rows, thresholds, lambda _: expected)
+    traffic = load.Traffic(client, inputs, FLAGS.rows, thresholds, lambda _: expected)
     return traffic, choice.output
 
 

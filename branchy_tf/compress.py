@@ -14,6 +14,8 @@ faster, and write model.keras: calibrate, evaluate and export the new folder lik
 the figures. Needs the extra `compression`.
 """
 
+import dataclasses
+import json
 from typing import Any
 
 from absl import flags, logging
@@ -73,6 +75,7 @@ flags.DEFINE_enum(
     data.AUGMENTATIONS,
     "The augmentation of training images; see train. Default: the run's, or none.",
 )
+command_line.define_class_weights("the run's, or 1 each")
 flags.DEFINE_list(
     "skip_layers", [], "Comma-separated names of layers to leave as they are."
 )
@@ -103,23 +106,41 @@ def _settings(recorded: dict[str, str]) -> compression.Settings:
         augmentation=value("augmentation", "none"),
         skip_layers=[name for name in FLAGS.skip_layers if name],
         seed=number("seed", 1),
+        class_weights=_class_weights(value("class_weights", None)),
     )
 
 
-def _flags_text() -> str:
-    """The train.flags of a model without a run: what later commands read."""
+def _class_weights(text: str | None) -> Any:
+    """The value of a flag, or what a training in Python recorded: the weights."""
+    try:
+        values = json.loads(f"[{text or 'null'}]")
+    except ValueError:
+        return text
+    return values if len(values) > 1 else values[0]
+
+
+def _flags_text(seed: int) -> str:
+    """The train.flags of a model without a run: what later commands read.
+
+    Args:
+        seed: the seed that cut the validation split.
+    """
     lines = ["# The model and data that were compressed; see compression.json."]
-    for name in ("model", "model_args", "weights", "dataset", "data_dir",
-                 "validation_size", "seed"):  # fmt: skip
+    for name in ("model", "model_args", "weights", "exits", "import", "dataset",
+                 "data_dir", "image_size", "skip_unreadable",
+                 "validation_size"):  # fmt: skip
         value = FLAGS[name].value
         if name == "data_dir" and value:
             value = files.absolute(value)
-        if name in ("model", "dataset", "weights") and str(value).endswith(
-            (".npz", ".keras", ".h5")
+        if str(value).endswith((".npz", ".keras", ".h5")) or (
+            name == "dataset" and value and data.is_path(value)
         ):
             value = files.absolute(value)
+        if isinstance(value, list):
+            value = ",".join(value)
         if value not in (None, ""):
             lines.append(f"--{name}={value}")
+    lines.append(f"--seed={seed}")
     return "\n".join(lines) + "\n"
 
 
@@ -135,16 +156,17 @@ def main() -> None:
     graphs.check_backend()
     source = RunFolder(FLAGS.run_dir) if FLAGS.run_dir else None
     recorded = source.read_flags() if source and source.flags.is_file() else {}
-    if source is None and FLAGS.seed is None:
-        # Train's default, by which the shipped weights were trained: another seed would
-        # select training rows for validation.
-        FLAGS.seed = 1
     settings = _settings(recorded)
     choice = command_line.chosen_model()
-    dataset = choice.dataset()
+    if FLAGS.seed is None and choice.seed is not None:
+        # Another seed would select training rows for validation.
+        settings = dataclasses.replace(settings, seed=choice.seed)
+    seed = settings.seed if source is None else None
+    dataset = command_line.chosen_dataset(choice.run, choice.model, seed=seed)
     output = RunFolder(FLAGS.output_dir)
+    text = _flags_text(settings.seed)
     record = compression.compress(
-        choice.model, dataset, settings, output, choice.run, _flags_text()
+        choice.model, dataset, settings, output, choice.run, text
     )
     _print(record)
     logging.info("Wrote %s.", output.path)

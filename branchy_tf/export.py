@@ -89,8 +89,9 @@ flags.DEFINE_float(
     "max_disagreement",
     None,
     "Sets the largest share of validation images that may get another label than in "
-    "float32; with bfloat16, also the largest share that may take another exit. A "
-    f"fraction of 1. Default: 0.01 with bfloat16, {MAX_DISAGREEMENT} when quantised.",
+    "float32: when quantised, from any one exit; with bfloat16, from early exit, and "
+    "also the largest share that may take another exit. A fraction of 1. Default: 0.01 "
+    f"with bfloat16, {MAX_DISAGREEMENT} when quantised.",
 )
 flags.DEFINE_integer(
     "max_rows",

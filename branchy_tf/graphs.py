@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 import keras
+import numpy as np
 
 from branchy_tf.errors import BranchyError
 
@@ -176,6 +177,18 @@ def named_inputs(model: keras.Model, inputs: Any) -> dict[str, Any]:
             f"names. Missing: {', '.join(missing)}."
         )
     return {name: inputs[name if name in inputs else own[name]] for name in names}
+
+
+def cast_inputs(model: keras.Model, inputs: Any) -> dict[str, np.ndarray]:
+    """The arrays of `named_inputs` with the dtypes that the model reads.
+
+    Keras casts by itself; a Session and an interpreter do not.
+    """
+    arrays = named_inputs(model, inputs).items()
+    return {
+        name: np.ascontiguousarray(array, keras.backend.standardize_dtype(tensor.dtype))
+        for (name, array), tensor in zip(arrays, model.inputs, strict=True)
+    }
 
 
 def _identifier(name: str) -> str:

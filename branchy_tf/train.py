@@ -126,13 +126,7 @@ flags.DEFINE_enum(
     "half the images and shifts by up to 4 pixels. flip_shift_cutout: also blanks a "
     "quarter of the height and width.",
 )
-command_line.define_path(
-    "class_weights",
-    None,
-    "The weights of the classes in the loss: balanced, so that each class counts as "
-    "much, or a .json file with weights by class name or number, where others have 1. "
-    "Default: 1 each.",
-)
+command_line.define_class_weights("1 each")
 command_line.define_data(required=True)
 command_line.define_seed(default=1)
 

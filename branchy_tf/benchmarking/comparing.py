@@ -11,10 +11,12 @@ from typing import Any
 import keras
 import numpy as np
 
+from branchy_tf import graphs
 from branchy_tf.benchmarking import contenders, timing
 from branchy_tf.benchmarking.litert_contenders import Splits
 from branchy_tf.benchmarking.machine import machine
 from branchy_tf.benchmarking.processes import Process
+from branchy_tf.benchmarking.rows import Arrays, count, take
 from branchy_tf.benchmarking.worker import rows_of_pass
 from branchy_tf.errors import BranchyError
 from branchy_tf.policy import ExitPolicy
@@ -57,7 +59,7 @@ _OTHER_POLICY = {"early_exit_litert_int8"}
 def compare(
     model: keras.Model,
     policy: ExitPolicy,
-    images: np.ndarray,
+    inputs: Any,
     folder: pathlib.Path,
     batch_sizes: Sequence[int],
     threads: Sequence[int],
@@ -70,9 +72,10 @@ def compare(
     """Times all contenders; see benchmark.json in the contract.
 
     Args:
-        model: one input of images.
+        model: outputs `{"exit_1": logits, ..., "exit_N": logits}`.
         policy: the calibrated one.
-        images: real images; their mix of easy and hard ones decides the gain.
+        inputs: real rows: [n, ...], or a dict by name for several inputs. Their mix of
+            easy and hard ones decides the gain.
         folder: an empty folder for the contenders' files.
         batch_sizes: to time.
         threads: numbers of threads to time.
@@ -98,28 +101,31 @@ def compare(
         BranchyError: a process ended, or a contender disagrees with the predictor.
     """
     progress("writing the contenders")
+    arrays = graphs.cast_inputs(model, inputs)
+    there = count(arrays)
     programs, left_out, quality = contenders.write(
-        model, images, policy, folder, peers, bfloat16, splits
+        model, arrays, policy, folder, peers, bfloat16, splits
     )
-    answers, full = _expected(EarlyExitPredictor(model, policy), images)
+    answers, full = _expected(EarlyExitPredictor(model, policy), arrays)
     results: list[dict[str, Any]] = []
     gains: list[dict[str, Any]] = []
     short_gains: list[dict[str, Any]] = []
     litert_gains: list[dict[str, Any]] = []
     routing: list[dict[str, Any]] = []
     memory: list[dict[str, Any]] = []
-    for count in threads:
-        progress(f"starting the contenders, threads: {count}")
-        with contenders.started(programs, count, folder) as (processes, not_started):
+    for number in threads:
+        progress(f"starting the contenders, threads: {number}")
+        starting = contenders.started(programs, list(arrays), number, folder)
+        with starting as (processes, not_started):
             left_out |= not_started
             _check_answers(processes, answers, full)
-            exits = _litert_exits(processes, len(images))
+            exits = _litert_exits(processes, there)
             for batch in batch_sizes:
-                progress(f"batch {batch}, threads: {count}")
-                rows = _time(processes, batch, len(images), seconds)
-                common = {"batch": batch, "threads": count}
+                progress(f"batch {batch}, threads: {number}")
+                rows = _time(processes, batch, there, seconds)
+                common = {"batch": batch, "threads": number}
                 results += [row | common for row in rows.values()]
-                passed = rows_of_pass(len(images), batch)
+                passed = rows_of_pass(there, batch)
                 reach = _reach(answers.exits[:passed], policy.num_exits)
                 gains += [gain | common for gain in _gains(rows, reach)]
                 for name, taken in exits.items():
@@ -131,7 +137,7 @@ def compare(
                 short_gains += [gain | common for gain in _bfloat16_gains(rows)]
                 routing.append(common | _routing(rows, batch))
             memory += [
-                {"contender": name, "threads": count} | processes[name].ask("memory")
+                {"contender": name, "threads": number} | processes[name].ask("memory")
                 for name in _WHOLE
                 if name in processes
             ]
@@ -149,11 +155,11 @@ def compare(
 
 
 def _expected(
-    predictor: EarlyExitPredictor, images: np.ndarray
+    predictor: EarlyExitPredictor, inputs: Arrays
 ) -> tuple[Predictions, np.ndarray]:
-    """The routed answers to all images; the full network's labels of the first ones."""
-    probabilities, _ = predictor.all_exits(images[:_CHECKED_ROWS])
-    return predictor.predict(images), probabilities[:, -1].argmax(axis=-1)
+    """The routed answers to all rows; the full network's labels of the first ones."""
+    probabilities, _ = predictor.all_exits(take(inputs, slice(_CHECKED_ROWS)))
+    return predictor.predict(inputs), probabilities[:, -1].argmax(axis=-1)
 
 
 def _check_answers(

@@ -12,10 +12,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from branchy_tf import exits, stages
+from branchy_tf import exits, graphs, stages
 from branchy_tf.benchmarking import litert_contenders
 from branchy_tf.benchmarking.litert_contenders import Splits
 from branchy_tf.benchmarking.processes import Process
+from branchy_tf.benchmarking.rows import Arrays, in_batches
 from branchy_tf.errors import BranchyError
 from branchy_tf.policy import ExitPolicy, forcing
 from branchy_tf.saved_model import EarlyExitModule, plain
@@ -46,7 +47,7 @@ Programs = dict[str, tuple[str, dict[str, Any]]]
 
 def write(
     model: keras.Model,
-    images: np.ndarray,
+    inputs: Arrays,
     policy: ExitPolicy,
     folder: pathlib.Path,
     peers: Sequence[str],
@@ -55,13 +56,15 @@ def write(
 ) -> tuple[Programs, dict[str, str], list[dict[str, Any]]]:
     """Writes every contender into `folder`.
 
+    The inputs are those of `graphs.cast_inputs`.
+
     Returns:
         `({process: its program}, {left out: why}, quality)`. One program with several
         thresholds shares a process, and so do the stages that the ideal is computed
         from. For quality, see `litert_contenders.write`.
     """
-    # Keras would cast raw pixels to floats itself, a Session does not.
-    np.save(folder / "images.npy", images.astype(model.inputs[0].dtype, copy=False))
+    for name, array in inputs.items():
+        np.save(_file(folder, name), array)
     baseline = exits.baseline(model)
     programs: Programs = {
         "keras_export": (
@@ -98,7 +101,8 @@ def write(
             else:
                 programs[peer] = (peer, _pytorch(model, policy, folder))
             if peer == "onnxruntime" and splits is not None:
-                held = _onnx_int8(folder, splits.examples)
+                examples = graphs.cast_inputs(model, splits.examples)
+                held = _onnx_int8(folder, examples)
                 programs["onnxruntime_int8"] = (peer, held)
         except BranchyError as error:
             name = f"{peer}_int8" if peer in programs else peer
@@ -108,9 +112,15 @@ def write(
 
 @contextlib.contextmanager
 def started(
-    programs: Programs, threads: int, folder: pathlib.Path
+    programs: Programs, names: Sequence[str], threads: int, folder: pathlib.Path
 ) -> Iterator[tuple[dict[str, Process], dict[str, str]]]:
     """Runs the processes for what `write` wrote, until the context ends.
+
+    Args:
+        programs: what `write` returned.
+        names: the names of the inputs, in order.
+        threads: inside one operation.
+        folder: that of `write`.
 
     Gives `({contender: its process}, {left out: why})`.
     """
@@ -121,7 +131,7 @@ def started(
             spec = {
                 "engine": engine,
                 "programs": held,
-                "images": str(folder / "images.npy"),
+                "inputs": {name: str(_file(folder, name)) for name in names},
                 "threads": threads,
             }
             # Without TensorFlow: two engines in one process compete for threads and
@@ -138,6 +148,11 @@ def started(
                 left_out[name] = str(error)
                 processes.pop(name).close()
         yield processes, left_out
+
+
+def _file(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """The rows of an input."""
+    return folder / f"input_{name}.npy"
 
 
 def _plain(
@@ -202,11 +217,16 @@ def _onnx(baseline: keras.Model, folder: pathlib.Path) -> dict[str, Any]:
     import tf2onnx
 
     path = folder / "baseline.onnx"
-    (given,) = baseline.inputs
-    function = tf.function(
-        lambda images: baseline(images, training=False),
-        input_signature=[tf.TensorSpec(given.shape, given.dtype, "images")],
-    )
+    specs = [
+        tf.TensorSpec(given.shape, given.dtype, name)
+        for given, name in zip(baseline.inputs, graphs.input_names(baseline), strict=True)
+    ]
+
+    def whole(*tensors: Any) -> Any:
+        given = keras.tree.pack_sequence_as(baseline.input, tensors)
+        return baseline(given, training=False)
+
+    function = tf.function(whole, input_signature=specs)
     try:
         tf2onnx.convert.from_function(
             function, input_signature=function.input_signature, output_path=str(path)
@@ -216,7 +236,7 @@ def _onnx(baseline: keras.Model, folder: pathlib.Path) -> dict[str, Any]:
     return {"onnxruntime": {"path": str(path)}}
 
 
-def _onnx_int8(folder: pathlib.Path, examples: np.ndarray) -> dict[str, Any]:
+def _onnx_int8(folder: pathlib.Path, examples: Arrays) -> dict[str, Any]:
     """The same network, quantised by ONNX Runtime for its own engine."""
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -226,11 +246,10 @@ def _onnx_int8(folder: pathlib.Path, examples: np.ndarray) -> dict[str, Any]:
 
     class Rows(quantization.CalibrationDataReader):
         def __init__(self) -> None:
-            self._rows = iter(examples)
+            self._rows = iter(in_batches(examples, 1))
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            row = next(self._rows, None)
-            return None if row is None else {"images": row[None]}
+            return next(self._rows, None)
 
     try:
         quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)

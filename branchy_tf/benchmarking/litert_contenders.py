@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from branchy_tf import graphs
 from branchy_tf.data import Split
 from branchy_tf.errors import BranchyError
 from branchy_tf.litert import comparing, composing, converting, writing
@@ -27,13 +28,14 @@ class Splits:
     """The rows that quantised contenders need.
 
     Attributes:
-        examples: about 200 rows of the training split, which fix the ranges of int8.
+        examples: about 200 rows of the training split, which fix the ranges of int8: an
+            array, or a dict by name for several inputs.
         validation: the rows of `recalibrate`.
         test: the rows on which float32 and int8 are compared.
         recalibrate: as for `litert.export`.
     """
 
-    examples: np.ndarray
+    examples: Any
     validation: Split
     test: Split
     recalibrate: Callable[[np.ndarray], ExitPolicy] | None = None
@@ -90,7 +92,7 @@ def _kind(
     full: str,
     quantize: str,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    examples = None if splits is None else splits.examples
+    examples = None if splits is None else graphs.cast_inputs(model, splits.examples)
     parts = writing.convert(model, module, quantize, examples)
     version = folder / early
     version.mkdir()
@@ -98,16 +100,20 @@ def _kind(
         engine = writing.write(version, model, module, parts)
         row: dict[str, Any] = {}
     else:
+        validation, test = (
+            graphs.named_inputs(model, split.inputs)
+            for split in (splits.validation, splits.test)
+        )
         engine = writing.write(
-            version, model, module, parts, splits.validation.images, splits.recalibrate
+            version, model, module, parts, validation, splits.recalibrate
         )
         row = dataclasses.asdict(
-            comparing.compare(engine, module, splits.test.images, splits.test.labels)
+            comparing.compare(engine, module, test, splits.test.labels)
         )
     size = (version / EARLY_EXIT).stat().st_size
     whole = Stage("whole", baseline)
     function = freezing.freeze(whole)
-    given = None if examples is None else [examples]
+    given = None if examples is None else list(examples.values())
     # Batch 1 gets its own file: with a batch of any size, flattening costs operations.
     plain = _files(
         folder / full,

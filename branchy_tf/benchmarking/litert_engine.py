@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from branchy_tf.benchmarking.rows import Arrays, count, in_batches
 from branchy_tf.litert import LiteRTEngine
 from branchy_tf.litert.interpreters import TFLiteFile
 
@@ -28,24 +29,22 @@ class LiteRTContenders:
         self._threads = threads
         self._loaded: dict[str, TFLiteFile] = {}
 
-    def prepare(self, contender: str, batches: list[np.ndarray]) -> Callable[[int], Any]:
+    def prepare(self, contender: str, batches: list[Arrays]) -> Callable[[int], Any]:
         """See `worker.Engine`."""
         program = self._programs[contender]
         if "version" in program:
             engine = LiteRTEngine(program["version"], self._threads)
-            (name,) = engine.inputs
             limits = engine.description.policy.limits
-            feeds = [{name: batch, "thresholds": limits} for batch in batches]
+            feeds = [{**batch, "thresholds": limits} for batch in batches]
             return lambda i: engine.early_exit(feeds[i])
-        file = self._file(program["files"], len(batches[0]))
+        file = self._file(program["files"], count(batches[0]))
         lives = [self._live(program["behind"], batch) for batch in batches]
         return lambda i: file.run(lives[i])
 
-    def answer(self, contender: str, images: np.ndarray) -> tuple[Any, Any]:
+    def answer(self, contender: str, inputs: Arrays) -> tuple[Any, Any]:
         """See `worker.Engine`."""
         # In one batch, thousands of rows would count towards the memory in service.
-        cuts = range(_ROWS, len(images), _ROWS)
-        batches = np.split(images, cuts)
+        batches: list[Arrays] = list(in_batches(inputs, _ROWS))
         run = self.prepare(contender, batches)
         values = [run(i) for i in range(len(batches))]
         if isinstance(values[0], dict):
@@ -60,12 +59,10 @@ class LiteRTContenders:
             self._loaded[path] = TFLiteFile(pathlib.Path(path), self._threads)
         return self._loaded[path]
 
-    def _live(
-        self, behind: Sequence[dict[str, str]], images: np.ndarray
-    ) -> list[np.ndarray]:
-        live = [images]
+    def _live(self, behind: Sequence[dict[str, str]], inputs: Arrays) -> list[np.ndarray]:
+        live = list(inputs.values())
         for files in behind:
-            _, *live = self._file(files, len(images)).run(live)
+            _, *live = self._file(files, count(inputs)).run(live)
         return live
 
 

@@ -13,7 +13,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple
 
@@ -102,29 +102,31 @@ class Outcome:
 class Traffic:
     """Requests with known images, each row with its own thresholds.
 
-    Request k sends B images from k B on, cyclically. Rows take the thresholds in turn,
-    so over time each image meets all of them.
+    Request k sends B rows from k B on, cyclically. Rows take the thresholds in turn,
+    so over time each row meets all of them.
 
     Args:
         client: an `EarlyExitClient`, or another object with its `predict`.
-        images: [n, ...], inputs of the model.
+        inputs: [n, ...]; a dict by name for several.
         rows: B, per request.
         thresholds: [K, N-1]; default: sends none.
-        expected: returns the known answers of a version to `images`; needs thresholds.
+        expected: returns the known answers of a version to `inputs`; needs thresholds.
             Default: answers are not checked.
     """
 
     def __init__(
         self,
         client: Any,
-        images: np.ndarray,
+        inputs: Any,
         rows: int = 1,
         thresholds: Any = None,
         expected: Callable[[int | None], ExpectedAnswers] | None = None,
     ) -> None:
         assert expected is None or thresholds is not None
         self._client = client
-        self._images = images
+        self._inputs = inputs
+        arrays = inputs.values() if isinstance(inputs, Mapping) else [inputs]
+        self._count = len(next(iter(arrays)))
         self._rows = checks.whole_number("rows", rows, at_least=1)
         self._thresholds = None
         if thresholds is not None:
@@ -145,12 +147,12 @@ class Traffic:
             WrongAnswer: a row is wrong.
         """
         place = number * self._rows + np.arange(self._rows)
-        rows = place % len(self._images)
+        rows = place % self._count
         limits = None
         if self._thresholds is not None:
-            turn = rows + place // len(self._images)
+            turn = rows + place // self._count
             limits = self._thresholds[turn % len(self._thresholds)]
-        answer = self._client.predict(self._images[rows], limits, timeout=timeout)
+        answer = self._client.predict(self._take(rows), limits, timeout=timeout)
         if self._expected is not None:
             assert limits is not None
             expected = self._expected(answer.model_version)
@@ -158,12 +160,17 @@ class Traffic:
             if not right.all():
                 first = int(np.argmin(right))
                 raise WrongAnswer(
-                    f"image {rows[first]}, thresholds {limits[first].tolist()}, version "
+                    f"row {rows[first]}, thresholds {limits[first].tolist()}, version "
                     f"{answer.model_version}: exit index {answer.exits[first]}, score "
                     f"{answer.scores[first]:.6f}, label {answer.labels[first]}; every "
                     f"exit's scores: {expected.scores[rows[first]].tolist()}"
                 )
         return self._rows
+
+    def _take(self, rows: np.ndarray) -> Any:
+        if isinstance(self._inputs, Mapping):
+            return {name: array[rows] for name, array in self._inputs.items()}
+        return self._inputs[rows]
 
 
 def closed_loop(

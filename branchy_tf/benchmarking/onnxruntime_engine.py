@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import onnxruntime
+
+from branchy_tf.benchmarking.rows import Arrays
 
 
 class OnnxRuntimeEngine:
@@ -21,19 +22,18 @@ class OnnxRuntimeEngine:
         self._programs = programs
         self._threads = threads
 
-    def prepare(self, contender: str, batches: list[np.ndarray]) -> Callable[[int], Any]:
+    def prepare(self, contender: str, batches: list[Arrays]) -> Callable[[int], Any]:
         """See `worker.Engine`."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = self._threads
         session = onnxruntime.InferenceSession(
             self._programs[contender]["path"], options, ["CPUExecutionProvider"]
         )
-        (given,) = session.get_inputs()
-        return lambda i: session.run(None, {given.name: batches[i]})
+        return lambda i: session.run(None, batches[i])
 
-    def answer(self, contender: str, images: np.ndarray) -> tuple[Any, Any]:
+    def answer(self, contender: str, inputs: Arrays) -> tuple[Any, Any]:
         """See `worker.Engine`."""
-        (logits,) = self.prepare(contender, [images])(0)
+        (logits,) = self.prepare(contender, [inputs])(0)
         return logits.argmax(axis=-1), None
 
 

@@ -25,7 +25,7 @@ class Process:
 
     Args:
         name: its name in messages.
-        spec: {"engine", "programs", "images", "threads"}, see `worker`.
+        spec: {"engine", "programs", "inputs", "threads"}, see `worker`.
         folder: for its files.
         environment: variables to set in it.
     """

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from branchy_tf.benchmarking.pytorch_layers import Network
+from branchy_tf.benchmarking.rows import Arrays, count
 from branchy_tf.policy import ExitPolicy, exits_early
 
 
@@ -33,14 +34,14 @@ class PyTorchEngine:
     def __init__(self, networks: dict[str, EarlyExit]) -> None:
         self._networks = networks
 
-    def prepare(self, contender: str, batches: list[np.ndarray]) -> Callable[[int], Any]:
+    def prepare(self, contender: str, batches: list[Arrays]) -> Callable[[int], Any]:
         """See `worker.Engine`."""
         network = self._networks[contender]
         return lambda i: network(batches[i])
 
-    def answer(self, contender: str, images: np.ndarray) -> tuple[Any, Any]:
+    def answer(self, contender: str, inputs: Arrays) -> tuple[Any, Any]:
         """See `worker.Engine`."""
-        probabilities, exits, _ = self._networks[contender](images)
+        probabilities, exits, _ = self._networks[contender](inputs)
         return probabilities.argmax(axis=-1), exits
 
 
@@ -58,11 +59,10 @@ class EarlyExit:
         self._score = _SCORES[policy.criterion]
 
     @torch.inference_mode()
-    def __call__(self, images: np.ndarray) -> tuple:
-        """uint8 [B, H, W, C] to probabilities [B, C], exits [B] and scores [B]."""
-        # Stays channels last in memory, which is fastest.
-        live = [torch.from_numpy(images).movedim(-1, 1).float()]
-        rows = torch.arange(len(images))
+    def __call__(self, inputs: Arrays) -> tuple:
+        """Inputs [B, ...] to probabilities [B, C], exits [B] and scores [B]."""
+        live = [_channels_first(array) for array in inputs.values()]
+        rows = torch.arange(count(inputs))
         answers: tuple | None = None
         for k, stage in enumerate(self._stages):
             logits, *live = stage(live)
@@ -83,6 +83,12 @@ class EarlyExit:
                     live, rows = [tensor[stays] for tensor in live], rows[stays]
         assert answers is not None
         return tuple(tensor.numpy() for tensor in answers)
+
+
+def _channels_first(array: np.ndarray) -> torch.Tensor:
+    """Images with their channels first, in memory still last, which is fastest."""
+    tensor = torch.from_numpy(array).float()
+    return tensor.movedim(-1, 1) if tensor.ndim == 4 else tensor
 
 
 def _entropy(log: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from branchy_tf.benchmarking.rows import Arrays, count
 from branchy_tf.saved_model.session import SessionModel
 
 
@@ -26,16 +27,16 @@ class TensorFlowEngine:
         self._threads = threads
         self._loaded: dict[str, SessionModel] = {}
 
-    def prepare(self, contender: str, batches: list[np.ndarray]) -> Callable[[int], Any]:
+    def prepare(self, contender: str, batches: list[Arrays]) -> Callable[[int], Any]:
         """See `worker.Engine`."""
         program = self._programs[contender]
         session, signature = self._session(program["path"]), program["signature"]
         feeds = [self._feeds(program, batch) for batch in batches]
         return lambda i: session.run(signature, feeds[i])
 
-    def answer(self, contender: str, images: np.ndarray) -> tuple[Any, Any]:
+    def answer(self, contender: str, inputs: Arrays) -> tuple[Any, Any]:
         """See `worker.Engine`."""
-        values = self.prepare(contender, [images])(0)
+        values = self.prepare(contender, [inputs])(0)
         if "exit" in values:
             return values["probabilities"].argmax(axis=-1), values["exit"]
         return next(iter(values.values())).argmax(axis=-1), None
@@ -45,18 +46,20 @@ class TensorFlowEngine:
             self._loaded[path] = SessionModel(path, self._threads)
         return self._loaded[path]
 
-    def _feeds(self, program: dict[str, Any], images: np.ndarray) -> dict[str, Any]:
-        live = [images]
+    def _feeds(self, program: dict[str, Any], inputs: Arrays) -> dict[str, Any]:
+        live = list(inputs.values())
         for path in program.get("behind", ()):
             values = self._run_in_order(path, live)
             live = values[1:]
         definition = self._session(program["path"]).signatures[program["signature"]]
-        names = sorted(definition.inputs)
+        names = list(inputs)
+        if set(names) != definition.inputs.keys() - {"thresholds"}:
+            # Those of a stage are numbered.
+            names = [f"x_{i}" for i in range(len(live))]
         feeds = {}
         if "thresholds" in program:
-            names.remove("thresholds")
             rows = np.asarray(program["thresholds"], np.float32)
-            feeds["thresholds"] = rows[np.arange(len(images)) % len(rows)]
+            feeds["thresholds"] = rows[np.arange(count(inputs)) % len(rows)]
         for name, tensor in zip(names, live, strict=True):
             dtype = tf.as_dtype(definition.inputs[name].dtype).as_numpy_dtype
             feeds[name] = tensor.astype(dtype)

@@ -29,15 +29,16 @@ from typing import Any, Protocol
 import numpy as np
 
 from branchy_tf.benchmarking.machine import resident_most, resident_now
+from branchy_tf.benchmarking.rows import Arrays, count, in_batches, take
 
 
 class Engine(Protocol):
     """Runs the contenders of one process."""
 
-    def prepare(self, contender: str, batches: list[np.ndarray]) -> Callable[[int], Any]:
+    def prepare(self, contender: str, batches: list[Arrays]) -> Callable[[int], Any]:
         """A function that runs batch i; only that is timed."""
 
-    def answer(self, contender: str, images: np.ndarray) -> tuple[Any, Any]:
+    def answer(self, contender: str, inputs: Arrays) -> tuple[Any, Any]:
         """Labels [B] and exits [B], 0-based; exits are None without routing."""
 
 
@@ -47,14 +48,15 @@ class _Worker:
             f"branchy_tf.benchmarking.{spec['engine']}_engine"
         )
         self._imports_mb = resident_now() / 2**20
-        self._images = np.load(spec["images"])
+        self._inputs = {name: np.load(path) for name, path in spec["inputs"].items()}
         self._engine: Engine = module.load(spec["programs"], spec["threads"])
         self._prepared: dict[str, Callable[[int], Any]] = {}
-        self._batches: list[np.ndarray] = []
+        self._batches: list[Arrays] = []
         self._batch = 0
 
     def answer(self, contender: str, rows: int) -> dict[str, Any]:
-        labels, exits = self._engine.answer(contender, self._images[:rows])
+        inputs = take(self._inputs, slice(rows))
+        labels, exits = self._engine.answer(contender, inputs)
         return {
             "labels": np.asarray(labels).tolist(),
             "exits": None if exits is None else np.asarray(exits).tolist(),
@@ -62,7 +64,7 @@ class _Worker:
 
     def time(self, contender: str, batch: int) -> dict[str, float]:
         if batch != self._batch:
-            self._batches, self._batch = split(self._images, batch), batch
+            self._batches, self._batch = split(self._inputs, batch), batch
             self._prepared = {}
         # Kept between turns: preparing a late stage runs all earlier ones.
         if contender not in self._prepared:
@@ -78,15 +80,15 @@ class _Worker:
         return {"imports_mb": self._imports_mb, "peak_mb": resident_most() / 2**20}
 
 
-def split(images: np.ndarray, batch: int) -> list[np.ndarray]:
+def split(inputs: Arrays, batch: int) -> list[Arrays]:
     """The batches of one pass; the same for every contender."""
-    rows = rows_of_pass(len(images), batch)
-    return [images[start : start + batch] for start in range(0, rows, batch)]
+    rows = rows_of_pass(count(inputs), batch)
+    return list(in_batches(take(inputs, slice(rows)), batch))
 
 
-def rows_of_pass(images: int, batch: int) -> int:
-    """The number of images in a pass: full batches only."""
-    return batch * min(images // batch, max(4, min(64, 512 // batch)))
+def rows_of_pass(rows: int, batch: int) -> int:
+    """The number of rows in a pass: full batches only."""
+    return batch * min(rows // batch, max(4, min(64, 512 // batch)))
 
 
 def main() -> None:

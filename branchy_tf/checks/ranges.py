@@ -209,13 +209,11 @@ def _compare(known: InputRange, rows: np.ndarray) -> tuple[bool, str] | None:
     """`(whether to refuse, in words)` for a batch of another scale; see the module."""
     if rows.dtype.kind not in "iuf" or not known.size:
         return None
-    sizes = _sizes(rows)
-    sizes = sizes[sizes > 0]
-    if not len(sizes):
+    count, median, largest = _sizes(rows)
+    if not count:
         return None
-    median, largest = float(np.median(sizes)), float(sizes.max())
     if median > _SUSPICIOUS * known.size:
-        is_outlier = rows.ndim < 3 and len(sizes) < _TABLE_ROWS
+        is_outlier = rows.ndim < 3 and count < _TABLE_ROWS
         if median > _REFUSED * known.size and not is_outlier:
             return True, "another scale"
         return False, "they may have another scale"
@@ -225,19 +223,27 @@ def _compare(known: InputRange, rows: np.ndarray) -> tuple[bool, str] | None:
         standardised = rows.min() < 0 <= known.low and median < known.size / _REFUSED
         if largest <= 1 or standardised:
             return True, "another scale"
-    is_dark = largest <= _DARK * known.size and len(sizes) >= _DARK_ROWS
+    is_dark = largest <= _DARK * known.size and count >= _DARK_ROWS
     if is_dark and rows.ndim == 4:
         return False, "they are almost black, or have another scale"
     return None
 
 
-def _sizes(rows: np.ndarray) -> np.ndarray:
-    """The largest absolute value of each row, float64 [n]."""
+def _sizes(rows: np.ndarray) -> tuple[int, float, float]:
+    """The number of rows that are not zero, and their median and largest size."""
+    if not rows.size:
+        return 0, 0.0, 0.0
+    if len(rows) == 1:
+        # A median takes longer than a device's whole answer to its one row may.
+        size = max(abs(float(rows.min())), abs(float(rows.max())))
+        return int(size > 0), size, size
     flat = rows.reshape(len(rows), -1)
-    if not flat.shape[1]:
-        return np.zeros(len(rows))
     low, high = flat.min(axis=1).astype(float), flat.max(axis=1).astype(float)
-    return np.maximum(np.abs(low), np.abs(high))
+    sizes = np.maximum(np.abs(low), np.abs(high))
+    sizes = sizes[sizes > 0]
+    if not len(sizes):
+        return 0, 0.0, 0.0
+    return len(sizes), float(np.median(sizes)), float(sizes.max())
 
 
 def _is_whole(array: np.ndarray) -> bool:

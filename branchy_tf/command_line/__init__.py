@@ -27,6 +27,7 @@ from branchy_tf.command_line.choosing import (
 )
 from branchy_tf.command_line.defining import (
     check_path,
+    define_class_weights,
     define_data,
     define_dataset,
     define_import,
@@ -55,6 +56,7 @@ __all__ = [
     "chosen_model",
     "chosen_policy",
     "class_names",
+    "define_class_weights",
     "define_data",
     "define_dataset",
     "define_import",

@@ -188,6 +188,21 @@ def define_thresholds() -> None:
     )
 
 
+def define_class_weights(otherwise: str) -> None:
+    """Defines --class_weights.
+
+    Args:
+        otherwise: the default, in words.
+    """
+    define_path(
+        "class_weights",
+        None,
+        "The weights of the classes in the loss: balanced, so that each class counts as "
+        "much, or a .json file with weights by class name or number, where others have "
+        f"1. Default: {otherwise}.",
+    )
+
+
 def define_topology() -> None:
     """Defines --topology and --units, from which units are placed."""
     define_path("topology", None, "The topology.yaml.")

@@ -17,8 +17,10 @@ class Description:
     """A model in plain values.
 
     Attributes:
-        graph: JSON values: `input`, `layers` (class, name and configuration of each),
-            `calls` (in order of computation, with numbered tensors) and `outputs`.
+        graph: JSON values: `inputs` (name, shape without the batch and dtype of each,
+            by the names of `graphs.input_names`), `layers` (class, name and
+            configuration of each), `calls` (in order of computation, with numbered
+            tensors, of which the first are the inputs) and `outputs`.
         layers: the layers, in the order of `graph["layers"]`.
     """
 
@@ -39,30 +41,19 @@ class Description:
 
 
 def describe(model: keras.Model) -> Description:
-    """Describes a multi-exit model with one input, models inside it included.
+    """Describes a multi-exit model, models inside it included.
 
     Raises:
-        BranchyError: the model has several inputs, or a layer or operation that
-            tf_keras does not provide; the message names it.
+        BranchyError: the model has a layer or operation that tf_keras does not provide;
+            the message names it.
     """
     tensors = exits.exit_tensors(model)
-    if len(model.inputs) != 1:
-        names = ", ".join(tensor.name for tensor in model.inputs)
-        raise BranchyError(
-            f"Model {model.name!r} has {len(model.inputs)} inputs ({names}); compression "
-            "takes models with one input."
-        )
-    (pixels,) = model.inputs
-    walk = _Walk()
-    walk.numbers[id(pixels)] = 0
+    inputs = describe_inputs(model)
+    walk = _Walk(model.inputs, {given["name"] for given in inputs})
     walk.walk(model)
     graph = {
         "name": model.name,
-        "input": {
-            "name": pixels.name,
-            "shape": list(pixels.shape[1:]),
-            "dtype": pixels.dtype,
-        },
+        "inputs": inputs,
         "layers": walk.entries,
         "calls": walk.calls,
         "outputs": {name: walk.numbers[id(tensor)] for name, tensor in tensors.items()},
@@ -70,16 +61,26 @@ def describe(model: keras.Model) -> Description:
     return Description(graph, walk.layers)
 
 
+def describe_inputs(model: keras.Model) -> list[dict[str, Any]]:
+    """The name, the shape without the batch, and the dtype of each input."""
+    return [
+        {"name": name, "shape": list(tensor.shape[1:]), "dtype": tensor.dtype}
+        for name, tensor in zip(graphs.input_names(model), model.inputs, strict=True)
+    ]
+
+
 class _Walk:
     """Collects layers and calls, in the order of computation."""
 
-    def __init__(self) -> None:
+    def __init__(self, inputs: list[keras.KerasTensor], names: set[str]) -> None:
+        # The names that tf_keras gives to the inputs.
+        self.names = names
         self.layers: list[keras.Layer] = []
         self.entries: list[dict[str, Any]] = []
         self.calls: list[dict[str, Any]] = []
         # {id(tensor): number}.
-        self.numbers: dict[int, int] = {}
-        self._made = 0
+        self.numbers = {id(tensor): number for number, tensor in enumerate(inputs)}
+        self._made = len(inputs)
 
     def walk(self, model: keras.Model) -> None:
         for node in graphs.nodes_in_order(model):
@@ -96,8 +97,8 @@ class _Walk:
                 "kwargs": {k: self._plain(v, operation) for k, v in given.items()},
             }
             for tensor in node.outputs:
-                self._made += 1
                 self.numbers[id(tensor)] = self._made
+                self._made += 1
             call["outputs"] = [self.numbers[id(tensor)] for tensor in node.outputs]
             self.calls.append(call)
 
@@ -129,7 +130,7 @@ class _Walk:
                 "tf_keras does not provide. Compression takes the layers of "
                 "keras.layers."
             )
-        taken = {entry["name"] for entry in self.entries}
+        taken = self.names | {entry["name"] for entry in self.entries}
         name = layer.name if layer.name not in taken else f"{model.name}_{layer.name}"
         config = keras.saving.serialize_keras_object(layer)["config"]
         self.layers.append(layer)

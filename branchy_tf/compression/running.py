@@ -20,7 +20,14 @@ from branchy_tf import exits, files, graphs, plots, scoring
 from branchy_tf.compression import child, figures, tflite
 from branchy_tf.compression.describing import Description, describe
 from branchy_tf.compression.settings import Settings
-from branchy_tf.data import Dataset, Split, check_fits
+from branchy_tf.data import (
+    Dataset,
+    Split,
+    check_augmentable,
+    check_fits,
+    class_weights,
+    weighted,
+)
 from branchy_tf.errors import BranchyError
 from branchy_tf.predictor import LogitsPredictor
 from branchy_tf.training import RunFolder, read_history
@@ -51,7 +58,8 @@ def compress(
 
     Args:
         model: outputs `{"exit_1": logits, ..., "exit_N": logits}`; stays unchanged.
-        dataset: trains on its training split, and measures on its validation split.
+        dataset: trains on its training split, whose rows may have weights, and measures
+            on its validation split.
         settings: of the compression.
         folder: to write to; must not exist, be empty, or hold the result of the same
             compression, which is then returned.
@@ -78,6 +86,11 @@ def compress(
     names = exits.exit_names(model)
     weights = check_loss_weights(names, settings.loss_weights)
     settings = dataclasses.replace(settings, loss_weights=weights)
+    check_augmentable(settings.augmentation, dataset)
+    if settings.class_weights is not None:
+        given = class_weights(settings.class_weights, dataset).tolist()
+        settings = dataclasses.replace(settings, class_weights=given)
+        dataset = weighted(dataset, given)
     description = describe(model)
     _check_skipped(description, settings)
     request = {
@@ -94,10 +107,10 @@ def compress(
     ):
         place = pathlib.Path(work)
         before = _validation_logits(model, dataset.validation)
-        _write_job(place, description, dataset, settings, names, before[:_COMPARED])
+        _write_job(place, model, description, dataset, settings, before[:_COMPARED])
         rows, done = _follow(place, settings, names)
         if settings.method == "qat":
-            measured = _quantized(new, place, model, dataset, done["changed"], names)
+            measured = _quantized(new, place, model, dataset, done["changed"])
         else:
             measured = _weights(new, place, model, description, done, settings, dataset)
         measured["exit_accuracies"]["before"] = _accuracies(before, dataset.validation)
@@ -163,10 +176,10 @@ def _accuracies(logits: np.ndarray, split: Split) -> list[float]:
 
 def _write_job(
     place: pathlib.Path,
+    model: keras.Model,
     description: Description,
     dataset: Dataset,
     settings: Settings,
-    names: list[str],
     expected: np.ndarray,
 ) -> None:
     files.write_json(
@@ -174,18 +187,19 @@ def _write_job(
         {
             "graph": description.graph,
             "settings": dataclasses.asdict(settings),
-            "exits": names,
+            "exits": exits.exit_names(model),
         },
     )
     np.savez(place / "weights.npz", **description.weights())  # type: ignore[arg-type]
     np.save(place / "expected.npy", expected)
     for name in ("train", "validation"):
-        split = getattr(dataset, name)
-        _save_rows(place / f"{name}_inputs.npy", split.images)
+        split = dataset.splits[name]
+        arrays = graphs.named_inputs(model, split.inputs).values()
+        for number, array in enumerate(arrays):
+            _save_rows(place / f"{name}_input_{number}.npy", array)
         np.save(place / f"{name}_labels.npy", split.labels)
-        weights = getattr(split, "weights", None)
-        if weights is not None:
-            np.save(place / f"{name}_weights.npy", weights)
+        if split.weights is not None:
+            np.save(place / f"{name}_weights.npy", split.weights)
 
 
 def _save_rows(path: pathlib.Path, array: Any) -> None:
@@ -271,14 +285,13 @@ def _quantized(
     model: keras.Model,
     dataset: Dataset,
     changed: Mapping[str, Any],
-    names: list[str],
 ) -> dict[str, Any]:
     """Takes all_exits.tflite over from the worker; returns its figures."""
     path = new.all_exits
     shutil.copyfile(place / path.name, path)
     accuracies = {}
     for key, split in (("after", dataset.validation), ("after_test", dataset.test)):
-        logits = tflite.every_exit(path, split.images, names)
+        logits = tflite.every_exit(path, model, split)
         accuracies[key] = _accuracies(logits, split)
     return {
         "quantized_layers": list(changed),

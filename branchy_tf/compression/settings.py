@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from branchy_tf import checks
-from branchy_tf.data import check_augmentation
+from branchy_tf.data import ClassWeights, check_augmentation
 from branchy_tf.errors import BranchyError
 
 METHODS = ("prune", "cluster", "qat")
@@ -35,6 +35,8 @@ class Settings:
         augmentation: a name from `data.AUGMENTATIONS`.
         skip_layers: the names of layers to leave as they are.
         seed: the seed of shuffling and augmentation.
+        class_weights: the weights of the classes in the loss; see `data.class_weights`.
+            None for 1 each.
 
     Raises:
         BranchyError: a value has the wrong type or is out of range.
@@ -56,6 +58,7 @@ class Settings:
     augmentation: str = "none"
     skip_layers: Sequence[str] = ()
     seed: int = 0
+    class_weights: ClassWeights | None = None
 
     def record(self) -> dict[str, Any]:
         """The settings that count for the method, as compression.json stores them."""

@@ -25,10 +25,8 @@ def build(graph: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> tf_ker
         BranchyError: tf_keras has no such layer, or another one under that name.
     """
     layers = [_layer(entry) for entry in graph["layers"]]
-    given = graph["input"]
-    tensors = {
-        0: tf_keras.Input(given["shape"], dtype=given["dtype"], name=given["name"])
-    }
+    inputs = [tf_keras.Input(**given) for given in graph["inputs"]]
+    tensors = dict(enumerate(inputs))
     for call in graph["calls"]:
         entry = graph["layers"][call["layer"]]
         try:
@@ -47,17 +45,17 @@ def build(graph: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> tf_ker
         except ValueError as error:
             raise _refused(entry, error) from error
     outputs = {name: tensors[number] for name, number in graph["outputs"].items()}
-    return tf_keras.Model(tensors[0], outputs, name=graph["name"])
+    return tf_keras.Model(inputs, outputs, name=graph["name"])
 
 
 def difference(
-    model: tf_keras.Model, inputs: np.ndarray, expected: np.ndarray, names: list[str]
+    model: tf_keras.Model, inputs: Any, expected: np.ndarray, names: list[str]
 ) -> float:
     """The largest difference to the expected logits, relative to logits above 1.
 
     Args:
         model: the twin.
-        inputs: [n, ...].
+        inputs: [n, ...]; a dict by name for several.
         expected: the logits of the original, [n, N, classes].
         names: the names of the N exits.
 

@@ -5,8 +5,8 @@ do it. It reads from the folder that it is given
 
   job.json           {"graph", "settings", "exits"}, see `describing` and `Settings`
   weights.npz        the weights of the model
-  SPLIT_inputs.npy, SPLIT_labels.npy and, if rows have weights, SPLIT_weights.npy, for
-                     the splits train and validation
+  SPLIT_input_N.npy, SPLIT_labels.npy and, if rows have weights, SPLIT_weights.npy, for
+                     the splits train and validation, and each input of the model
   expected.npy       the model's logits for the first validation rows, [n, N, classes]
 
 writes result.npz (prune, cluster) or all_exits.tflite (qat) there, and reports as lines
@@ -77,7 +77,7 @@ class _InOrder(tf_keras.utils.Sequence):
     def __getitem__(self, index: int) -> Any:
         end = min((index + 1) * _VALIDATED, len(self._split))
         batch = self._split.take(np.arange(index * _VALIDATED, end))
-        return np.asarray(batch.images), dict.fromkeys(self._names, batch.labels)
+        return batch.read(), dict.fromkeys(self._names, batch.labels)
 
 
 class _Reporter(tf_keras.callbacks.Callback):
@@ -110,12 +110,13 @@ def work(folder: pathlib.Path, tell: Tell) -> dict[str, Any]:
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     settings = Settings(**job["settings"])
     names = job["exits"]
-    train, validation = _split(folder, "train"), _split(folder, "validation")
+    inputs = [given["name"] for given in job["graph"]["inputs"]]
+    train, validation = (_split(folder, part, inputs) for part in ("train", "validation"))
     with np.load(folder / "weights.npz") as weights:
         model = twin.build(job["graph"], weights)
     expected = np.load(folder / "expected.npy")
-    rows = validation.images[: len(expected)]
-    difference = twin.difference(model, rows, expected, names)
+    rows = validation.take(np.arange(len(expected)))
+    difference = twin.difference(model, rows.read(), expected, names)
 
     tf_keras.utils.set_random_seed(settings.seed)
     batches = Batches(
@@ -129,7 +130,7 @@ def work(folder: pathlib.Path, tell: Tell) -> dict[str, Any]:
     wrapped = methods.wrap(model, settings, steps)
     _fit(wrapped, batches, validation, settings, names, steps, tell)
     if settings.method == "qat":
-        content = tflite.convert(wrapped.model, job["graph"]["input"], names)
+        content = tflite.convert(wrapped.model, job["graph"]["inputs"], names)
         (folder / "all_exits.tflite").write_bytes(content)
     else:
         stripped = wrapped.strip(wrapped.model)
@@ -184,10 +185,17 @@ def _fit(
     )
 
 
-def _split(folder: pathlib.Path, name: str) -> Split:
-    # Only the splits of weighted rows have a third part.
-    parts = (folder / f"{name}_{part}.npy" for part in ("inputs", "labels", "weights"))
-    return Split(*(np.load(path, mmap_mode="r") for path in parts if path.exists()))
+def _split(folder: pathlib.Path, name: str, inputs: list[str]) -> Split:
+    def load(part: str) -> np.ndarray:
+        return np.load(folder / f"{name}_{part}.npy", mmap_mode="r")
+
+    arrays = {given: load(f"input_{number}") for number, given in enumerate(inputs)}
+    is_weighted = (folder / f"{name}_weights.npy").exists()
+    return Split(
+        arrays if len(arrays) > 1 else arrays[inputs[0]],
+        load("labels"),
+        load("weights") if is_weighted else None,
+    )
 
 
 def _end_with_parent() -> None:

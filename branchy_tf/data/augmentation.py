@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from branchy_tf import checks
+from branchy_tf.data.splits import Dataset
+from branchy_tf.errors import BranchyError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +99,16 @@ def _draw(name: str, shape: tuple[int, int, int], random: np.random.Generator) -
         sides = cutout_sides(name, height, width)
         corners = (centres - np.floor_divide(sides, 2)).astype(np.int32)
     return Draws(shifts, flips, corners)
+
+
+def check_augmentable(name: str, dataset: Dataset) -> None:
+    """Raises `BranchyError` unless an augmentation fits the rows of a data set."""
+    shapes = [tuple(array.shape[1:]) for array in dataset.train.arrays.values()]
+    if name != "none" and (len(shapes) != 1 or len(shapes[0]) != 3):
+        raise BranchyError(
+            f"`augmentation` {name} is for images [height, width, channels], but "
+            f"{dataset.name} has rows of shape {', '.join(map(str, shapes))}. Pass none."
+        )
 
 
 def augment(name: str, images: np.ndarray, random: np.random.Generator) -> np.ndarray:

@@ -30,7 +30,7 @@ from branchy_tf.zoo.policies import policy_for
 EXAMPLES = 200
 MAX_ACCURACY_DROP = 0.005
 # Rows that a network gets wrong often change from one wrong label to another.
-MAX_DISAGREEMENT = 0.1
+MAX_DISAGREEMENT = 0.05
 _CHECKED = 256
 
 
@@ -155,8 +155,8 @@ def export(
             the policy.
         max_accuracy_drop: how far the accuracy may drop below the float32 model's, each
             at its own thresholds. A fraction of 1.
-        max_disagreement: the largest share of rows that may get another label than in
-            float32. A fraction of 1.
+        max_disagreement: the largest share of rows that may get another label from an
+            exit than in float32, see `comparing.check`. A fraction of 1.
         max_rows: the largest number of rows in a request to a server; None: no limit.
         class_names: the names of the classes, for branchy.json.
 

@@ -7,15 +7,20 @@ import pathlib
 import keras
 import tensorflow as tf
 
-from branchy_tf import stages
+from branchy_tf import graphs, stages
 from branchy_tf.saved_model import early_exit, freezing
 
 SIGNATURE = "serving_default"
 
 
 def write_keras_export(model: keras.Model, path: pathlib.Path) -> None:
-    """Writes what plain Keras exports, with `model.export`."""
-    model.export(str(path), verbose=False)
+    """Writes what plain Keras exports, with `model.export` and our names of inputs."""
+    specs = [
+        keras.InputSpec(tensor.dtype, tensor.shape, name=name)
+        for tensor, name in zip(model.inputs, graphs.input_names(model), strict=True)
+    ]
+    signature = [keras.tree.pack_sequence_as(model.input, specs)]
+    model.export(str(path), verbose=False, input_signature=signature)
 
 
 def write_frozen(model: keras.Model, path: pathlib.Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,7 +35,9 @@ def settings_flags(settings: Settings) -> dict[str, str]:
     flags = {}
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        if isinstance(value, (list, tuple)):
+        if isinstance(value, Mapping):
+            value = json.dumps({str(k): float(number) for k, number in value.items()})
+        elif isinstance(value, (list, tuple, np.ndarray)):
             value = ",".join(str(number) for number in value)
         if value is not None:
             flags[field.name] = str(value)

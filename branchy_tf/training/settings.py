@@ -12,6 +12,7 @@ from branchy_tf import checks, exits, files
 from branchy_tf.data import (
     ClassWeights,
     Dataset,
+    check_augmentable,
     check_augmentation,
     check_fits,
     class_weights,
@@ -150,8 +151,7 @@ class Settings:
             )
         if self.class_weights is not None:
             class_weights(self.class_weights, dataset)
-        if self.augmentation != "none":
-            _check_images(self.augmentation, dataset)
+        check_augmentable(self.augmentation, dataset)
 
     def _check_exits(self, model: keras.Model) -> None:
         tensors = exits.exit_tensors(model)
@@ -190,12 +190,3 @@ class Settings:
                     f"{self.mode} its loss weight is 0. Received `loss_weights` "
                     f"{weights}. Give the final exit a weight."
                 )
-
-
-def _check_images(augmentation: str, dataset: Dataset) -> None:
-    shapes = [tuple(array.shape[1:]) for array in dataset.train.arrays.values()]
-    if len(shapes) != 1 or len(shapes[0]) != 3:
-        raise BranchyError(
-            f"`augmentation` {augmentation} is for images [height, width, channels], but "
-            f"{dataset.name} has rows of shape {', '.join(map(str, shapes))}. Pass none."
-        )

@@ -7,15 +7,15 @@ from branchy_tf.benchmarking import comparing, tables
 from branchy_tf.errors import BranchyError
 from branchy_tf.predictor import EarlyExitPredictor
 
-IMAGES = small.dataset().train.images
+INPUTS = {"images": small.dataset().train.images}
 
 
 class Answering:
     """Stands for a process; gives the predictor's answers, or others."""
 
     def __init__(self, predictor, routed=True, wrong=0):
-        answers = predictor.predict(IMAGES)
-        probabilities, _ = predictor.all_exits(IMAGES)
+        answers = predictor.predict(INPUTS)
+        probabilities, _ = predictor.all_exits(INPUTS)
         labels = answers.labels if routed else probabilities[:, -1].argmax(axis=-1)
         labels = labels.copy()
         labels[:wrong] = (labels[:wrong] + 1) % 3
@@ -37,11 +37,11 @@ def test_notices_a_contender_that_computes_something_else(peer):
     def check(wrong):
         processes = {"early_exit": Answering(predictor)}
         processes[peer] = Answering(predictor, routed, wrong)
-        answers, full = comparing._expected(predictor, IMAGES)
+        answers, full = comparing._expected(predictor, INPUTS)
         comparing._check_answers(processes, answers, full)
         return answers.exits
 
-    assert check(wrong=1).tolist() == predictor.predict(IMAGES).exits.tolist()
+    assert check(wrong=1).tolist() == predictor.predict(INPUTS).exits.tolist()
     wrong = 7 if peer == "early_exit_bfloat16" else 5
     found = f"{peer} agrees with the predictor on {30 - wrong} of 30 images"
     with pytest.raises(BranchyError, match=found):

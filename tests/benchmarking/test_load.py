@@ -152,12 +152,22 @@ def test_traffic_asks_about_all_images_with_all_thresholds():
     assert versions == [4] * 14
 
 
+def test_traffic_takes_several_inputs():
+    class Named(Client):
+        def predict(self, images, thresholds=None, timeout=None):
+            assert (images["b"] == -images["a"]).all()
+            return super().predict(images["a"], thresholds, timeout)
+
+    wanted = ExpectedAnswers(PROBABILITIES, SCORES)
+    inputs = {"a": IMAGES, "b": -IMAGES}
+    traffic = load.Traffic(Named(), inputs, 3, [[0]], lambda _: wanted)
+    assert [traffic(number, 1) for number in range(5)] == [3] * 5
+
+
 def test_traffic_notices_the_answer_to_another_image():
     wanted = ExpectedAnswers(PROBABILITIES, SCORES)
     thresholds = [[0], [np.inf]]
     traffic = load.Traffic(Client(True), IMAGES, 3, thresholds, lambda _: wanted)
-    with pytest.raises(
-        load.WrongAnswer, match=r"image 0, thresholds \[0\.0\], version 4"
-    ):
+    with pytest.raises(load.WrongAnswer, match=r"row 0, thresholds \[0\.0\], version 4"):
         traffic(0, 1)
     assert load.Traffic(Client(True), IMAGES, 3, thresholds)(0, 1) == 3

@@ -3,24 +3,25 @@ from __future__ import annotations
 import pathlib
 
 import numpy as np
+import odd_models
 import pytest
 import small
 from tensorflow.core.framework.types_pb2 import DT_BFLOAT16
 from tensorflow.core.protobuf import saved_model_pb2
 
 from branchy_tf.benchmarking import contenders
+from branchy_tf.benchmarking.litert_contenders import Splits
 from branchy_tf.benchmarking.processes import Process
+from branchy_tf.data import Split
 from branchy_tf.errors import BranchyError
 from branchy_tf.policy import ExitPolicy
 from branchy_tf.predictor import EarlyExitPredictor
 
-IMAGES = small.dataset().train.images
+INPUTS = {"images": small.dataset().train.images}
 
 
 def test_reports_a_failed_load_in_one_line(tmp_path):
-    np.save(tmp_path / "images.npy", IMAGES)
-    images = str(tmp_path / "images.npy")
-    spec = {"engine": "no", "programs": {}, "images": images, "threads": 1}
+    spec = {"engine": "no", "programs": {}, "inputs": {}, "threads": 1}
     process = Process("peer", spec, tmp_path)
     try:
         with pytest.raises(BranchyError, match=r"^peer failed: ModuleNotFoundError: .+"):
@@ -40,13 +41,14 @@ def test_notices_a_process_that_ends(tmp_path):
 
 
 POLICY = ExitPolicy(thresholds=[1.0], temperatures=[1.0, 2.0])
+PEERS = ["litert", "onnxruntime", "pytorch"]
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("contenders")
     programs, left_out, _ = contenders.write(
-        small.model(), IMAGES, POLICY, folder, ["onnxruntime"]
+        small.model(), INPUTS, POLICY, folder, ["onnxruntime"]
     )
     assert left_out == {}
     return programs, folder
@@ -55,16 +57,16 @@ def written(tmp_path_factory):
 @pytest.fixture(scope="module")
 def started(written):
     programs, folder = written
-    with contenders.started(programs, 1, folder) as (processes, left_out):
+    with contenders.started(programs, list(INPUTS), 1, folder) as (processes, left_out):
         assert left_out == {}
         yield processes
 
 
 def test_contenders_answer_as_the_predictor_does(started):
     predictor = EarlyExitPredictor(small.model(), POLICY)
-    probabilities, _ = predictor.all_exits(IMAGES)
+    probabilities, _ = predictor.all_exits(INPUTS)
     labels = probabilities.argmax(axis=-1)
-    routed = predictor.predict(IMAGES)
+    routed = predictor.predict(INPUTS)
     assert 0 < routed.exits.mean() < 1
     expected = {
         "early_exit": (routed.labels, routed.exits),
@@ -88,6 +90,37 @@ def test_contenders_answer_as_the_predictor_does(started):
         assert found["exits"] == (None if exits is None else exits.tolist()), name
 
 
+def test_contenders_take_several_inputs(tmp_path):
+    model, arrays = odd_models.build(odd_models.several_inputs)
+    inputs = dict(zip(("image", "extra"), arrays, strict=True))
+    predictor = EarlyExitPredictor(model, POLICY)
+    limit = float(np.median(predictor.all_exits(inputs)[1][:, 0]))
+    policy = POLICY.replace(thresholds=[limit])
+    splits = Splits(inputs, *[Split(inputs, np.arange(6) % 4)] * 2)
+    programs, left_out, quality = contenders.write(
+        model, inputs, policy, tmp_path, PEERS, splits=splits
+    )
+    assert left_out == {}
+    assert [row["num_examples"] for row in quality] == [6, 6]
+    routed = predictor.predict(inputs, [limit])
+    assert set(routed.exits) == {0, 1}
+    probabilities, _ = predictor.all_exits(inputs)
+    full = probabilities[:, -1].argmax(axis=-1).tolist()
+    with contenders.started(programs, list(inputs), 1, tmp_path) as (processes, missing):
+        # Its translation knows the layers of the zoo alone.
+        assert set(missing) == {"pytorch"}
+        assert "NotImplementedError" in missing["pytorch"]
+        for name in ("early_exit", "early_exit_litert"):
+            found = processes[name].ask("answer", contender=name, rows=6)
+            assert found["labels"] == routed.labels.tolist(), name
+            assert found["exits"] == routed.exits.tolist(), name
+        for name in ("keras_export", "frozen", "stage_2", "onnxruntime", "litert"):
+            found = processes[name].ask("answer", contender=name, rows=6)
+            assert found["labels"] == full, name
+        for name in ("onnxruntime_int8", "litert_int8", "early_exit_litert_int8"):
+            assert len(processes[name].ask("answer", contender=name, rows=6)["labels"])
+
+
 def test_times_passes_and_reports_memory(started):
     for name in ("early_exit", "stage_2", "onnxruntime"):
         for batch in (8, 3):
@@ -102,7 +135,7 @@ def test_times_passes_and_reports_memory(started):
 def test_leaves_out_a_peer_that_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(contenders.PEERS, "pytorch", ("no_such_package",))
     programs, left_out, _ = contenders.write(
-        small.model(), IMAGES, POLICY, tmp_path, ["pytorch"]
+        small.model(), INPUTS, POLICY, tmp_path, ["pytorch"]
     )
     assert left_out == {
         "pytorch": "no_such_package not installed: pip install -e '.[peers]'"
@@ -117,7 +150,7 @@ def test_the_number_of_threads_is_that_of_the_process(written):
     alone = {"early_exit": programs["early_exit"]}
     counts = {}
     for threads in (1, 5):
-        with contenders.started(alone, threads, folder) as (processes, _):
+        with contenders.started(alone, list(INPUTS), threads, folder) as (processes, _):
             process = processes["early_exit"]
             process.ask("answer", contender="early_exit", rows=8)
             tasks = pathlib.Path(f"/proc/{process._process.pid}/task")
@@ -129,7 +162,7 @@ def test_bfloat16_takes_part_or_is_explained(tmp_path, monkeypatch):
     def write(folder):
         folder.mkdir()
         return contenders.write(
-            small.model(), IMAGES, ExitPolicy(thresholds=[1.0]), folder, [], bfloat16=True
+            small.model(), INPUTS, ExitPolicy(thresholds=[1.0]), folder, [], bfloat16=True
         )[:2]
 
     def refuse(model):
@@ -138,10 +171,10 @@ def test_bfloat16_takes_part_or_is_explained(tmp_path, monkeypatch):
     programs, left_out = write(tmp_path / "one")
     assert left_out == {}
     alone = {contenders.BFLOAT16: programs[contenders.BFLOAT16]}
-    with contenders.started(alone, 1, tmp_path / "one") as (processes, _):
+    with contenders.started(alone, list(INPUTS), 1, tmp_path / "one") as (processes, _):
         process = processes[contenders.BFLOAT16]
         found = process.ask("answer", contender=contenders.BFLOAT16, rows=30)
-    routed = EarlyExitPredictor(small.model(), [1.0]).predict(IMAGES)
+    routed = EarlyExitPredictor(small.model(), [1.0]).predict(INPUTS)
     assert np.mean(found["labels"] == routed.labels) > 0.8
     content = (tmp_path / "one" / contenders.BFLOAT16 / "saved_model.pb").read_bytes()
     written = saved_model_pb2.SavedModel.FromString(content)

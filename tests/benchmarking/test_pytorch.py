@@ -42,7 +42,7 @@ def built(name, arguments):
             )
             layer.beta.assign(random.normal(0, 0.1, layer.beta.shape))
     images = random.integers(0, 256, (16, *model.input_shape[1:]), dtype=np.uint8)
-    return model, images
+    return model, {"images": images}
 
 
 @pytest.mark.parametrize(("name", "arguments"), MODELS)

@@ -15,9 +15,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 import keras
 import numpy as np
+import odd_models
 from keras import layers
 
-from branchy_tf import exits, zoo
+from branchy_tf import exits, graphs, zoo
 from branchy_tf.compression import METHODS, Settings, methods, twin
 from branchy_tf.compression.describing import describe
 from branchy_tf.errors import BranchyError
@@ -36,13 +37,17 @@ def functional(shape, dtype, *middle: layers.Layer) -> keras.Model:
     return keras.Model(inputs, outputs, name="functional")
 
 
-def rows(model: keras.Model) -> np.ndarray:
-    (tensor,) = model.inputs
+def rows(model: keras.Model) -> dict[str, np.ndarray]:
     random = np.random.default_rng(1)
-    shape = (4, *tensor.shape[1:])
-    if keras.backend.is_float_dtype(tensor.dtype):
-        return random.normal(size=shape).astype(tensor.dtype)
-    return random.integers(0, 100, shape).astype(tensor.dtype)
+    found = {}
+    for tensor in model.inputs:
+        shape = (4, *tensor.shape[1:])
+        found[tensor.name] = (
+            random.normal(size=shape)
+            if keras.backend.is_float_dtype(tensor.dtype)
+            else random.integers(0, 100, shape)
+        )
+    return graphs.cast_inputs(model, found)
 
 
 def networks() -> dict[str, tuple[keras.Model, tuple[str, ...]]]:
@@ -62,6 +67,7 @@ def networks() -> dict[str, tuple[keras.Model, tuple[str, ...]]]:
             METHODS,
         ),
         "shared": (functional((8,), "float32", shared, shared), METHODS),
+        "several": (odd_models.build(odd_models.several_inputs)[0], METHODS),
         "text": (
             functional(
                 (6,),
@@ -102,7 +108,7 @@ def results(model: keras.Model, tried: tuple[str, ...]) -> dict[str, object]:
     described = describe(model)
     names = exits.exit_names(model)
     inputs = rows(model)
-    logits = model(inputs, training=False)
+    logits = model(list(inputs.values()), training=False)
     expected = np.stack([np.asarray(logits[name]) for name in names], axis=1)
     try:
         rebuilt = twin.build(described.graph, described.weights())

@@ -30,14 +30,15 @@ needs_extra = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory, mnist_5k) -> pathlib.Path:
-    """A run of one epoch on 400 digits, in mode baseline_first."""
+    """A run on 400 digits, in mode baseline_first, with weights of the classes."""
     folder = tmp_path_factory.mktemp("compress")
     digits = small.write_npz(folder / "digits.npz", mnist_5k)
     done = commands.run(
         "train", "--model=branchy_lenet", f"--dataset={digits}", "--epochs=2",
         "--mode=baseline_first", "--baseline_epochs=2", "--loss_weights=1,0.5",
         "--augmentation=shift", "--batch_size=40", "--validation_size=80",
-        "--learning_rate=0.003", "--seed=3", f"--run_dir={folder / 'run'}",
+        "--learning_rate=0.003", "--class_weights=balanced", "--seed=3",
+        f"--run_dir={folder / 'run'}",
     )  # fmt: skip
     assert done.status == 0, done.stderr
     return folder / "run"
@@ -111,6 +112,7 @@ def test_a_compressed_run_keeps_what_its_source_says(source, pruned):
     found = record(pruned)
     assert found["augmentation"] == "shift"
     assert (found["batch_size"], found["seed"]) == (40, 3)
+    assert len(set(found["class_weights"])) > 1
     assert found["rebuilt_difference"] <= 1e-5
     last = [float(rows[-1][f"val_exit_{n}_accuracy"]) for n in (1, 2)]
     assert found["exit_accuracies"]["after"] == pytest.approx(last, abs=0.013)
@@ -147,7 +149,7 @@ def test_other_commands_take_a_compressed_run(clustered, tmp_path):
 
 @needs_extra
 def test_quantized_exits_are_measured_by_the_interpreter(quantized):
-    from branchy_tf import data
+    from branchy_tf import data, zoo
     from branchy_tf.compression import tflite
 
     found = record(quantized)
@@ -158,10 +160,10 @@ def test_quantized_exits_are_measured_by_the_interpreter(quantized):
         if line.startswith("--")
     )
     dataset = data.load(flags["dataset"], None, 80, 3)
-    names = ["exit_1", "exit_2"]
+    model = zoo.branchy_lenet()
     path = quantized / "all_exits.tflite"
     for key, split in (("after", dataset.validation), ("after_test", dataset.test)):
-        logits = tflite.every_exit(path, split.images, names, batch_size=32)
+        logits = tflite.every_exit(path, model, split, batch_size=32)
         assert logits.shape == (len(split), 2, 10)
         accuracies = (logits.argmax(-1) == split.labels[:, None]).mean(axis=0)
         np.testing.assert_allclose(found["exit_accuracies"][key], accuracies)
@@ -282,6 +284,7 @@ def test_rejects_invalid_flags_in_one_line(tmp_path, flags, expected):
     [
         (["--skip_layers=conv1"], "no such layer. Did you mean conv_1?"),
         (["--loss_weights=1,1,1"], "`loss_weights` must have one entry for each exit."),
+        (["--class_weights=even"], "`class_weights` must be balanced or the path of a"),
         (["--output_dir={full}"], "holds other files and no compression.json. Pass"),
         (["--dataset=cifar10"], "reads inputs of shape (28, 28, 1)"),
     ],

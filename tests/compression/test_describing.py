@@ -29,7 +29,8 @@ def two_exits(middle) -> keras.Model:
 def test_a_description_is_plain_and_in_order():
     described = describe(small.model())
     graph = json.loads(json.dumps(described.graph))
-    assert graph["input"] == {"name": "images", "shape": [8, 8, 1], "dtype": "uint8"}
+    (given,) = graph["inputs"]
+    assert given == {"name": "images", "shape": [8, 8, 1], "dtype": "uint8"}
     assert described.names()[:3] == ["rescale", "flatten", "dense_1"]
     known = {0}
     for call in graph["calls"]:
@@ -78,7 +79,15 @@ def test_rejects_what_tf_keras_cannot_replay(middle, expected):
         describe(two_exits(middle))
 
 
-def test_rejects_several_inputs_by_name():
+def test_several_inputs_keep_their_names_and_order():
     model, _ = odd_models.build(odd_models.several_inputs)
-    with pytest.raises(BranchyError, match=r"has 2 inputs \(image, extra\)"):
-        describe(model)
+    graph = describe(model).graph
+    assert [given["name"] for given in graph["inputs"]] == ["image", "extra"]
+    read = [
+        value["tensor"]
+        for call in graph["calls"]
+        for value in call["args"]
+        if isinstance(value, dict)
+    ]
+    # The first numbers are the inputs, each read once.
+    assert [read.count(number) for number in (0, 1)] == [1, 1]

@@ -34,7 +34,8 @@ def found():
 
 
 @pytest.mark.parametrize(
-    "name", ["lenet", "alexnet", "resnet", "vgg", "inside", "shared", "text", "odd"]
+    "name",
+    ["lenet", "alexnet", "resnet", "vgg", "inside", "shared", "several", "text", "odd"],
 )
 def test_the_rebuilt_network_computes_the_same(found, name):
     assert 0 <= found[name]["difference"] <= 1e-5

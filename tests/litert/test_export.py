@@ -55,6 +55,7 @@ def test_int8_is_small_recalibrated_and_compared(int8, run_dir, tmp_path):
     compared = found.content["comparison"]
     assert compared["num_examples"] == 500
     assert compared["float32_accuracy"] - compared["accuracy"] <= 0.005
+    assert 0.9 < min(compared["exit_labels"]) <= 1
     before = ExitPolicy.load(run_dir / "thresholds.json")
     assert found.policy.criterion == before.criterion
     assert found.policy.thresholds != before.thresholds, "the scores have moved"
@@ -112,7 +113,7 @@ def test_invalid_flags(run_dir, tmp_path, flags, message):
 
 @pytest.mark.parametrize("limit", ["max_accuracy_drop", "max_disagreement"])
 def test_too_far_from_float32_is_refused(limit, tmp_path, monkeypatch):
-    found = comparing.Comparison(10, 0.8, 0.9, [1, 0], [1, 0], 0.8)
+    found = comparing.Comparison(10, 0.8, 0.9, [1, 0], [1, 0], 0.6, [0.9, 0.8])
     monkeypatch.setattr(comparing, "compare", lambda *_: found)
     most = {"max_accuracy_drop": 0.2, "max_disagreement": 0.3} | {limit: 0.05}
     with pytest.raises(BranchyError, match=rf"--quantize=none.*--{limit}"):

@@ -15,8 +15,9 @@ import numpy as np
 from absl import logging
 from tabulate import tabulate
 
-from branchy_tf import calibration, costs, exits, files, scoring
+from branchy_tf import calibration, costs, exits, files, graphs, scoring
 from branchy_tf.compression import Settings, compress, figures, tflite
+from branchy_tf.compression.describing import describe_inputs
 from branchy_tf.data import Dataset, Split
 from branchy_tf.errors import BranchyError
 from branchy_tf.predictor import LogitsPredictor
@@ -153,7 +154,7 @@ def _measure(
 
     def logits(split: Split) -> np.ndarray:
         if in_int8:
-            return tflite.every_exit(lite, split.images, names)
+            return tflite.every_exit(lite, model, split)
         return scoring.every_exit(LogitsPredictor(compressed), split)
 
     return {
@@ -169,14 +170,11 @@ def _measure(
 def _converted(
     model: keras.Model, dataset: Dataset, names: Sequence[str], int8: bool
 ) -> bytes:
-    (tensor,) = model.inputs
-    inputs = {
-        "name": tensor.name,
-        "shape": list(tensor.shape[1:]),
-        "dtype": tensor.dtype,
-    }
-    rows = dataset.train.images[:_REPRESENTATIVE] if int8 else None
-    return tflite.convert(model, inputs, names, quantize=int8, representative=rows)
+    rows = None
+    if int8:
+        examples = dataset.train.take(slice(_REPRESENTATIVE)).read()
+        rows = graphs.cast_inputs(model, examples)
+    return tflite.convert(model, describe_inputs(model), names, int8, rows)
 
 
 def _with_exits(
@@ -200,7 +198,7 @@ def _with_exits(
 
 def time_files(
     rows: Sequence[dict[str, Any]],
-    images: np.ndarray,
+    inputs: Mapping[str, np.ndarray],
     folder: pathlib.Path,
     seconds: float,
 ) -> list[float]:
@@ -210,7 +208,7 @@ def time_files(
 
     Args:
         rows: of `run`.
-        images: to run, one at a time.
+        inputs: the rows to run, one at a time, of each input by name.
         folder: the one of `run`.
         seconds: to measure for, all files together.
 
@@ -220,8 +218,10 @@ def time_files(
     runners = [
         tflite.runner(folder / f"{_file_name(row['variant'])}.tflite") for row in rows
     ]
-    (name,) = runners[0].get_input_details()
-    single = [{name: images[i : i + 1]} for i in range(min(50, len(images)))]
+    count = len(next(iter(inputs.values())))
+    single = [
+        {name: array[i : i + 1] for name, array in inputs.items()} for i in range(count)
+    ]
 
     def once(run: Any) -> float:
         start = time.perf_counter()

@@ -18,12 +18,15 @@ from typing import Any
 
 from absl import flags, logging
 
-from branchy_tf import command_line, data, files
+from branchy_tf import command_line, data, files, graphs
 from branchy_tf.errors import BranchyError
 from zoo import cards
 from zoo.studies import compressed_networks, compression_plot
 
 FLAGS = flags.FLAGS
+
+# The test rows that are timed, one at a time.
+_TIMED = 50
 
 command_line.define_model_choice()
 command_line.define_data(required=False)
@@ -75,9 +78,9 @@ def main() -> None:
         folder,
         {name: value for name, value in pruning.items() if value is not None},
     )
-    times = compressed_networks.time_files(
-        rows, dataset.test.images, folder, FLAGS.seconds
-    )
+    timed = dataset.test.take(slice(_TIMED)).read()
+    inputs = graphs.cast_inputs(choice.model, timed)
+    times = compressed_networks.time_files(rows, inputs, folder, FLAGS.seconds)
     name = FLAGS.name or choice.model.name
     rows = [
         row | {"network": name, "time": time}
