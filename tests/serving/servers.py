@@ -100,6 +100,7 @@ class ServeProcess:
         log: where its output goes.
         flags: more flags.
         backend: what serves.
+        at: begins the command line, e.g. of another network namespace.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class ServeProcess:
         log: pathlib.Path,
         flags: Sequence[str] = (),
         backend: str = backends.EMBEDDED,
+        at: Sequence[str] = (),
     ) -> None:
         self._log = log
         # The others cannot choose a port themselves.
@@ -116,6 +118,7 @@ class ServeProcess:
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [
+                    *at,
                     sys.executable, "-m", "branchy_tf.serve", f"--backend={backend}",
                     *model, f"--port={self._port}", *flags,
                 ],
