@@ -24,7 +24,6 @@ import os
 import pathlib
 import sys
 import tempfile
-import time
 from typing import Any
 
 import hosts
@@ -47,8 +46,26 @@ from branchy_tf.benchmarking import load
 from branchy_tf.units.placing import reading, simulating
 
 _TIMEOUT = 60.0
-# Served by every contender's model name.
-_UNITS = "branchy_cascade_"
+_PREFIX = "branchy_cascade_"  # of the names of metrics
+
+
+@dataclasses.dataclass
+class Asked:
+    """Rows that were sent.
+
+    Attributes:
+        latencies: milliseconds of each row.
+        right: how many labels were right.
+        counted: totals of the cascade's metrics over them, by name and labels.
+    """
+
+    latencies: list[float] = dataclasses.field(default_factory=list)
+    right: int = 0
+    counted: dict[tuple[str, ...], float] = dataclasses.field(default_factory=dict)
+
+    def count(self, *key: str) -> float:
+        """The total of a metric."""
+        return self.counted.get(key, 0.0)
 
 
 @dataclasses.dataclass
@@ -59,24 +76,18 @@ class Contender:
         cascade: answers.
         limits: thresholds; None: the calibrated ones.
         sites: the host of each unit, by name, in order.
-        latencies: milliseconds of each row, with the lines as slow as they are.
-        right: how many labels were right.
-        far: totals of the metrics over these rows.
-        near: totals over the rows without delay, and `seconds` of all of them.
+        far: rows that were sent with the lines as slow as they are.
+        near: rows that were sent without delay.
     """
 
     cascade: units.Cascade
     limits: Any
     sites: dict[str, str]
-    latencies: list[float] = dataclasses.field(default_factory=list)
-    right: int = 0
-    far: dict[tuple[str, ...], float] = dataclasses.field(default_factory=dict)
-    near: dict[tuple[str, ...], float] = dataclasses.field(default_factory=dict)
-    seconds: float = 0.0
-    rows: int = 0
+    far: Asked = dataclasses.field(default_factory=Asked)
+    near: Asked = dataclasses.field(default_factory=Asked)
 
-    def ask_far(self, test: Any, rate: float, seconds: float, seed: int) -> None:
-        """Sends rows that arrive at random."""
+    def ask(self, asked: Asked, test: Any, rate: float, seed: int) -> None:
+        """Sends about as many rows as there are images, at random times."""
         before = self._metrics()
         right: list[bool] = []
 
@@ -87,53 +98,38 @@ class Contender:
             right.append(answer.labels[0] == test.labels[row])
             return 1
 
-        outcome = load.open_loop(ask, rate, _TIMEOUT, seconds, 32, seed)
+        outcome = load.open_loop(ask, rate, _TIMEOUT, len(test) / rate, 32, seed)
         assert not outcome.errors, outcome.errors
-        self.latencies += outcome.latencies.tolist()
-        self.right += sum(right)
-        self._add(self.far, before)
-
-    def ask_near(self, test: Any, rate: float) -> None:
-        """Sends rows one after the other, at the same rate, so that none waits."""
-        before = self._metrics()
-        for image in test.images:
-            time.sleep(1 / rate)
-            start = time.perf_counter()
-            self.cascade.predict(image[None], self.limits, _TIMEOUT)
-            self.seconds += time.perf_counter() - start
-            self.rows += 1
-        self._add(self.near, before)
+        asked.latencies += outcome.latencies.tolist()
+        asked.right += sum(right)
+        for key, value in self._metrics().items():
+            asked.counted[key] = asked.count(*key) + value - before.get(key, 0.0)
 
     def _metrics(self) -> dict[tuple[str, ...], float]:
         return {
-            (sample.name.removeprefix(_UNITS), *sample.labels.values()): sample.value
+            (sample.name.removeprefix(_PREFIX), *sample.labels.values()): sample.value
             for metric in self.cascade.metrics.registry.collect()
             for sample in metric.samples
-            if sample.name.startswith(_UNITS) and "le" not in sample.labels
+            if "le" not in sample.labels
         }
-
-    def _add(
-        self, totals: dict[tuple[str, ...], float], before: dict[tuple[str, ...], float]
-    ) -> None:
-        for key, value in self._metrics().items():
-            totals[key] = totals.get(key, 0.0) + value - before.get(key, 0.0)
 
     @property
     def bytes(self) -> float:
         """Bytes between the hosts for an image, both ways."""
-        sent = sum(x for key, x in self.far.items() if key[0] == "bytes_total")
-        return sent / len(self.latencies)
+        counted = self.far.counted.items()
+        sent = sum(value for key, value in counted if key[0] == "bytes_total")
+        return sent / len(self.far.latencies)
 
     def simulated(self, rate: float) -> simulating.Simulated:
         """The same demand, simulated with what rows took without delay."""
         near = self.near
-        reached = {name: near.get(("rows_total", name), 0.0) for name in self.sites}
+        reached = {name: near.count("rows_total", name) for name in self.sites}
         names = [name for name, count in reached.items() if count]
         rows = [reached[name] for name in names]
-        inside = [near.get(("call_seconds_sum", name), 0.0) for name in names]
+        inside = [1e3 * near.count("call_seconds_sum", name) for name in names]
         # What the gateway adds counts where it runs, for every row.
-        inside[0] += self.seconds - sum(inside)
-        received = [near.get(("bytes_total", name, "received"), 0.0) for name in names]
+        inside[0] += sum(near.latencies) - sum(inside)
+        received = [near.count("bytes_total", name, "received") for name in names]
         answer = received[-1] / rows[-1]
         costs: dict[str, Any] = {}
         sites: dict[str, Any] = {
@@ -143,12 +139,12 @@ class Contender:
             onward = rows[k + 1] if k + 1 < len(rows) else 0.0
             features = max(0.0, received[k] - answer * rows[k])
             costs[name] = {
-                "input_bytes": near.get(("bytes_total", name, "sent"), 0.0) / rows[k],
+                "input_bytes": near.count("bytes_total", name, "sent") / rows[k],
                 "output_bytes": features / onward if onward else 0.0,
             }
             site = sites[self.sites[name]]
             site["units"].append(name)
-            site["ms"][name] = 1e3 * inside[k] / rows[k]
+            site["ms"][name] = inside[k] / rows[k]
         leave = -np.diff([*rows, 0.0]) / rows[0]
         lines = [
             {
@@ -243,10 +239,9 @@ def run(
         for i in range(rounds):
             part = test.take(np.arange(i, len(test), rounds))
             for one in contenders.values():
-                three.far(False)
-                one.ask_near(part, rate)
-                three.far(True)
-                one.ask_far(part, rate, len(part) / rate, seed=i)
+                for far, asked in ((False, one.near), (True, one.far)):
+                    three.far(far)
+                    one.ask(asked, part, rate, seed=i)
     return _findings(contenders, rate)
 
 
@@ -281,12 +276,12 @@ def _findings(contenders: dict[str, Contender], rate: float) -> lab.Findings:
     results = {}
     for name, one in contenders.items():
         simulated = one.simulated(rate).mean_ms
-        mean = float(np.mean(one.latencies))
+        mean = float(np.mean(one.far.latencies))
         results[name] = {
             "mean": mean,
-            "p99": float(np.percentile(one.latencies, 99)),
+            "p99": float(np.percentile(one.far.latencies, 99)),
             "bytes": one.bytes,
-            "accuracy": 100 * one.right / len(one.latencies),
+            "accuracy": 100 * one.far.right / len(one.far.latencies),
             "simulated": simulated,
             "off": simulated / mean - 1,
         }
@@ -304,7 +299,7 @@ def _findings(contenders: dict[str, Contender], rate: float) -> lab.Findings:
     ]
     head = ["", "mean ms", "p99 ms", "bytes an image", "accuracy %"]
     table = tabulate(rows, [*head, "simulated mean", "off"], disable_numparse=True)
-    number = len(next(iter(contenders.values())).latencies)
+    number = len(next(iter(contenders.values())).far.latencies)
     found = lab.Findings(
         f"{number} images, {rate:g} a second, load {os.getloadavg()[0]:.1f}\n{table}",
         results,

@@ -63,7 +63,7 @@ def test_the_gateway_is_compared_with_a_unit(model, policy, mnist_5k, tmp_path):
     # The bounds need a quiet machine; here the figures only have to be there.
     assert found.figures["share_1"] > 0
     assert found.figures["share_32"] > 0
-    assert found.figures["cpu_ms"] > 0
+    assert found.figures["cpu_ms_1"] > 0
 
 
 def test_the_lab_compares_places_and_simulates_them(model, policy, mnist_5k, tmp_path):
