@@ -43,6 +43,8 @@ flags.DEFINE_enum("codec", "uint8", CODECS, "Sets the form in which features tra
 _MODEL = "branchy_lenet"
 _BATCH = 50
 _SECONDS = 60.0
+# For servers that import TensorFlow on a busy machine.
+_START_SECONDS = 180.0
 
 
 def _shown(command: str, **given: object) -> list[str]:
@@ -56,21 +58,47 @@ def _shown(command: str, **given: object) -> list[str]:
     return [sys.executable, "-m", *arguments]
 
 
-def _start(folder: pathlib.Path, command: str, **given: object) -> tuple:
-    """Starts a server; returns its process and its address, once it serves."""
-    log = folder / f"{command.replace(' ', '_')}.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(_shown(command, **given), stdout=output, stderr=output)
-    end = time.monotonic() + _SECONDS
-    while True:
-        text = log.read_text(encoding="utf-8", errors="replace")
-        found = re.search(r"Serving .* on ([\d.]+:\d+)", text)
-        if found:
-            return process, found[1]
-        if process.poll() is not None or time.monotonic() > end:
-            process.kill()
-            raise BranchyError(f"{command} did not start; see {log}.")
-        time.sleep(0.05)
+class _Server:
+    """A server that starts while others do.
+
+    Args:
+        folder: for its output.
+        command: of branchy_tf.
+        **given: its flags.
+    """
+
+    def __init__(self, folder: pathlib.Path, command: str, **given: object) -> None:
+        self._command = command
+        self._log = folder / f"{command.replace(' ', '_')}.log"
+        with self._log.open("wb") as output:
+            self.process = subprocess.Popen(
+                _shown(command, **given), stdout=output, stderr=output
+            )
+
+    def address(self) -> str:
+        """Its address, once it serves."""
+        end = time.monotonic() + _START_SECONDS
+        while True:
+            text = self._log.read_text(encoding="utf-8", errors="replace")
+            if found := re.search(r"Serving .* on ([\d.]+:\d+)", text):
+                return found[1]
+            if self.process.poll() is not None or time.monotonic() > end:
+                raise BranchyError(f"{self._command} did not start; see {self._log}.")
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """Ends it at once, as a power cut does."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        """Ends it in order, if it runs."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.kill()
 
 
 def _bytes(metrics: str) -> float:
@@ -115,14 +143,6 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _stop(process: subprocess.Popen) -> None:
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(30)
-    except subprocess.TimeoutExpired:
-        process.kill()
-
-
 def _run(folder: pathlib.Path) -> list[list[str]]:
     exported = folder / "units"
     print("[1/3] Cut B-LeNet after exit_1 and export both units", flush=True)
@@ -139,23 +159,26 @@ def _run(folder: pathlib.Path) -> list[list[str]]:
     if subprocess.run(command, check=False).returncode:
         raise BranchyError("The export failed; see its output above.")
     print("\n[2/3] Serve the cloud, and a gateway that runs the device", flush=True)
-    test = data.load("mnist_5k").test
-    metrics_port = _free_port()
+    metrics_port, port = _free_port(), _free_port()
     running = []
     try:
-        cloud, address = _start(
-            folder, "serve", model_base_path=exported / "cloud", port=0,
+        # Both start at once, and the digits load meanwhile.
+        cloud = _Server(
+            folder, "serve", model_base_path=exported / "cloud", port=port,
             backend="embedded",
         )  # fmt: skip
         running.append(cloud)
         config = exported / "cascade.yaml"
         text = config.read_text(encoding="utf-8")
-        place = f"servers: ['{address}']\n    timeout: 5"
+        place = f"servers: ['127.0.0.1:{port}']\n    timeout: 5"
         files.write_text(config, text.replace("path: cloud", place))
-        gateway, address = _start(
+        gateway = _Server(
             folder, "cascade serve", config=config, port=0, metrics_port=metrics_port
         )
         running.append(gateway)
+        test = data.load("mnist_5k").test
+        cloud.address()
+        address = gateway.address()
         metrics = f"127.0.0.1:{metrics_port}"
         print(f"\n[3/3] Classify {len(test):,} digits, then kill the cloud", flush=True)
         with EarlyExitClient(address, _MODEL, timeout=_SECONDS) as client:
@@ -169,13 +192,11 @@ def _run(folder: pathlib.Path) -> list[list[str]]:
                 )
             ]
             cloud.kill()
-            cloud.wait()
             rows.append(_ask(client, test, metrics, "the same, cloud killed", None))
         return rows
     finally:
-        for process in reversed(running):
-            if process.poll() is None:
-                _stop(process)
+        for server in reversed(running):
+            server.stop()
 
 
 def main() -> None:

@@ -12,9 +12,8 @@ with its models.config or cascade.yaml.
 from absl import flags, logging
 
 from branchy_tf import command_line, files
-from branchy_tf.errors import BranchyError
 from branchy_tf.units import placing
-from branchy_tf.units.placing import manifests, measured, reading
+from branchy_tf.units.placing import manifests
 
 FLAGS = flags.FLAGS
 
@@ -30,11 +29,7 @@ flags.DEFINE_string(
 
 
 def main() -> None:
-    if not FLAGS.topology:
-        raise BranchyError(
-            "--topology is missing: a topology.yaml with sites, links and demand."
-        )
-    topology = reading.load(FLAGS.topology, measured.of(FLAGS.units))
+    topology = command_line.chosen_topology()
     paths = manifests.write(
         placing.load_placement(files.path(FLAGS.placement)),
         topology,

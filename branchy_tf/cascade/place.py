@@ -13,7 +13,6 @@ from absl import flags, logging
 from tabulate import tabulate
 
 from branchy_tf import command_line, files
-from branchy_tf.errors import BranchyError
 from branchy_tf.units import placing
 from branchy_tf.units.placing import Placement
 
@@ -36,12 +35,8 @@ _UNITS = {"bandwidth": "Mbit/s", "cores": "core", "memory": "MB"}
 
 
 def main() -> None:
-    if not FLAGS.topology:
-        raise BranchyError(
-            "--topology is missing: a topology.yaml with sites, links and demand."
-        )
     placement = placing.place(
-        FLAGS.units, FLAGS.topology, seconds=FLAGS.seconds, gap=FLAGS.gap
+        None, command_line.chosen_topology(), seconds=FLAGS.seconds, gap=FLAGS.gap
     )
     placement.save(files.path(FLAGS.placement))
     print(_assignments(placement))

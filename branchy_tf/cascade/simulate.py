@@ -12,9 +12,8 @@ from absl import flags, logging
 from tabulate import tabulate
 
 from branchy_tf import command_line, files
-from branchy_tf.errors import BranchyError
 from branchy_tf.units import placing
-from branchy_tf.units.placing import measured, reading, simulating
+from branchy_tf.units.placing import simulating
 
 FLAGS = flags.FLAGS
 
@@ -30,11 +29,7 @@ _MOST = 20
 
 
 def main() -> None:
-    if not FLAGS.topology:
-        raise BranchyError(
-            "--topology is missing: a topology.yaml with sites, links and demand."
-        )
-    topology = reading.load(FLAGS.topology, measured.of(FLAGS.units))
+    topology = command_line.chosen_topology()
     placement = placing.load_placement(files.path(FLAGS.placement))
     found = simulating.simulate(placement, topology, rows=FLAGS.rows, seed=FLAGS.seed)
     found.save(files.path(FLAGS.simulation))

@@ -16,6 +16,7 @@ from branchy_tf.errors import BranchyError, one_line
 if TYPE_CHECKING:
     # Needs numpy, which listing the commands does not.
     from branchy_tf.policy import ExitPolicy
+    from branchy_tf.units.placing import Topology
 
 FLAGS = flags.FLAGS
 
@@ -253,6 +254,21 @@ def chosen_policy(choice: Choice) -> ExitPolicy:
                 f"for {policy.criterion}. Calibrate with --criterion={FLAGS.criterion}."
             )
     return policy.replace(**changes)
+
+
+def chosen_topology() -> Topology:
+    """The topology of --topology, with the costs of the units of --units.
+
+    Raises:
+        BranchyError: --topology is missing, or a file is invalid.
+    """
+    from branchy_tf.units.placing import measured, reading
+
+    if not FLAGS.topology:
+        raise BranchyError(
+            "--topology is missing: a topology.yaml with sites, links and demand."
+        )
+    return reading.load(FLAGS.topology, measured.of(FLAGS.units))
 
 
 def report_context(run: Any, dataset: Any) -> Any:

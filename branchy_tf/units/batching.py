@@ -52,7 +52,8 @@ class Batcher:
         self._metrics = metrics
         self._most = link.config.max_batch_rows
         self._queue: collections.deque[_Waiting] = collections.deque()
-        self._running: set[asyncio.Task] = set()
+        self._calls = 0
+        self._tasks: set[asyncio.Task] = set()
 
     async def run(
         self,
@@ -70,7 +71,6 @@ class Batcher:
         Raises:
             ServerError: the unit failed, or the deadline has passed.
         """
-        loop = asyncio.get_running_loop()
         rows = len(next(iter(inputs.values())))
         if rows > self._most:
             parts = [
@@ -79,28 +79,36 @@ class Batcher:
             ]
             calls = (self.run(part, deadline, version) for part in parts)
             return _join(await asyncio.gather(*calls))
-        waiting = _Waiting(inputs, rows, deadline, version, loop.create_future())
-        self._queue.append(waiting)
-        self._start()
+        if self._calls < self._link.width:
+            # A future and a task would only add the time to wake up.
+            self._calls += 1
+            try:
+                return await self._ask(inputs, rows, deadline, version)
+            finally:
+                self._next()
+        answer = asyncio.get_running_loop().create_future()
+        self._queue.append(_Waiting(inputs, rows, deadline, version, answer))
         try:
-            return await asyncio.wait_for(waiting.answer, deadline - time.monotonic())
+            return await asyncio.wait_for(answer, deadline - time.monotonic())
         except asyncio.TimeoutError:
             raise ServerError(
                 "DEADLINE_EXCEEDED",
                 f"Unit {self._link.config.name!r} did not answer in time.",
             ) from None
 
-    def _start(self) -> None:
-        while self._queue and len(self._running) < self._link.width:
-            group = self._take()
-            if group:
-                task = asyncio.ensure_future(self._call(group))
-                self._running.add(task)
-                task.add_done_callback(self._ended)
+    def _next(self) -> None:
+        """Ends a call; requests that wait take its place."""
+        group = self._take()
+        if group:
+            task = asyncio.ensure_future(self._answer(group))
+            self._tasks.add(task)
+            task.add_done_callback(self._ended)
+        else:
+            self._calls -= 1
 
     def _ended(self, task: asyncio.Task) -> None:
-        self._running.discard(task)
-        self._start()
+        self._tasks.discard(task)
+        self._next()
 
     def _take(self) -> list[_Waiting]:
         """The next requests that share a call; skips those that gave up."""
@@ -120,25 +128,20 @@ class Batcher:
             rows += first.rows
         return group
 
-    async def _call(self, group: list[_Waiting]) -> None:
+    async def _answer(self, group: list[_Waiting]) -> None:
+        """Answers requests in one call."""
         # The whole call may take as long as the most patient request; the others give up
         # on their own.
-        timeout = max(waiting.deadline for waiting in group) - time.monotonic()
+        deadline = max(waiting.deadline for waiting in group)
         inputs = group[0].inputs
         if len(group) > 1:
             inputs = {
                 name: np.concatenate([waiting.inputs[name] for waiting in group])
                 for name in inputs
             }
-        unit = self._link.config.name
         rows = sum(waiting.rows for waiting in group)
         try:
-            if timeout <= 0:
-                raise ServerError("DEADLINE_EXCEEDED", "No time was left for the unit.")
-            with self._metrics.watch(unit, rows) as call:
-                reply = await self._link.run(inputs, timeout, group[0].version)
-                call.count(reply.sent, reply.received)
-            _check(reply, rows, unit)
+            reply = await self._ask(inputs, rows, deadline, group[0].version)
         except Exception as error:
             for waiting in group:
                 if not waiting.answer.done():
@@ -147,6 +150,23 @@ class Batcher:
         for waiting, part in zip(group, _split(reply, group), strict=True):
             if not waiting.answer.done():
                 waiting.answer.set_result(part)
+
+    async def _ask(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        rows: int,
+        deadline: float,
+        version: int | None,
+    ) -> Reply:
+        timeout = deadline - time.monotonic()
+        if timeout <= 0:
+            raise ServerError("DEADLINE_EXCEEDED", "No time was left for the unit.")
+        unit = self._link.config.name
+        with self._metrics.watch(unit, rows) as call:
+            reply = await self._link.run(inputs, timeout, version)
+            call.count(reply.sent, reply.received)
+        _check(reply, rows, unit)
+        return reply
 
 
 def _check(reply: Reply, rows: int, unit: str) -> None:

@@ -68,15 +68,23 @@ class CascadeMetrics:
             buckets=_ROWS,
             registry=self.registry,
         )
+        # Looking labels up takes longer than counting.
+        self._children: dict[tuple[Any, ...], Any] = {}
+
+    def _child(self, metric: Any, *labels: str) -> Any:
+        key = (metric, *labels)
+        if key not in self._children:
+            self._children[key] = metric.labels(*labels)
+        return self._children[key]
 
     @contextlib.contextmanager
     def watch(self, unit: str, rows: int) -> Iterator[_Call]:
         """Times a call to a unit and counts it by its outcome."""
         start, code = time.perf_counter(), "OK"
-        self._rows.labels(unit).inc(rows)
-        self._call_rows.labels(unit).observe(rows)
+        self._child(self._rows, unit).inc(rows)
+        self._child(self._call_rows, unit).observe(rows)
         try:
-            yield _Call(self._bytes, unit)
+            yield _Call(self, unit)
         except ServerError as error:
             code = error.code
             raise
@@ -84,30 +92,34 @@ class CascadeMetrics:
             code = "UNKNOWN"
             raise
         finally:
-            self._seconds.labels(unit).observe(time.perf_counter() - start)
-            self._calls.labels(unit, code).inc()
+            self._child(self._seconds, unit).observe(time.perf_counter() - start)
+            self._child(self._calls, unit, code).inc()
+
+    def count_bytes(self, unit: str, sent: int, received: int) -> None:
+        """Counts the bytes of a call to a unit."""
+        self._child(self._bytes, unit, "sent").inc(sent)
+        self._child(self._bytes, unit, "received").inc(received)
 
     def count_degraded(self, unit: str, code: str, rows: int) -> None:
         """Counts rows that this unit should have answered."""
-        self._degraded.labels(unit, code).inc(rows)
+        self._child(self._degraded, unit, code).inc(rows)
 
     def count_request(self, model: str, code: str) -> None:
         """Counts a request to the gateway."""
-        self._requests.labels(model, code).inc()
+        self._child(self._requests, model, code).inc()
 
     def count_exits(self, model: str, names: list[str], rows: list[int]) -> None:
         """Counts the rows of an answer by exit."""
         for name, count in zip(names, rows, strict=True):
             if count:
-                self._exits.labels(model, name).inc(count)
+                self._child(self._exits, model, name).inc(count)
 
 
 class _Call:
-    def __init__(self, counter: Any, unit: str) -> None:
-        self._counter = counter
+    def __init__(self, metrics: CascadeMetrics, unit: str) -> None:
+        self._metrics = metrics
         self._unit = unit
 
     def count(self, sent: int, received: int) -> None:
         """Counts the bytes of the call."""
-        self._counter.labels(self._unit, "sent").inc(sent)
-        self._counter.labels(self._unit, "received").inc(received)
+        self._metrics.count_bytes(self._unit, sent, received)

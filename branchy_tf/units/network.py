@@ -207,20 +207,21 @@ class Network:
         if thresholds is None:
             thresholds = self.model(name).thresholds[None]
         count = len(next(iter(inputs.values())))
-        limits = _disable_for_nonfinite(
-            inputs, np.broadcast_to(thresholds, (count, thresholds.shape[1]))
-        )
+        if len(thresholds) < count:
+            thresholds = np.repeat(thresholds, count, axis=0)
+        limits = _disable_for_nonfinite(inputs, thresholds)
         probabilities = np.empty((count, chain[0].interface.classes), np.float32)
         exits = np.empty(count, np.int32)
         scores = np.empty(count, np.float32)
         degraded = np.zeros(count, bool)
 
-        rows, before = np.arange(count), 0
+        rows: Any = slice(None)
+        before = 0
         current = dict(inputs)
         for k, stop in enumerate(chain):
             unit = stop.interface
             end = before + len(unit.thresholds)
-            asked = current | {THRESHOLDS: limits[rows, before:end]}
+            asked = current | {THRESHOLDS: limits[:, before:end]}
             try:
                 reply = await stop.batcher.run(
                     asked, _deadline_of(stop, k, deadline), version if not k else None
@@ -252,9 +253,10 @@ class Network:
             if not unit.goes_on:
                 break
             onward = outputs[ONWARD]
-            rows, before = rows[onward], end
-            if not rows.size:
+            if not onward.any():
                 break
+            rows = rows[onward] if k else np.flatnonzero(onward)
+            limits, before = limits[onward], end
             current = {
                 key: value for key, value in outputs.items() if key.startswith(FEATURES)
             } or {key: value[rows] for key, value in inputs.items()}

@@ -183,45 +183,71 @@ def overhead(
                     made[name] = _Caller(call, request, rows)
                 return made
 
-            latency = _in_turns(callers(1), 1, seconds, rounds, _median_latency)
-            few = _in_turns(callers(1), _CALLERS, seconds, rounds, _rows_per_second)
-            before = _cpu_seconds(gateway), _cpu_seconds(server)
-            requests = load.closed_loop(callers(1)["gateway"], _CALLERS, 60, seconds)
-            after = _cpu_seconds(gateway), _cpu_seconds(server)
-            many = _in_turns(callers(32), _CALLERS, seconds, rounds, _rows_per_second)
+            processes = {"gateway": gateway, "unit": server}
+            alone = _in_turns(callers(1), 1, seconds, rounds, processes)
+            many = {
+                rows: _in_turns(callers(rows), _CALLERS, seconds, rounds, processes)
+                for rows in (1, 32)
+            }
     finally:
         for process in (gateway, server):
             if process is not None and process.alive:
                 process.stop()
     added = statistics.median(
-        b - a for a, b in zip(latency["unit"], latency["gateway"], strict=True)
+        b.latency - a.latency
+        for a, b in zip(alone["unit"], alone["gateway"], strict=True)
     )
-    shares = {
-        rows: statistics.median(
-            b / a for a, b in zip(found["unit"], found["gateway"], strict=True)
+    figures = {"added_ms": added}
+    lines = [
+        f"One image, one caller: p50 {_median(alone['unit'], 'latency'):.2f} ms from the "
+        f"unit, {_median(alone['gateway'], 'latency'):.2f} ms through the gateway "
+        f"(+{added:.2f})."
+    ]
+    for rows, turns in many.items():
+        share = statistics.median(
+            b.rows_per_second / a.rows_per_second
+            for a, b in zip(turns["unit"], turns["gateway"], strict=True)
         )
-        for rows, found in ((1, few), (32, many))
-    }
-    cpu, unit_cpu = (
-        1e3 * (b - a) / len(requests.samples) for a, b in zip(before, after, strict=True)
+        cpu = statistics.median(turn.cpu["gateway"] for turn in turns["gateway"])
+        figures |= {f"share_{rows}": share, f"cpu_ms_{rows}": cpu}
+        before, behind = (
+            statistics.median(turn.cpu["unit"] for turn in turns[name])
+            for name in ("unit", "gateway")
+        )
+        lines.append(
+            f"{_CALLERS} callers, {rows} rows a request: {share:.2f} of the "
+            f"{_median(turns['unit'], 'rows_per_second'):,.0f} rows a second of the unit "
+            f"alone. Processor time of a row: unit alone {before:.3f} ms; through the "
+            f"gateway {cpu:.3f} of the gateway and {behind:.3f} of the unit."
+        )
+    lines.append(
+        f"Medians of {rounds} rounds; {os.cpu_count()} cores, load "
+        f"{os.getloadavg()[0]:.1f}."
     )
-    figures = {
-        "added_ms": added, "share_1": shares[1], "share_32": shares[32], "cpu_ms": cpu,
-    }  # fmt: skip
-    found = lab.Findings(
-        f"One image, one caller: p50 {statistics.median(latency['unit']):.2f} ms from "
-        f"the unit, {statistics.median(latency['gateway']):.2f} ms through the gateway "
-        f"(+{added:.2f}). {_CALLERS} callers, rows a second through the gateway over "
-        f"those of the unit alone: {shares[1]:.2f} with 1 row a request "
-        f"({statistics.median(few['unit']):,.0f} from the unit), {shares[32]:.2f} with "
-        f"32 ({statistics.median(many['unit']):,.0f}). CPU of one request with 1 row: "
-        f"{cpu:.2f} ms of the gateway, {unit_cpu:.2f} of the unit. Medians of {rounds} "
-        f"rounds; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}.",
-        figures,
-    )
+    found = lab.Findings("\n".join(lines), figures)
     found.require(added <= 1.0, f"the gateway adds {added:.2f} ms")
-    found.require(shares[32] >= 0.8, f"{shares[32]:.2f} of the unit's throughput")
+    share = figures["share_32"]
+    found.require(share >= 0.8, f"{share:.2f} of the unit's throughput")
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Turn:
+    """One loop.
+
+    Attributes:
+        latency: median milliseconds of a request.
+        rows_per_second: of all callers.
+        cpu: milliseconds of a row in each process, which other load changes less.
+    """
+
+    latency: float
+    rows_per_second: float
+    cpu: dict[str, float]
+
+
+def _median(turns: list[_Turn], figure: str) -> float:
+    return statistics.median(getattr(turn, figure) for turn in turns)
 
 
 def _in_turns(
@@ -229,33 +255,32 @@ def _in_turns(
     threads: int,
     seconds: float,
     rounds: int,
-    figure: Callable[[load.Outcome], float],
-) -> dict[str, list[float]]:
-    """A figure of each caller in each round, the callers in turns."""
-    found: dict[str, list[float]] = {name: [] for name in callers}
+    processes: dict[str, servers.ServeProcess],
+) -> dict[str, list[_Turn]]:
+    """The loops of each caller, the callers in turns."""
+    found: dict[str, list[_Turn]] = {name: [] for name in callers}
     for caller in callers.values():
         load.closed_loop(caller, threads, 60, seconds / 3)  # warm-up
     for _ in range(rounds):
         for name, caller in callers.items():
+            before = {who: _cpu_seconds(one) for who, one in processes.items()}
             outcome = load.closed_loop(caller, threads, 60, seconds)
             if outcome.errors:
                 raise AssertionError(f"requests to the {name} failed: {outcome.errors}")
-            found[name].append(figure(outcome))
+            rows = sum(sample.rows for sample in outcome.samples)
+            cpu = {
+                who: 1e3 * (_cpu_seconds(one) - before[who]) / rows
+                for who, one in processes.items()
+            }
+            latency = float(np.median(outcome.latencies))
+            found[name].append(_Turn(latency, rows / outcome.seconds, cpu))
     return found
 
 
 def _cpu_seconds(server: servers.ServeProcess) -> float:
-    """The processor time that a process has used, which other load does not change."""
+    """The processor time that a process has used."""
     fields = pathlib.Path(f"/proc/{server.process.pid}/stat").read_text().split()
     return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
-
-
-def _median_latency(outcome: load.Outcome) -> float:
-    return float(np.median(outcome.latencies))
-
-
-def _rows_per_second(outcome: load.Outcome) -> float:
-    return sum(sample.rows for sample in outcome.samples) / outcome.seconds
 
 
 # --- failures

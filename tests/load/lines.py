@@ -1,19 +1,84 @@
-"""A line to a server that takes time and carries only so much a second."""
+"""Lines that take time and carry only so much a second, in user space.
+
+Exact command, which `hosts` runs:
+
+  python tests/load/lines.py NAME_1 PID_1 NAME_2 PID_2
+
+It moves two tunnel devices into the network namespaces of two processes and carries
+packets between them. On its input it reads "SECONDS BYTES_PER_SECOND" whenever they are
+to change.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import functools
+import os
 import queue
 import socket
+import struct
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable
+
+# linux/if_tun.h
+_TUNSETIFF = 0x400454CA
+_PACKETS = 0x0001 | 0x1000  # IFF_TUN, IFF_NO_PI
+_PIECE = 65_536
 
 
 class Line:
-    """Forwards connections to a server, each way late and at a limited rate.
+    """Carries pieces both ways, each late and at a limited rate.
 
-    Unlike `tc netem`, it needs no rights and no kernel module. It delays bytes, not
-    packets: there is no loss and no congestion, and a connection opens at once.
+    Args:
+        seconds: that a byte takes, one way.
+        bytes_per_second: each way.
+    """
+
+    def __init__(self, seconds: float, bytes_per_second: float) -> None:
+        self.seconds = seconds
+        self.bytes_per_second = bytes_per_second
+
+    def carry(
+        self, receive: Callable[[], bytes], send: Callable[[bytes], object]
+    ) -> None:
+        """Carries what one end receives to the other, until that is empty.
+
+        Args:
+            receive: waits for a piece.
+            send: receives the pieces and the empty one at the end.
+        """
+        pending: queue.Queue = queue.Queue()
+        for job, end in ((self._receive, receive), (self._send, send)):
+            threading.Thread(target=job, args=(end, pending), daemon=True).start()
+
+    def _receive(self, receive: Callable[[], bytes], pending: queue.Queue) -> None:
+        with contextlib.suppress(OSError):
+            while content := receive():
+                pending.put((time.monotonic(), content))
+        pending.put((time.monotonic(), b""))
+
+    def _send(self, send: Callable[[bytes], object], pending: queue.Queue) -> None:
+        free = 0.0
+        with contextlib.suppress(OSError):
+            while True:
+                came, content = pending.get()
+                # A piece leaves when those before it have, and then travels.
+                free = max(free, came) + len(content) / self.bytes_per_second
+                time.sleep(max(free + self.seconds - time.monotonic(), 0))
+                send(content)
+                if not content:
+                    return
+
+
+class Proxy(Line):
+    """A line to a server, which forwards connections.
+
+    It needs no rights. It delays bytes, not packets: there is no loss and no congestion,
+    a connection opens at once, and each has the whole rate.
 
     Args:
         server: host:port.
@@ -25,15 +90,14 @@ class Line:
     """
 
     def __init__(self, server: str, seconds: float, bytes_per_second: float) -> None:
+        super().__init__(seconds, bytes_per_second)
         host, _, port = server.rpartition(":")
         self._server = host, int(port)
-        self._seconds = seconds
-        self._rate = bytes_per_second
         self._sockets: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
 
-    def __enter__(self) -> Line:
+    def __enter__(self) -> Proxy:
         threading.Thread(target=self._accept, daemon=True).start()
         return self
 
@@ -55,28 +119,52 @@ class Line:
                 one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._sockets.append(one)
             for source, target in ((caller, onward), (onward, caller)):
-                pending: queue.Queue = queue.Queue()
-                for job, end in ((self._receive, source), (self._send, target)):
-                    thread = threading.Thread(
-                        target=job, args=(end, pending), daemon=True
-                    )
-                    thread.start()
+                self.carry(_receiving(source), _sending(target))
 
-    def _receive(self, source: socket.socket, pending: queue.Queue) -> None:
-        with contextlib.suppress(OSError):
-            while content := source.recv(4096):
-                pending.put((time.monotonic(), content))
-        pending.put((time.monotonic(), b""))
 
-    def _send(self, target: socket.socket, pending: queue.Queue) -> None:
-        free = 0.0
+def _receiving(source: socket.socket) -> Callable[[], bytes]:
+    return lambda: source.recv(4096)
+
+
+def _sending(target: socket.socket) -> Callable[[bytes], None]:
+    def send(content: bytes) -> None:
+        if content:
+            target.sendall(content)
+        else:
+            target.shutdown(socket.SHUT_WR)
+
+    return send
+
+
+def _tunnel(name: str, process: str) -> int:
+    """A tunnel device in the network namespace of a process; its file descriptor."""
+    file = os.open("/dev/net/tun", os.O_RDWR)
+    fcntl.ioctl(file, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _PACKETS))
+    # It stays open from here, wherever it is.
+    command = ["ip", "link", "set", "dev", name, "netns", process]
+    subprocess.run(command, check=True)
+    return file
+
+
+def _writing(tunnel: int) -> Callable[[bytes], None]:
+    def send(packet: bytes) -> None:
+        # Until the device is up, packets are lost.
         with contextlib.suppress(OSError):
-            while True:
-                came, content = pending.get()
-                # A piece leaves when those before it have, and then travels.
-                free = max(free, came) + len(content) / self._rate
-                time.sleep(max(free + self._seconds - time.monotonic(), 0))
-                if not content:
-                    target.shutdown(socket.SHUT_WR)
-                    return
-                target.sendall(content)
+            os.write(tunnel, packet)
+
+    return send
+
+
+def main() -> None:
+    ends = [_tunnel(*sys.argv[i : i + 2]) for i in (1, 3)]
+    line = Line(0.0, float("inf"))
+    for source, target in (ends, ends[::-1]):
+        line.carry(functools.partial(os.read, source, _PIECE), _writing(target))
+    print("carrying", flush=True)
+    for text in sys.stdin:
+        line.seconds, line.bytes_per_second = map(float, text.split())
+        print("changed", flush=True)
+
+
+if __name__ == "__main__":
+    main()

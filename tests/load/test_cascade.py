@@ -63,11 +63,18 @@ def test_the_gateway_is_compared_with_a_unit(model, policy, mnist_5k, tmp_path):
     # The bounds need a quiet machine; here the figures only have to be there.
     assert found.figures["share_1"] > 0
     assert found.figures["share_32"] > 0
-    assert found.figures["cpu_ms"] > 0
+    assert found.figures["cpu_ms_1"] > 0
 
 
-def test_the_lab_compares_places(model, policy, mnist_5k, tmp_path):
-    test = mnist_5k.test.take(np.arange(40))
-    found = cascade_lab.run(model, policy, test, ["exit_1"], tmp_path)
+def test_the_lab_compares_places_and_simulates_them(model, policy, mnist_5k, tmp_path):
+    test = mnist_5k.test.take(np.arange(20))
+    found = cascade_lab.run(
+        model, policy, test, ["exit_1"], tmp_path, rate=40.0, rounds=1
+    )
     assert found.problems == []
-    assert found.figures["cascade, image"]["bytes"] < found.figures["edge only"]["bytes"]
+    results = found.figures
+    assert results["cascade, image"]["bytes"] < results["edge only"]["bytes"]
+    for figures in results.values():
+        assert figures["simulated"] > 0
+    # Two ways over both lines.
+    assert results["cloud only"]["simulated"] > 90

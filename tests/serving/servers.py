@@ -103,6 +103,7 @@ class ServeProcess:
         backend: what serves.
         forked: the embedded server is forked, which is faster to start; otherwise it is
             a Python of its own, with this process's environment.
+        at: begins the command line, e.g. of another network namespace.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class ServeProcess:
         flags: Sequence[str] = (),
         backend: str = backends.EMBEDDED,
         forked: bool = True,
+        at: Sequence[str] = (),
     ) -> None:
         self._log = log
         # The others cannot choose a port themselves.
@@ -119,12 +121,12 @@ class ServeProcess:
         model = [] if base_path is None else [f"--model_base_path={base_path}"]
         given = [f"--backend={backend}", *model, f"--port={self._port}", *flags]
         self.process: commands.Forked | subprocess.Popen
-        if forked and backend == backends.EMBEDDED:
+        if forked and not at and backend == backends.EMBEDDED:
             self.process = commands.Forked("serve", given, log)
             return
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "branchy_tf.serve", *given],
+                [*at, sys.executable, "-m", "branchy_tf.serve", *given],
                 stdout=output, stderr=output,
             )  # fmt: skip
 

@@ -10,6 +10,7 @@ many wait there; y, whether a site holds a unit.
                 q >= slope l + intercept         for each tangent of the waiting
                 sum over ways with unit and site of x <= y    for each demand
                 limits of load, watts and memory
+                sum alpha y <= 1                  for each cover, if there are any
 
 Limits are written as shares of what is allowed, so that all rows have one scale.
 """
@@ -18,12 +19,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import scipy.sparse as sparse
 from scipy import optimize
 
 from branchy_tf.units.placing import queueing
+from branchy_tf.units.placing.covering import Cover
 from branchy_tf.units.placing.ways import Network, Way
 
 
@@ -86,10 +89,13 @@ class Programme:
     Args:
         network: what the ways lead through.
         ways: to choose from.
+        covers: inequalities that tighten the relaxation and hold for every placement.
     """
 
-    def __init__(self, network: Network, ways: list[Way]) -> None:
-        self.network, self.ways = network, ways
+    def __init__(
+        self, network: Network, ways: list[Way], covers: Iterable[Cover] = ()
+    ) -> None:
+        self.network, self.ways, self.covers = network, ways, list(covers)
         self.used = sorted({station for way in ways for station in way.loads})
         self._place = {station: i for i, station in enumerate(self.used)}
         self.hosts = self._hosts()
@@ -149,6 +155,13 @@ class Programme:
             )
             for slope, intercept in lines:
                 above.add({self._loads + i: slope, self._waits + i: -1.0}, -intercept)
+        for cover in self.covers:
+            weights = {
+                self._held + self.hosts[name, cover.site]: weight
+                for name, weight in cover.weights.items()
+                if (name, cover.site) in self.hosts
+            }
+            above.add(weights, 1.0)
         self._first_limit = above.count
         self._limit_rows(above)
         self._equal, self._equal_to = equal.matrix(), np.array(equal.bounds)
@@ -217,6 +230,27 @@ class Programme:
         hosting = {key: float(above[row]) for key, row in self._linking.items()}
         prices = Prices(stations, equal[:demands], hosting, above[self._first_limit :])
         return self._solution(found.fun, found.x, True), prices
+
+    def held(self, found: Solution) -> dict[int, dict[str, float]]:
+        """The share of each unit at each site whose memory may be too small.
+
+        Args:
+            found: a solution of this programme.
+        """
+        shares: dict[tuple[int, str, int], float] = {}
+        for share, way in zip(found.ways, self.ways, strict=True):
+            if share > 0:
+                for name, site in dict.fromkeys(
+                    zip(self._names(way), way.sites, strict=True)
+                ):
+                    key = way.demand, name, site
+                    shares[key] = shares.get(key, 0.0) + share
+        most: dict[int, dict[str, float]] = {}
+        for (_, name, site), share in shares.items():
+            if (name, site) in self.hosts:
+                units = most.setdefault(site, {})
+                units[name] = max(units.get(name, 0.0), share)
+        return most
 
     def choose(self, seconds: float, gap: float) -> Solution:
         """Picks one way for each demand.

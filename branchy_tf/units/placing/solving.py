@@ -5,7 +5,8 @@ every erlang, watt and megabyte; at these prices the cheapest way of each demand
 shortest path over its units (Dantzig and Wolfe, Decomposition principle for linear
 programs, Operations Research 8, 1960). Ways that are cheaper than those at hand join,
 until there are none. What the cheapest ways would save bounds the relaxation over all
-ways (Lasdon, Optimization theory for large systems, 1970), and so every placement.
+ways (Lasdon, Optimization theory for large systems, 1970), and so every placement. Covers
+bring that bound closer to the placements, which hold no fractions of a unit.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import numpy as np
 from absl import logging
 
 from branchy_tf.errors import BranchyError
-from branchy_tf.units.placing.programme import Limit, Prices, Programme
+from branchy_tf.units.placing import covering
+from branchy_tf.units.placing.covering import Cover
+from branchy_tf.units.placing.programme import Limit, Prices, Programme, Solution
 from branchy_tf.units.placing.ways import Network, Way
 
 # Up to that many, all ways go into the programme.
@@ -68,18 +71,20 @@ def solve(network: Network, seconds: float, gap: float) -> Solved:
     every = sum(network.count(j) for j in range(len(network.demands))) <= _FEW
     if every:
         ways = [way for j in range(len(network.demands)) for way in network.every(j)]
-        programme = Programme(network, ways)
+        programme = cut = Programme(network, ways)
         relaxed, prices = programme.relax(0.0)
         if math.isinf(relaxed.value):
             raise _unmet(programme, seconds)
         bound = relaxed.value
     else:
-        programme, prices, bound = _generate(network, seconds, gap)
-        programme = _more(programme, prices, bound)
+        cut, prices, bound = _generate(network, seconds, gap)
+        cut = _more(cut, prices, bound)
+        # The price of memory is that of the limit: covers would take a part of it.
+        programme = Programme(network, cut.ways)
         relaxed, prices = programme.relax(0.0)
         if math.isinf(relaxed.value):
             raise _unmet(programme, seconds)
-    chosen = programme.choose(seconds, gap / 4 if not every else 1e-9)
+    chosen = cut.choose(seconds, 1e-9 if every else gap / 4)
     if math.isinf(chosen.value):
         if chosen.optimal:
             raise _unmet(programme, seconds)
@@ -90,6 +95,7 @@ def solve(network: Network, seconds: float, gap: float) -> Solved:
     for p in np.argsort(-chosen.ways, kind="stable"):
         best.setdefault(programme.ways[p].demand, int(p))
     ways = [programme.ways[best[j]] for j in range(len(network.demands))]
+    bound = min(bound, chosen.value)  # above it only by rounding
     tight = chosen.value - bound <= 1e-9 * bound
     loads = np.zeros(network.stations)
     for share, way in zip(relaxed.ways, programme.ways, strict=True):
@@ -109,9 +115,10 @@ def _generate(
         ways.setdefault(way)
     total = sum(network.demands[way.demand].per_second * way.seconds for way in ways)
     penalty = 100 * total / len(network.demands) + 1e-6
-    bound = 0.0
+    covers: list[Cover] = []
+    bound = before = 0.0
     for round_ in range(_ROUNDS):
-        programme = Programme(network, list(ways))
+        programme = Programme(network, list(ways), covers)
         relaxed, prices = programme.relax(penalty)
         found = list(_cheapest(network, prices))
         savings = np.zeros(len(network.demands))
@@ -126,20 +133,36 @@ def _generate(
             and price - prices.demands[way.demand] < -1e-9 * max(1.0, abs(price))
         ]
         logging.info(
-            "Round %d: %d ways, relaxation %.6g, bound %.6g.",
-            round_ + 1, len(ways), relaxed.value, bound,
+            "Round %d: %d ways, %d covers, relaxation %.6g, bound %.6g.",
+            round_ + 1, len(ways), len(covers), relaxed.value, bound,
         )  # fmt: skip
         if fresh and relaxed.value - bound > gap / 20 * relaxed.value:
             ways.update(dict.fromkeys(fresh))
             continue
         if relaxed.missing.max(initial=0) <= _MISSING:
-            break
+            more = _violated(programme, relaxed)
+            if not more or bound - before < gap / 50 * bound:
+                break
+            before = bound
+            covers += more
+            continue
         if not fresh and penalty > 1e6 * total:
             raise _unmet(programme, seconds)
         # The penalty may have been worth paying.
         penalty *= 100
         ways.update(dict.fromkeys(fresh))
     return programme, prices, bound
+
+
+def _violated(programme: Programme, relaxed: Solution) -> list[Cover]:
+    """Covers that cut the relaxation's fractions of units off."""
+    network = programme.network
+    sizes = {name: unit.memory_mb for name, unit in network.topology.units.items()}
+    covers = (
+        covering.separate(site, held, sizes, network.sites[site].memory_mb)
+        for site, held in sorted(programme.held(relaxed).items())
+    )
+    return [cover for cover in covers if cover is not None]
 
 
 def _more(programme: Programme, prices: Prices, bound: float) -> Programme:
@@ -158,7 +181,7 @@ def _more(programme: Programme, prices: Prices, bound: float) -> Programme:
         for way, _ in _cheapest(network, varied):
             if way not in ways and _reduced(network, way, prices) < _NEAR * bound:
                 ways[way] = None
-    return Programme(network, list(ways))
+    return Programme(network, list(ways), programme.covers)
 
 
 def _reduced(network: Network, way: Way, prices: Prices) -> float:
