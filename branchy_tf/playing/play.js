@@ -143,7 +143,7 @@
     byId("summary").textContent = text;
     byId("summary").className = "bad";
     byId("degraded").hidden = true;
-    byId("spent").textContent = "";
+    byId("spent").replaceChildren();
     byId("notes").textContent = "";
     byId("seen").hidden = true;
     byId("answers").replaceChildren();
@@ -157,7 +157,7 @@
       `${place(answer.exit)} answers ${best === undefined ? "nothing" : className(best)}` +
       (answer.label === null ? "." : `; the label is ${className(answer.label)}.`);
     byId("degraded").hidden = !answer.degraded;
-    byId("spent").textContent = spent(answer);
+    byId("spent").replaceChildren(...spent(answer));
     byId("notes").textContent = answer.notes.length ? `The image: ${answer.notes.join(", ")}.` : "";
     byId("seen").src = answer.seen;
     byId("seen").hidden = false;
@@ -165,25 +165,23 @@
     byId("answers").replaceChildren(...answer.exits.map((exit, k) => box(exit, k, answer.exit, limits)));
   }
 
-  /** Time and multiply-adds spent and saved, in words. */
+  /** Time and multiply-adds spent and saved, as entries of a list of terms. */
   function spent(answer) {
     const [here, whole] = [facts.milliseconds[answer.exit], facts.milliseconds[last]];
-    const parts = [`${milliseconds(answer.milliseconds)} this time`];
     const rules = [];
     if (here !== null) rules.push(`${milliseconds(here)} at this exit as a rule`);
     if (whole !== null && answer.exit < last) rules.push(`${milliseconds(whole)} at the final one`);
-    if (rules.length) parts.push(rules.join(", "));
+    const told = [["time", [`${milliseconds(answer.milliseconds)} now`, ...rules].join("; ")]];
     if (facts.macs) {
       const count = facts.macs[answer.exit];
-      const saved = facts.full_macs ? 1 - count / facts.full_macs : 0;
-      parts.push(
-        `${count.toLocaleString("en-US")} multiply-adds` +
-          (facts.full_macs
-            ? `, ${percent(Math.abs(saved))} ${saved >= 0 ? "less" : "more"} than the network without branches`
-            : ""),
-      );
+      told.push(["multiply-adds", count.toLocaleString("en-US")]);
+      if (facts.full_macs) {
+        const saved = 1 - count / facts.full_macs;
+        const words = `${percent(Math.abs(saved))} ${saved >= 0 ? "less" : "more"} than`;
+        told.push(["", `${words} the network without branches`]);
+      }
     }
-    return `${parts.join("; ")}.`;
+    return told.flatMap(([term, text]) => [element("dt", term), element("dd", text)]);
   }
 
   /** What one exit says. */
@@ -265,7 +263,11 @@
     for (const end of ["pointerup", "pointercancel"]) {
       board.addEventListener(end, () => (from = null));
     }
-    byId("clear").addEventListener("click", clear);
+    byId("clear").addEventListener("click", () => {
+      clear();
+      // There is nothing left to ask about.
+      if (image?.query.kind === "drawing") image = null;
+    });
 
     // With keys: arrows move the pen, space puts it down or lifts it.
     const STEP = side / 20;

@@ -6,14 +6,13 @@ import concurrent.futures
 import http.client
 import io
 import json
-import struct
 import threading
-import zlib
 
 import commands
 import keras
 import numpy as np
 import pytest
+from page_actions import huge_png
 from PIL import Image
 
 from branchy_tf import EarlyExitPredictor, playing
@@ -102,22 +101,6 @@ def test_two_people_do_not_disturb_each_other(server):
         first, second, third, fourth = pool.map(one, ["0", "inf", "0", "inf"])
     assert first == third == [1] * 15
     assert second == fourth == [0] * 15
-
-
-def huge_png(width=10_000, height=10_000):
-    """A PNG of 100 megapixels in a few bytes."""
-
-    def chunk(kind, data):
-        checked = zlib.crc32(kind + data)
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checked)
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b"\0" * 99))
-        + chunk(b"IEND", b"")
-    )
 
 
 @pytest.mark.parametrize(
