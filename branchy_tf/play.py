@@ -21,7 +21,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from branchy_tf import command_line, files, playing
+from branchy_tf import command_line, data, files, playing
 from branchy_tf.errors import BranchyError
 from branchy_tf.playing import Subject
 from branchy_tf.predictor import EarlyExitPredictor
@@ -117,6 +117,8 @@ def _of_model(names: list[str] | None) -> tuple[Subject, Any]:
     if choice.run is not None and (choice.run.path / "data.json").is_file():
         record = files.read_json(choice.run.path / "data.json")
     known = getattr(dataset, "class_names", None) or record.get("class_names")
+    if known is None and choice.packaged is not None:
+        known = data.CLASS_NAMES.get(choice.packaged.dataset)
     pixels = playing.pixel_range(record)
     return playing.of_model(choice.model, policy, names or known, pixels), dataset
 

@@ -162,7 +162,7 @@
     byId("seen").src = answer.seen;
     byId("seen").hidden = false;
     const limits = own ? thresholds : calibrated;
-    byId("answers").replaceChildren(...answer.exits.map((exit, k) => box(exit, k, answer.exit, limits)));
+    byId("answers").replaceChildren(...answer.exits.map((exit, k) => box(exit, k, answer, limits)));
   }
 
   /** Time and multiply-adds spent and saved, as entries of a list of terms. */
@@ -185,9 +185,11 @@
   }
 
   /** What one exit says. */
-  function box(exit, k, taken, limits) {
+  function box(exit, k, answer, limits) {
+    const taken = answer.exit;
     const made = element("section", "", { class: k === taken ? "answer taken" : "answer" });
-    const where = k === taken ? ": the image left here" : k > taken ? ": not reached" : ": passed";
+    const here = answer.degraded ? ": the best answer so far" : ": the image left here";
+    const where = k === taken ? here : k > taken ? ": not reached" : ": passed";
     made.append(element("h3", place(k) + where));
     if (facts.units && !exit.classes.length) {
       made.append(element("div", `The unit ${facts.units[k]} does not answer.`, { class: "bad" }));

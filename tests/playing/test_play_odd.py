@@ -115,6 +115,8 @@ def test_a_degraded_answer_says_so(browser):
         assert page.locator("#degraded").is_visible()
         last = page.locator(".answer").nth(2).inner_text()
         assert "The unit cloud does not answer." in last
+        title = page.locator(".answer.taken h3").inner_text()
+        assert title == "exit_2 (device): the best answer so far"
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)
             assert browsers.contrasts(page)[0][0] >= 4.5
