@@ -20,7 +20,7 @@ from tabulate import tabulate
 from branchy_tf import command_line
 from branchy_tf.errors import BranchyError
 from branchy_tf.results import exit_name
-from branchy_tf.serving import EarlyExitClient, Tls
+from branchy_tf.serving import EarlyExitClient
 
 FLAGS = flags.FLAGS
 
@@ -29,15 +29,7 @@ flags.DEFINE_string("model_name", None, "Name of the served model.")
 flags.DEFINE_string(
     "label", None, "Label of the version to use. Default: the newest version."
 )
-flags.DEFINE_bool("tls", False, "Connects with TLS, as any --tls_ flag does.")
-command_line.define_path(
-    "tls_ca", None, "PEM file of trusted authorities. Default: the public ones."
-)
-command_line.define_path("tls_certificate", None, "PEM file of the client's certificate.")
-command_line.define_path("tls_key", None, "PEM file of that certificate's key.")
-flags.DEFINE_string(
-    "tls_server_name", None, "Name in the server's certificate. Default: the host."
-)
+command_line.define_tls()
 flags.DEFINE_list(
     "images",
     None,
@@ -46,12 +38,7 @@ flags.DEFINE_list(
     "frame. MNIST digits are white on black.",
 )
 command_line.check_path("images")
-command_line.define_path(
-    "class_names",
-    None,
-    "What names the classes in the table: a branchy.json or data.json, or the folder of "
-    "a run, a version or a model. Default: the data set, or numbers.",
-)
+command_line.define_class_names("the data set, or numbers.")
 flags.DEFINE_integer(
     "num_images",
     16,
@@ -91,23 +78,6 @@ def _images(
     return test.read(), names, test.labels.tolist(), dataset.class_names
 
 
-def _tls() -> Tls | None:
-    given = Tls(FLAGS.tls_ca, FLAGS.tls_certificate, FLAGS.tls_key, FLAGS.tls_server_name)
-    return given if FLAGS.tls or given != Tls() else None
-
-
-def _class_names() -> Sequence[str] | None:
-    if not FLAGS.class_names:
-        return None
-    found = command_line.class_names(FLAGS.class_names)
-    if found is None:
-        raise BranchyError(
-            f"--class_names={FLAGS.class_names} names no classes: expected a "
-            "branchy.json or data.json with class_names, or a folder with one."
-        )
-    return found
-
-
 def _class_name(index: int, names: Sequence[str] | None) -> str:
     return names[index] if names is not None and index < len(names) else str(index)
 
@@ -118,13 +88,13 @@ def main() -> None:
     if bool(FLAGS.images) == bool(FLAGS.dataset):
         raise BranchyError("Pass --images=FILE,FILE or --dataset=NAME, one of the two.")
     limits = command_line.parse_numbers("thresholds", FLAGS.thresholds)
-    classes = _class_names()
+    classes: Sequence[str] | None = command_line.chosen_class_names()
     with EarlyExitClient(
         FLAGS.server,
         FLAGS.model_name,
         timeout=FLAGS.timeout,
         label=FLAGS.label,
-        tls=_tls(),
+        tls=command_line.chosen_tls(),
     ) as client:
         images, names, labels, known = _images(client)
         answer = client.predict(images, limits)

@@ -216,6 +216,18 @@ def test_file_in_data_dir_needs_no_download(npz, tmp_path, offline):
     assert numbers(loaded.test) == list(range(100, 112))
 
 
+def test_data_sets_with_known_classes_name_them(npz, tmp_path):
+    npz("cifar10.npz")
+    npz("mnist.npz")
+    known = data.load("cifar10", data_dir=tmp_path)
+    assert (known.classes, known.class_names[9]) == (10, "truck")
+    assert data.load("mnist", data_dir=tmp_path).class_names is None
+    # A file may name them otherwise.
+    own = [str(c) for c in range(10)]
+    npz("fashion_mnist.npz", class_names=own)
+    assert list(data.load("fashion_mnist", data_dir=tmp_path).class_names) == own
+
+
 def test_failing_download_says_where_to_put_the_file(tmp_path, offline):
     text = complaint("mnist", str(tmp_path))
     assert f"no mnist.npz in {tmp_path}" in text

@@ -16,6 +16,7 @@ from branchy_tf.errors import BranchyError, one_line
 if TYPE_CHECKING:
     # Needs numpy, which listing the commands does not.
     from branchy_tf.policy import ExitPolicy
+    from branchy_tf.serving import Tls
     from branchy_tf.units.placing import Topology
 
 FLAGS = flags.FLAGS
@@ -204,6 +205,31 @@ def class_names(path: files.Path) -> list[str] | None:
                 )
             return names
     return None
+
+
+def chosen_class_names() -> list[str] | None:
+    """The names of the classes that --class_names records; None without the flag.
+
+    Raises:
+        BranchyError: the file or folder names no classes.
+    """
+    if not FLAGS.class_names:
+        return None
+    found = class_names(FLAGS.class_names)
+    if found is None:
+        raise BranchyError(
+            f"--class_names={FLAGS.class_names} names no classes: expected a "
+            "branchy.json or data.json with class_names, or a folder with one."
+        )
+    return found
+
+
+def chosen_tls() -> Tls | None:
+    """The TLS files of the flags; None if none of them asks for TLS."""
+    from branchy_tf.serving import Tls
+
+    given = Tls(FLAGS.tls_ca, FLAGS.tls_certificate, FLAGS.tls_key, FLAGS.tls_server_name)
+    return given if FLAGS.tls or given != Tls() else None
 
 
 def chosen_policy(choice: Choice) -> ExitPolicy:

@@ -212,3 +212,30 @@ def define_topology() -> None:
         "The folder that `cascade export` wrote, for the costs of units that the "
         "topology does not describe.",
     )
+
+
+def define_tls() -> None:
+    """Defines --tls, --tls_ca, --tls_certificate, --tls_key and --tls_server_name."""
+    flags.DEFINE_bool("tls", False, "Connects with TLS, as any --tls_ flag does.")
+    define_path(
+        "tls_ca", None, "PEM file of trusted authorities. Default: the public ones."
+    )
+    define_path("tls_certificate", None, "PEM file of the client's certificate.")
+    define_path("tls_key", None, "PEM file of that certificate's key.")
+    flags.DEFINE_string(
+        "tls_server_name", None, "Name in the server's certificate. Default: the host."
+    )
+
+
+def define_class_names(otherwise: str) -> None:
+    """Defines --class_names.
+
+    Args:
+        otherwise: what names the classes without the flag.
+    """
+    define_path(
+        "class_names",
+        None,
+        "What names the classes: a branchy.json or data.json, or the folder of a run, a "
+        f"version or a model. Default: {otherwise}",
+    )

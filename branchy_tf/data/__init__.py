@@ -15,7 +15,7 @@ from branchy_tf.data.augmentation import (
 )
 from branchy_tf.data.fitting import check_fits, fitted
 from branchy_tf.data.loading import is_path, load
-from branchy_tf.data.named import NAMES
+from branchy_tf.data.named import CLASS_NAMES, NAMES
 from branchy_tf.data.splits import (
     ArrayLike,
     Dataset,
@@ -28,6 +28,7 @@ from branchy_tf.data.weights import ClassWeights, class_weights, weighted
 
 __all__ = [
     "AUGMENTATIONS",
+    "CLASS_NAMES",
     "NAMES",
     "ArrayLike",
     "ClassWeights",

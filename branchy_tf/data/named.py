@@ -18,6 +18,17 @@ from branchy_tf.errors import BranchyError, first_line
 # The number of classes of each data set in keras.datasets.
 KERAS_DATASETS = {"mnist": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100}
 NAMES = (*KERAS_DATASETS, "mnist_5k")
+# In the order of their numbers; digits name themselves.
+CLASS_NAMES = {
+    "fashion_mnist": (
+        "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt",
+        "sneaker", "bag", "ankle boot",
+    ),
+    "cifar10": (
+        "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship",
+        "truck",
+    ),
+}  # fmt: skip
 
 
 def mnist_5k() -> Dataset:
@@ -73,5 +84,8 @@ def read(name: str, data_dir: files.Path | None) -> Raw:
     path = files.path(data_dir or ".") / f"{name}.npz"
     classes = KERAS_DATASETS[name]
     if data_dir is not None and path.is_file():
-        return dataclasses.replace(npz.read(path, name), classes=classes)
-    return npz.raw(_download(name, data_dir), name, name, classes)
+        found = npz.read(path, name)
+    else:
+        found = npz.raw(_download(name, data_dir), name, name)
+    names = found.class_names or CLASS_NAMES.get(name)
+    return dataclasses.replace(found, classes=classes, class_names=names)

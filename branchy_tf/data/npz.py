@@ -36,12 +36,7 @@ def read(path: pathlib.Path, name: str) -> Raw:
     return raw(_read(path), name, str(path))
 
 
-def raw(
-    arrays: Mapping[str, np.ndarray],
-    name: str,
-    source: str,
-    classes: int | None = None,
-) -> Raw:
+def raw(arrays: Mapping[str, np.ndarray], name: str, source: str) -> Raw:
     """The data set in arrays with the names of an .npz.
 
     Raises:
@@ -71,8 +66,7 @@ def raw(
         name,
         source,
         splits,
-        classes,
-        None if names is None else [str(name) for name in names.ravel()],
+        class_names=None if names is None else [str(name) for name in names.ravel()],
         stratified=False,
     )
 

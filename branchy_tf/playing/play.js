@@ -21,7 +21,7 @@
   const brief = (t, digits = 8) => written(Number(t.toPrecision(digits)));
 
   const calibrated = facts.thresholds?.map((t) => (t === "inf" ? Infinity : t));
-  // Null asks for the calibrated thresholds, which a server may keep to itself.
+  // Null asks for the calibrated thresholds, which some servers keep to themselves.
   let thresholds = null;
   const sliders = facts.exits.slice(0, -1).map((_, k) => byId(`slider-${k + 1}`));
   const fields = sliders.map((_, k) => byId(`field-${k + 1}`));
@@ -79,8 +79,8 @@
 
   // ---- Questions ----
 
-  // The image that is asked about: {query, body}. Only one request is under way; what
-  // changes meanwhile is asked once it is answered.
+  // The image that is asked about: {query, body}, where body() is the content. Only one
+  // request is under way; what changes meanwhile is asked once it is answered.
   let image = null;
   let underWay = false;
   let again = false;
@@ -95,15 +95,22 @@
     const query = new URLSearchParams(image.query);
     if (thresholds) query.set("thresholds", thresholds.map(written).join(","));
     const start = performance.now();
+    let server = 0;
     try {
-      const response = await fetch(`answer?${query}`, { method: "POST", body: image.body });
+      const response = await fetch(`answer?${query}`, { method: "POST", body: image.body() });
       const answer = await response.json();
+      server = Number(response.headers.get("Server-Timing")?.split("dur=")[1]);
       if (response.ok) show(answer, query.has("thresholds"));
       else fail(answer.error);
     } catch {
       fail("The server does not answer. Is the command still running?");
     }
-    globalThis.play = { roundTrip: performance.now() - start, answered: (globalThis.play?.answered || 0) + 1 };
+    // For the console: milliseconds from the question to the shown answer.
+    globalThis.play = {
+      answered: (globalThis.play?.answered || 0) + 1,
+      roundTrip: performance.now() - start,
+      server,
+    };
     underWay = false;
     if (again) {
       again = false;
@@ -111,17 +118,19 @@
     }
   }
 
-  function askAbout(query, body) {
+  function askAbout(query, body = () => "") {
     image = { query, body };
     ask();
   }
 
   // ---- Answers ----
 
-  const percent = (share) => (share === null ? "–" : `${(100 * share).toFixed(1)} %`);
+  const percent = (share) => `${(100 * share).toFixed(1)} %`;
   const className = (c) =>
     facts.class_names && c < facts.class_names.length ? facts.class_names[c] : String(c);
   const milliseconds = (ms) => `${ms < 10 ? ms.toPrecision(2) : Math.round(ms)} ms`;
+  /** An exit, and in a cascade its unit. */
+  const place = (k) => (facts.units ? `${facts.exits[k]} (${facts.units[k]})` : facts.exits[k]);
 
   function element(name, text = "", attributes = {}) {
     const made = document.createElement(name);
@@ -133,55 +142,59 @@
   function fail(text) {
     byId("summary").textContent = text;
     byId("summary").className = "bad";
-    byId("spent").textContent = "";
+    byId("degraded").hidden = true;
+    byId("spent").replaceChildren();
     byId("notes").textContent = "";
     byId("seen").hidden = true;
     byId("answers").replaceChildren();
   }
 
   function show(answer, own) {
-    const taken = answer.exits[answer.exit];
-    const best = className(taken.classes[0][0]);
-    const wrong = answer.label !== null && answer.label !== taken.classes[0][0];
+    const best = answer.exits[answer.exit].classes[0]?.[0];
+    const wrong = answer.label !== null && answer.label !== best;
     byId("summary").className = wrong ? "bad" : "";
     byId("summary").textContent =
-      `${facts.exits[answer.exit]} answers ${best}` +
+      `${place(answer.exit)} answers ${best === undefined ? "nothing" : className(best)}` +
       (answer.label === null ? "." : `; the label is ${className(answer.label)}.`);
-    byId("spent").textContent = spent(answer);
+    byId("degraded").hidden = !answer.degraded;
+    byId("spent").replaceChildren(...spent(answer));
     byId("notes").textContent = answer.notes.length ? `The image: ${answer.notes.join(", ")}.` : "";
     byId("seen").src = answer.seen;
     byId("seen").hidden = false;
     const limits = own ? thresholds : calibrated;
-    byId("answers").replaceChildren(...answer.exits.map((exit, k) => box(exit, k, answer.exit, limits)));
+    byId("answers").replaceChildren(...answer.exits.map((exit, k) => box(exit, k, answer, limits)));
   }
 
-  /** Time and multiply-adds spent and saved, in words. */
+  /** Time and multiply-adds spent and saved, as entries of a list of terms. */
   function spent(answer) {
     const [here, whole] = [facts.milliseconds[answer.exit], facts.milliseconds[last]];
-    const parts = [`${milliseconds(answer.milliseconds)} this time`];
-    parts.push(
-      answer.exit === last
-        ? `${milliseconds(whole)} at this exit as a rule`
-        : `${milliseconds(here)} at this exit as a rule, ${milliseconds(whole)} at the final one`,
-    );
+    const rules = [];
+    if (here !== null) rules.push(`${milliseconds(here)} at this exit as a rule`);
+    if (whole !== null && answer.exit < last) rules.push(`${milliseconds(whole)} at the final one`);
+    const told = [["time", [`${milliseconds(answer.milliseconds)} now`, ...rules].join("; ")]];
     if (facts.macs) {
       const count = facts.macs[answer.exit];
-      const saved = facts.full_macs ? 1 - count / facts.full_macs : 0;
-      parts.push(
-        `${count.toLocaleString("en-US")} multiply-adds` +
-          (facts.full_macs
-            ? `, ${percent(Math.abs(saved))} ${saved >= 0 ? "less" : "more"} than the network without branches`
-            : ""),
-      );
+      told.push(["multiply-adds", count.toLocaleString("en-US")]);
+      if (facts.full_macs) {
+        const saved = 1 - count / facts.full_macs;
+        const words = `${percent(Math.abs(saved))} ${saved >= 0 ? "less" : "more"} than`;
+        told.push(["", `${words} the network without branches`]);
+      }
     }
-    return `${parts.join("; ")}.`;
+    return told.flatMap(([term, text]) => [element("dt", term), element("dd", text)]);
   }
 
   /** What one exit says. */
-  function box(exit, k, taken, limits) {
+  function box(exit, k, answer, limits) {
+    const taken = answer.exit;
     const made = element("section", "", { class: k === taken ? "answer taken" : "answer" });
-    const where = k === taken ? ": the image left here" : k > taken ? ": not reached" : ": passed";
-    made.append(element("h3", facts.exits[k] + where));
+    const here = answer.degraded ? ": the best answer so far" : ": the image left here";
+    const where = k === taken ? here : k > taken ? ": not reached" : ": passed";
+    made.append(element("h3", place(k) + where));
+    if (facts.units && !exit.classes.length) {
+      made.append(element("div", `The unit ${facts.units[k]} does not answer.`, { class: "bad" }));
+      return made;
+    }
     const score = exit.score === null ? "not a number" : exit.score.toPrecision(4);
     let told = `score ${score}`;
     if (k < last) {
@@ -195,7 +208,7 @@
     for (const [c, probability] of exit.classes) {
       const line = list.appendChild(element("li"));
       const bar = element("span", "", { class: "bar" });
-      bar.appendChild(element("span")).style.width = `${100 * (probability || 0)}%`;
+      bar.appendChild(element("span")).style.width = `${100 * probability}%`;
       line.append(element("span", className(c)), bar, element("span", percent(probability)));
     }
     return made;
@@ -221,8 +234,15 @@
       // Without the offset, browsers draw nothing from a point to itself.
       pen.lineTo(b[0] + 0.01, b[1]);
       pen.stroke();
+      askAbout({ kind: "drawing" }, strokes);
+    }
+
+    /** The board, one byte a pixel. */
+    function strokes() {
       const pixels = pen.getImageData(0, 0, side, side).data;
-      askAbout({ kind: "drawing" }, Uint8Array.from({ length: side * side }, (_, i) => pixels[4 * i]));
+      const grey = new Uint8Array(side * side);
+      for (let i = 0; i < grey.length; i++) grey[i] = pixels[4 * i];
+      return grey;
     }
 
     function at(event) {
@@ -245,7 +265,11 @@
     for (const end of ["pointerup", "pointercancel"]) {
       board.addEventListener(end, () => (from = null));
     }
-    byId("clear").addEventListener("click", clear);
+    byId("clear").addEventListener("click", () => {
+      clear();
+      // There is nothing left to ask about.
+      if (image?.query.kind === "drawing") image = null;
+    });
 
     // With keys: arrows move the pen, space puts it down or lifts it.
     const STEP = side / 20;
@@ -277,7 +301,7 @@
       fail(`${file.name} has ${file.size.toLocaleString("en-US")} bytes; expected at most ${MOST_BYTES.toLocaleString("en-US")}.`);
       return;
     }
-    askAbout({ kind: "file", name: file.name }, file);
+    askAbout({ kind: "file", name: file.name }, () => file);
   }
 
   byId("file").addEventListener("change", (event) => askAboutFile(event.target.files[0]));
@@ -309,7 +333,7 @@
             element("img", "", { src: picture, alt: `Test image ${row}` }),
             element("span", className(label)),
           );
-          button.addEventListener("click", () => askAbout({ sample: row }, ""));
+          button.addEventListener("click", () => askAbout({ sample: row }));
           return button;
         }),
       );

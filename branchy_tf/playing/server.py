@@ -13,6 +13,7 @@ import math
 import socket
 import socketserver
 import sys
+import time
 import urllib.parse
 from typing import Any
 
@@ -151,6 +152,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """Stays quiet: a page asks often, and answers say what was wrong."""
 
     def _respond(self, known: dict[str, Any]) -> None:
+        self._start = time.perf_counter()
         try:
             self._check_origin()
             target = urllib.parse.urlsplit(self.path)
@@ -282,6 +284,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             "Content-Length": str(len(body)),
             "Cache-Control": "no-store",
             "X-Content-Type-Options": "nosniff",
+            # How long the request took here; the browser's tools show it.
+            "Server-Timing": f"total;dur={1e3 * (time.perf_counter() - self._start):.2f}",
             **(headers or {}),
         }.items():
             self.send_header(name, value)
@@ -295,13 +299,20 @@ def _as_json(answer: Answer) -> dict[str, Any]:
     every = []
     for probabilities, score in zip(answer.probabilities, answer.scores, strict=True):
         best = np.argsort(-probabilities, kind="stable")[:_MOST_CLASSES]
+        # None are left of a unit that did not answer.
+        best = best[~np.isnan(probabilities[best])]
         every.append(
             {
                 "score": _finite(score),
-                "classes": [[int(c), _finite(probabilities[c])] for c in best],
+                "classes": [[int(c), float(probabilities[c])] for c in best],
             }
         )
-    return {"exit": answer.exit, "milliseconds": answer.milliseconds, "exits": every}
+    return {
+        "exit": answer.exit,
+        "degraded": answer.degraded,
+        "milliseconds": answer.milliseconds,
+        "exits": every,
+    }
 
 
 def _finite(value: Any) -> float | None:

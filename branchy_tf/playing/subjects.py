@@ -1,31 +1,27 @@
-"""What the page asks: a predictor in this process, or a server's model."""
+"""What the page asks: one model, about one image at a time."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import statistics
 import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import keras
 import numpy as np
 
-from branchy_tf import costs, exits, files, policy
-from branchy_tf.checks import TensorSpec
-from branchy_tf.errors import BranchyError
-from branchy_tf.policy import ExitPolicy
-from branchy_tf.predictor import EarlyExitPredictor
-from branchy_tf.results import Predictions, exit_name
+from branchy_tf import policy
+from branchy_tf.errors import BranchyError, ServerError
+from branchy_tf.results import Predictions
 
-# Each exit is timed at the start for this long, after one call to warm up.
-_SECONDS = 0.3
+# The exits are timed at the start, after one call to warm up: each for this long, but
+# all of many exits together no longer than that.
+_SECONDS, _SECONDS_TOGETHER = 0.3, 2.0
 _LEAST_CALLS = 5
 
 
 class Predictor(Protocol):
-    """The method that `EarlyExitPredictor` and `EarlyExitClient` share."""
+    """What `EarlyExitPredictor`, `EarlyExitClient` and `opening.Cascaded` share."""
 
     def predict(self, images: Any, thresholds: Any = None) -> Predictions: ...
 
@@ -46,6 +42,8 @@ class Facts:
         full_macs: the multiply-adds of the network without branches, or None.
         class_names: the names of the classes, or None.
         pixels: the values that the model reads for black and white pixels.
+        units: of a cascade, the name of the unit of each exit; None otherwise.
+        place: where the model is, for the page; None in this process.
     """
 
     name: str
@@ -57,6 +55,8 @@ class Facts:
     full_macs: float | None = None
     class_names: Sequence[str] | None = None
     pixels: tuple[float, float] = (0.0, 255.0)
+    units: Sequence[str] | None = None
+    place: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,15 +65,19 @@ class Answer:
 
     Attributes:
         exit: the exit that the image took, 0-based.
-        probabilities: float32 [N, classes], of every exit.
-        scores: float32 [N], of every exit.
+        probabilities: float32 [N, classes], of every exit; NaN for an exit of a cascade
+            whose unit does not answer.
+        scores: float32 [N], of every exit; NaN as above.
         milliseconds: how long the answer took, early exit included.
+        degraded: whether a unit of a cascade that should have answered did not, and this
+            is an earlier unit's answer.
     """
 
     exit: int
     probabilities: np.ndarray
     scores: np.ndarray
     milliseconds: float
+    degraded: bool = False
 
     @property
     def labels(self) -> np.ndarray:
@@ -85,7 +89,7 @@ class Subject:
     """A model to ask about one image at a time; thread-safe as its predictor is.
 
     Args:
-        predictor: an `EarlyExitPredictor` or an `EarlyExitClient`.
+        predictor: see `Predictor`.
         facts: what is known about the model.
         dtype: of the model's input.
 
@@ -121,7 +125,20 @@ class Subject:
         # The predictor returns a pair, the client an object.
         if not isinstance(every, tuple):
             every = every.probabilities, every.scores
-        return Answer(int(taken.exits[0]), every[0][0], every[1][0], 1e3 * seconds)
+        return Answer(
+            exit=int(taken.exits[0]),
+            probabilities=every[0][0],
+            scores=every[1][0],
+            milliseconds=1e3 * seconds,
+            degraded=taken.degraded is not None and bool(taken.degraded[0]),
+        )
+
+    def naming(self, class_names: Sequence[str] | None) -> Subject:
+        """The same with these names of the classes, unless it has names already."""
+        if class_names is None or self.facts.class_names is not None:
+            return self
+        facts = dataclasses.replace(self.facts, class_names=class_names)
+        return Subject(self._predictor, facts, self._dtype)
 
     def as_input(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels as the model reads them.
@@ -130,7 +147,7 @@ class Subject:
             pixels: uint8 [height, width, channels].
         """
         low, high = self.facts.pixels
-        if np.issubdtype(self._dtype, np.floating) and (low, high) != (0.0, 255.0):
+        if np.issubdtype(self._dtype, np.floating):
             return (low + (high - low) / 255 * pixels).astype(self._dtype)
         return pixels
 
@@ -142,126 +159,37 @@ class Subject:
         scaled = 255 * (image.astype(np.float64) - low) / (high - low)
         return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
-    def time_exits(self, image: np.ndarray) -> list[float]:
+    def time_exits(self, image: np.ndarray) -> list[float | None]:
         """The milliseconds of an answer at each exit: medians of a few calls here.
 
         Args:
             image: [height, width, channels] of the model's dtype.
+
+        Returns:
+            [N]; None for an exit of a cascade whose unit does not answer.
         """
         number = len(self.facts.exits)
-        medians = []
-        for k in range(number):
-            limits = policy.forcing(k, number)
-            self._seconds(image, limits)
-            times: list[float] = []
-            while len(times) < _LEAST_CALLS or sum(times) < _SECONDS:
-                times.append(self._seconds(image, limits))
-            medians.append(1e3 * statistics.median(times))
-        return medians
+        budget = min(_SECONDS, _SECONDS_TOGETHER / number)
+        return [self._median(image, k, number, budget) for k in range(number)]
 
-    def _seconds(self, image: np.ndarray, thresholds: np.ndarray) -> float:
+    def _median(
+        self, image: np.ndarray, k: int, number: int, budget: float
+    ) -> float | None:
+        limits = policy.forcing(k, number)
+        seconds = self._timed(image, limits)
+        times: list[float] = []
+        while seconds is not None and (len(times) < _LEAST_CALLS or sum(times) < budget):
+            seconds = self._timed(image, limits)
+            times.append(seconds or 0.0)
+        return None if seconds is None else 1e3 * statistics.median(times)
+
+    def _timed(self, image: np.ndarray, limits: np.ndarray) -> float | None:
+        """The seconds of a call; None if a unit did not answer."""
         start = time.perf_counter()
-        self._predictor.predict(image[None], thresholds)
+        try:
+            answer = self._predictor.predict(image[None], limits)
+        except ServerError:
+            return None
+        if answer.degraded is not None and answer.degraded[0]:
+            return None
         return time.perf_counter() - start
-
-
-def pixel_range(record: files.Path) -> tuple[float, float]:
-    """The values for black and white, by a run's record of its training inputs.
-
-    Args:
-        record: the data.json of a run; without it, pixels are 0 to 255.
-    """
-    if not files.path(record).is_file():
-        return 0.0, 255.0
-    inputs = files.read_json(record).get("inputs") or {}
-    only: dict[str, Any] = next(iter(inputs.values()), {})
-    return float(only.get("low", 0.0)), float(only.get("high", 255.0))
-
-
-def of_model(
-    model: keras.Model,
-    exit_policy: ExitPolicy,
-    class_names: Sequence[str] | None = None,
-    pixels: tuple[float, float] = (0.0, 255.0),
-) -> Subject:
-    """A model in this process.
-
-    Args:
-        model: outputs `{"exit_1": logits, ..., "exit_N": logits}`, one image as input.
-        exit_policy: the calibrated policy.
-        class_names: the names of the classes, or None.
-        pixels: the values that the model reads for black and white pixels.
-
-    Raises:
-        BranchyError: the model does not take one image, or the policy does not fit.
-    """
-    shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
-    macs, full_macs = None, None
-    with contextlib.suppress(BranchyError):
-        # Unknown for a model that takes images of any size.
-        macs, full_macs = costs.cumulative_macs(model), costs.full_macs(model)
-    facts = Facts(
-        name=model.name,
-        shape=_one_image(model.name, shapes),
-        exits=exits.exit_names(model),
-        criterion=exit_policy.criterion,
-        thresholds=exit_policy.thresholds,
-        macs=macs,
-        full_macs=full_macs,
-        class_names=class_names,
-        pixels=pixels,
-    )
-    return Subject(EarlyExitPredictor(model, exit_policy), facts, model.inputs[0].dtype)
-
-
-def of_export(
-    client: Predictor,
-    name: str,
-    inputs: dict[str, TensorSpec],
-    num_exits: int,
-    description: dict[str, Any] | None = None,
-) -> Subject:
-    """A model that a server serves.
-
-    Args:
-        client: an `EarlyExitClient`.
-        name: the name of the model.
-        inputs: what the server says about its inputs, from `client.describe`.
-        num_exits: N, from there too.
-        description: the content of the export's assets.extra/branchy.json, or None; the
-            server does not tell multiply-adds, criterion and thresholds.
-
-    Raises:
-        BranchyError: the model does not take one image, or the description is of
-            another model.
-    """
-    shapes = [
-        tuple(None if side in (None, -1) else side for side in spec.shape[1:])
-        for spec in inputs.values()
-    ]
-    known = description or {}
-    names = known.get("exits", [exit_name(k + 1) for k in range(num_exits)])
-    if len(names) != num_exits:
-        raise BranchyError(
-            f"{name} has {num_exits} exits on the server and {len(names)} in "
-            "--version_dir. Pass the folder of the served version."
-        )
-    facts = Facts(
-        name=name,
-        shape=_one_image(name, shapes),
-        exits=names,
-        criterion=known.get("criterion"),
-        thresholds=known.get("thresholds"),
-        macs=known.get("macs"),
-        full_macs=known.get("full_macs"),
-        class_names=known.get("class_names"),
-    )
-    return Subject(client, facts, next(iter(inputs.values())).dtype)
-
-
-def _one_image(name: str, shapes: Sequence[tuple]) -> Any:
-    if len(shapes) != 1:
-        raise BranchyError(
-            f"{name} takes {len(shapes)} inputs; play needs a model of one image."
-        )
-    return shapes[0]

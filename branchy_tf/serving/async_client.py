@@ -14,6 +14,7 @@ from branchy_tf.errors import BranchyError
 from branchy_tf.results import AllExits, Predictions
 from branchy_tf.serving.conversation import IN_FLIGHT, Send
 from branchy_tf.serving.driver import Driver
+from branchy_tf.serving.messages import Signature
 
 
 class AsyncEarlyExitClient(Driver):
@@ -60,6 +61,10 @@ class AsyncEarlyExitClient(Driver):
     ) -> tuple[dict[str, checks.TensorSpec], int]:
         """See `EarlyExitClient.describe`."""
         return await self._hold(self._conversation.describe(timeout))
+
+    async def signature(self, timeout: float | None = None) -> Signature:
+        """See `EarlyExitClient.signature`."""
+        return await self._hold(self._conversation.signature(timeout))
 
     async def wait_until_ready(self, timeout: float = 60.0) -> int:
         """See `EarlyExitClient.wait_until_ready`."""

@@ -16,6 +16,7 @@ from branchy_tf import checks
 from branchy_tf.results import AllExits, Predictions
 from branchy_tf.serving.conversation import IN_FLIGHT, Send
 from branchy_tf.serving.driver import Driver, finish
+from branchy_tf.serving.messages import Signature
 
 
 class EarlyExitClient(Driver):
@@ -120,6 +121,18 @@ class EarlyExitClient(Driver):
             ServerError: as for `predict`.
         """
         return finish(self._hold(self._conversation.describe(timeout)))
+
+    def signature(self, timeout: float | None = None) -> Signature:
+        """All that the server tells about the served version.
+
+        Returns:
+            A `Signature`, with the default thresholds and, of a cascade, the unit of each
+            exit, where the server tells them.
+
+        Raises:
+            BranchyError, ServerError: as for `describe`.
+        """
+        return finish(self._hold(self._conversation.signature(timeout)))
 
     def wait_until_ready(self, timeout: float = 60.0) -> int:
         """Waits until the model, or the version with the label, is available.

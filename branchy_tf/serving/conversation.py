@@ -168,9 +168,13 @@ class Conversation:
         self, timeout: float | None
     ) -> Steps[tuple[dict[str, checks.TensorSpec], int]]:
         """See `EarlyExitClient.describe`."""
-        with self._watch("describe"):
-            signature = yield from self._ask_signature(self._deadline(timeout))
+        signature = yield from self.signature(timeout)
         return dict(signature.inputs), signature.num_exits
+
+    def signature(self, timeout: float | None) -> Steps[Signature]:
+        """See `EarlyExitClient.signature`."""
+        with self._watch("describe"):
+            return (yield from self._ask_signature(self._deadline(timeout)))
 
     def wait_until_ready(self, timeout: float) -> Steps[int]:
         """See `EarlyExitClient.wait_until_ready`."""

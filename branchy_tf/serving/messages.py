@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from google.protobuf import struct_pb2
 from google.protobuf.message import DecodeError
 
 from branchy_tf import checks
@@ -22,6 +23,8 @@ from branchy_tf.serving import addresses, wire
 EARLY_EXIT, ALL_EXITS, CALIBRATED = "early_exit", "all_exits", "serving_default"
 # The output of a cascade that marks rows which a unit failed to answer.
 DEGRADED = "degraded"
+# The metadata of a cascade that name the unit of each exit.
+UNITS = "units"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +103,8 @@ class Signature:
         num_exits: N.
         classes: their number; None if unknown.
         names: of all signatures, sorted.
+        thresholds: the N-1 default thresholds; None if the server does not say them.
+        units: of a cascade, the unit of each of the N exits; None otherwise.
     """
 
     version: int
@@ -107,6 +112,9 @@ class Signature:
     num_exits: int
     classes: int | None
     names: tuple[str, ...]
+    # Versions that differ in these alone take the same requests.
+    thresholds: tuple[float, ...] | None = dataclasses.field(default=None, compare=False)
+    units: tuple[str, ...] | None = dataclasses.field(default=None, compare=False)
 
 
 def metadata_request(target: Target, version: int | None) -> bytes:
@@ -140,13 +148,33 @@ def read_signature(target: Target, data: bytes) -> Signature:
             "branchy_tf.export wrote."
         )
     shape = wire.shape_of(definition.outputs["probabilities"].tensor_shape)
+    num_exits = limits[1] + 1
     return Signature(
         version=response.model_spec.version.value,
         inputs=specs,
-        num_exits=limits[1] + 1,
+        num_exits=num_exits,
         classes=shape[-1] if len(shape) == 2 and shape[-1] > 0 else None,
         names=names,
+        thresholds=_default_thresholds(definition, num_exits),
+        units=_units(response, num_exits),
     )
+
+
+def _default_thresholds(definition: Any, num_exits: int) -> tuple[float, ...] | None:
+    try:
+        limits = wire.to_array(definition.defaults["thresholds"])
+    except (ValueError, BranchyError):
+        return None
+    return tuple(limits[0].tolist()) if limits.shape == (1, num_exits - 1) else None
+
+
+def _units(response: Any, num_exits: int) -> tuple[str, ...] | None:
+    try:
+        listed = struct_pb2.ListValue.FromString(response.metadata[UNITS].value)
+    except DecodeError:
+        return None
+    names = tuple(value.string_value for value in listed.values)
+    return names if len(names) == num_exits else None
 
 
 def status_request(target: Target) -> bytes:

@@ -12,6 +12,7 @@ from branchy_tf import checks, files, policy
 from branchy_tf.errors import BranchyError
 from branchy_tf.results import Predictions
 from branchy_tf.units.metrics import CascadeMetrics
+from branchy_tf.units.network import Model
 from branchy_tf.units.running import RunningCascade
 
 T = TypeVar("T")
@@ -98,11 +99,33 @@ class Cascade:
             BranchyError: images or thresholds do not fit, or the cascade is closed.
             ServerError: the first unit failed, or a later one with `on_failure: error`.
         """
-        seconds = self._timeout if timeout is None else _seconds(timeout)
-        deadline = time.monotonic() + seconds
+        return self._do(self._predict(images, thresholds, self._deadline(timeout)))
+
+    def describe(self, timeout: float | None = None) -> Model:
+        """What the units say of the network that they make up.
+
+        Args:
+            timeout: seconds; default: the cascade's.
+
+        Returns:
+            A `Model`: its inputs, exits, classes and default thresholds, and the unit of
+            each exit.
+
+        Raises:
+            BranchyError: the file has several entries and none was named, or the cascade
+                is closed.
+            ServerError: a unit was not reached in time.
+        """
+        return self._do(self._describe(self._deadline(timeout)))
+
+    def _deadline(self, timeout: float | None) -> float:
         if self._closed:
             raise BranchyError("The cascade is closed; create another one.")
-        return self._do(self._predict(images, thresholds, deadline))
+        seconds = self._timeout if timeout is None else _seconds(timeout)
+        return time.monotonic() + seconds
+
+    async def _describe(self, deadline: float) -> Model:
+        return (await self._running.network(deadline)).model(self._model)
 
     async def _predict(
         self, images: Any, thresholds: Any, deadline: float

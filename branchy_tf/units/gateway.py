@@ -16,13 +16,14 @@ import grpc
 import grpc.aio
 import numpy as np
 from absl import logging
+from google.protobuf import struct_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from branchy_tf import checks, files
 from branchy_tf.errors import BranchyError, ServerError, first_line
 from branchy_tf.results import Predictions
 from branchy_tf.serving import addresses, wire
-from branchy_tf.serving.messages import CALIBRATED, DEGRADED, EARLY_EXIT
+from branchy_tf.serving.messages import CALIBRATED, DEGRADED, EARLY_EXIT, UNITS
 from branchy_tf.units.metrics import CascadeMetrics
 from branchy_tf.units.network import Model, Network
 from branchy_tf.units.running import RunningCascade
@@ -235,9 +236,10 @@ class _Service:
         response = wire.GetModelMetadataResponse()
         response.model_spec.name = model.name
         response.model_spec.version.value = model.version
-        packed = response.metadata["signature_def"]
-        packed.type_url = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
-        packed.value = signatures.SerializeToString()
+        _pack(response.metadata["signature_def"], signatures)
+        by_exit = struct_pb2.ListValue()
+        by_exit.extend(model.units)
+        _pack(response.metadata[UNITS], by_exit)
         return response.SerializeToString()
 
     async def _status(self, data: bytes, deadline: float) -> bytes:
@@ -366,6 +368,12 @@ def _nothing(model: Model) -> Predictions:
         model.version,
         np.zeros(0, bool),
     )
+
+
+def _pack(packed: Any, message: Any) -> None:
+    """Writes a message into an empty Any."""
+    packed.type_url = f"type.googleapis.com/{message.DESCRIPTOR.full_name}"
+    packed.value = message.SerializeToString()
 
 
 def _describe(info: Any, shape: tuple[int | None, ...], dtype: Any) -> None:

@@ -52,6 +52,7 @@ class Model:
         exits: the number of exits of all units together.
         classes: the number of classes.
         thresholds: the default thresholds.
+        units: the name of the unit of each exit.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Model:
     exits: int
     classes: int
     thresholds: np.ndarray
+    units: tuple[str, ...]
 
 
 class Network:
@@ -312,6 +314,7 @@ def _model(
         exits=exits,
         classes=chain[0].classes,
         thresholds=np.asarray(thresholds, np.float32),
+        units=tuple(unit.name for unit in chain for _ in range(unit.exits)),
     )
 
 

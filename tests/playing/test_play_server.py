@@ -6,22 +6,22 @@ import concurrent.futures
 import http.client
 import io
 import json
-import struct
 import threading
-import zlib
 
 import commands
 import keras
 import numpy as np
 import pytest
+from page_actions import huge_png
 from PIL import Image
 
-from branchy_tf import EarlyExitPredictor, files, playing
+from branchy_tf import EarlyExitPredictor, playing
 from branchy_tf.checks import TensorSpec
 from branchy_tf.errors import BranchyError
 from branchy_tf.playing import pictures
 from branchy_tf.playing.server import MOST_BYTES
 from branchy_tf.policy import ExitPolicy
+from branchy_tf.serving.messages import Signature
 
 
 def ask(server, path, body=None, method="POST", headers=None):
@@ -101,22 +101,6 @@ def test_two_people_do_not_disturb_each_other(server):
         first, second, third, fourth = pool.map(one, ["0", "inf", "0", "inf"])
     assert first == third == [1] * 15
     assert second == fourth == [0] * 15
-
-
-def huge_png(width=10_000, height=10_000):
-    """A PNG of 100 megapixels in a few bytes."""
-
-    def chunk(kind, data):
-        checked = zlib.crc32(kind + data)
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checked)
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b"\0" * 99))
-        + chunk(b"IEND", b"")
-    )
 
 
 @pytest.mark.parametrize(
@@ -243,16 +227,25 @@ def test_pixels_become_the_values_that_the_model_was_trained_on():
         server.shutdown()
 
 
-def test_a_runs_record_tells_the_values_of_pixels(tmp_path):
-    record = tmp_path / "data.json"
-    assert playing.pixel_range(record) == (0.0, 255.0)
+def test_a_record_tells_the_values_of_pixels():
+    assert playing.pixel_range({}) == (0.0, 255.0)
     for inputs, expected in (
         ({"images": {"low": -1, "high": 1.5}}, (-1.0, 1.5)),
         ({"images": {}}, (0.0, 255.0)),
         (None, (0.0, 255.0)),
     ):
-        files.write_json(record, {"dataset": "x", "inputs": inputs})
+        record = {"dataset": "x", "inputs": inputs}
         assert playing.pixel_range(record) == expected
+
+
+class Served:
+    """A client of a server whose model takes these inputs."""
+
+    def __init__(self, inputs):
+        self._inputs = inputs
+
+    def signature(self):
+        return Signature(1, self._inputs, 2, 3, ("all_exits", "early_exit"))
 
 
 def test_names_a_model_that_takes_no_image():
@@ -260,19 +253,23 @@ def test_names_a_model_that_takes_no_image():
         playing.of_model(float_model(channels=2), ExitPolicy(thresholds=[0.1]))
     two = {"a": TensorSpec((None, 3), "float32"), "b": TensorSpec((None, 3), "float32")}
     with pytest.raises(BranchyError, match="takes 2 inputs"):
-        playing.of_export(None, "net", two, 2)
-    one = {"a": TensorSpec((None, 8, 8, 1), "float32")}
-    with pytest.raises(BranchyError, match="2 exits on the server and 3"):
-        playing.of_export(None, "net", one, 2, {"exits": ["a", "b", "c"]})
+        playing.of_server(Served(two), "localhost:1", "net")
 
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
         (["--server=localhost:1"], "--model_name is missing"),
-        (["--server=localhost:1", "--run_dir=x"], "not both"),
-        (["--model_name=x"], "go with --server"),
+        (["--server=localhost:1", "--run_dir=x"], "Several models are chosen"),
+        (["--cascade=a.yaml", "--version_dir=x"], "Several models are chosen"),
+        (["--model_name=x"], "goes with --server or --cascade"),
         (["--server=localhost:1", "--model_name=x", "--thresholds=1"], "on the page"),
+        (["--cascade=a.yaml", "--thresholds=1"], "on the page"),
+        (["--cascade=a.yaml"], "a.yaml"),
+        (["--version_dir=x", "--tls"], "go with --server"),
+        (["--version_dir=no"], "no does not exist"),
+        (["--version_dir=no", "--class_names=x"], "names no classes"),
+        (["--server=localhost:1", "--model_name=x", "--tls_key=no"], "no `certificate`"),
         ([], "Pass --run_dir"),
     ],
 )
