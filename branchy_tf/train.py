@@ -19,7 +19,7 @@ from typing import Any
 import keras
 from absl import flags, logging
 
-from branchy_tf import command_line, data, exits, files, plots, training, zoo
+from branchy_tf import command_line, data, exits, files, plots, training, units, zoo
 from branchy_tf.errors import BranchyError
 from branchy_tf.training.optimizers import OPTIMIZERS, SCHEDULES
 from branchy_tf.training.precision import PRECISIONS
@@ -126,6 +126,13 @@ command_line.define_path(
     "much, or a .json file with weights by class name or number, where others have 1. "
     "Default: 1 each.",
 )
+flags.DEFINE_string(
+    "bottleneck",
+    None,
+    "Narrows what crosses the cut after an exit to a number of channels, for units that "
+    "`cascade export` cuts there: EXIT=CHANNELS,EXIT=CHANNELS, e.g. exit_1=8, or the "
+    "number alone for a model with a single early exit. Default: no bottleneck.",
+)
 command_line.define_data(required=True)
 command_line.define_seed(default=1)
 
@@ -135,7 +142,7 @@ _RECORDED = (
     "data_dir", "image_size", "skip_unreadable", "validation_size", "class_weights",
     "mode", "baseline", "epochs", "baseline_epochs", "batch_size", "optimizer",
     "learning_rate", "schedule", "weight_decay", "precision", "loss_weights",
-    "gradient_scaling", "distillation", "augmentation", "patience", "seed",
+    "gradient_scaling", "distillation", "augmentation", "patience", "bottleneck", "seed",
 )  # fmt: skip
 _SETTINGS = dataclasses.fields(training.Settings)
 
@@ -240,6 +247,9 @@ def _train(folder: training.RunFolder) -> None:
     )
     keras.config.set_dtype_policy(FLAGS.precision)
     model = command_line.built_model(_offered(dataset))
+    if FLAGS.bottleneck:
+        narrow = units.parse_bottlenecks(FLAGS.bottleneck, model)
+        model = units.add_bottlenecks(model, narrow)
     classes = exits.num_classes(model)
     if classes > dataset.classes:
         logging.warning(

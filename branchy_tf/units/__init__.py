@@ -19,6 +19,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from branchy_tf.units.bottlenecks import add_bottlenecks as add_bottlenecks
+    from branchy_tf.units.bottlenecks import parse_bottlenecks as parse_bottlenecks
     from branchy_tf.units.cascade import Cascade as Cascade
     from branchy_tf.units.cutting import Unit as Unit
     from branchy_tf.units.cutting import cut as cut
@@ -33,11 +35,13 @@ _NAMES = {
     "Cascade": "cascade",
     "Placement": "placing",
     "Unit": "cutting",
+    "add_bottlenecks": "bottlenecks",
     "as_network": "joining",
     "cut": "cutting",
     "export": "exporting",
     "join": "joining",
     "joined": "joining",
+    "parse_bottlenecks": "bottlenecks",
     "place": "placing",
 }
 
@@ -45,11 +49,13 @@ __all__ = [
     "Cascade",
     "Placement",
     "Unit",
+    "add_bottlenecks",
     "as_network",
     "cut",
     "export",
     "join",
     "joined",
+    "parse_bottlenecks",
     "place",
 ]
 

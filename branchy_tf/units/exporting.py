@@ -13,7 +13,7 @@ import tensorflow as tf
 from absl import logging
 
 import branchy_tf
-from branchy_tf import checks, costs, files, versions
+from branchy_tf import checks, files, versions
 from branchy_tf.errors import BranchyError, first_line
 from branchy_tf.exits.confidence import exit_answer
 from branchy_tf.policy import ExitPolicy, PolicyLike, forcing
@@ -344,9 +344,9 @@ def _described(specs: Sequence[tf.TensorSpec]) -> dict[str, Any]:
 
 
 def _macs(unit: Unit) -> list[int] | None:
-    """Multiply-adds of each stage of a unit, for one row."""
+    """Multiply-adds of each stage of a unit, for one row; None if they are unknown."""
     try:
-        return [costs.macs(stage.model) for stage in unit.stages]
+        return unit.macs
     except BranchyError as error:
         logging.warning("%s", error)
         return None
