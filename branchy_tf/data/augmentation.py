@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +40,7 @@ def check_augmentation(name: str) -> str:
     return checks.one_of("augmentation", name, AUGMENTATIONS)
 
 
-def augment(name: str, images: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def augment(name: str, images: Any, random: np.random.Generator) -> Any:
     """Augments each image at random.
 
     Args:
@@ -46,11 +48,11 @@ def augment(name: str, images: np.ndarray, random: np.random.Generator) -> np.nd
             `flip_shift`: mirrors half the images and shifts by up to 4 pixels;
             `flip_shift_cutout`: the same, and fills a rectangle of a quarter of the
             height and width with 0, centred anywhere in the image.
-        images: uint8 [n, H, W, C], which stay unchanged.
+        images: uint8 [n, H, W, C], which stay unchanged, or a dict of such arrays.
         random: the generator of all draws.
 
     Returns:
-        uint8 [n, H, W, C].
+        uint8 [n, H, W, C], or a dict of them.
 
     Raises:
         BranchyError: unknown augmentation.
@@ -70,6 +72,8 @@ def augment(name: str, images: np.ndarray, random: np.random.Generator) -> np.nd
     pixels = variation.pixels
     if not pixels:
         return images
+    if isinstance(images, Mapping):
+        return {key: augment(name, array, random) for key, array in images.items()}
     count, height, width, channels = images.shape
     # Rounding makes the largest shift half as likely as each of the others.
     shifts = np.rint(random.uniform(-pixels, pixels, (count, 2))).astype(int)

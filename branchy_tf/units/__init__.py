@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from branchy_tf.units.cutting import cut as cut
     from branchy_tf.units.exporting import export as export
     from branchy_tf.units.joining import as_network as as_network
+    from branchy_tf.units.joining import copied_network as copied_network
     from branchy_tf.units.joining import join as join
     from branchy_tf.units.joining import joined as joined
     from branchy_tf.units.placing import Placement as Placement
@@ -37,6 +38,7 @@ _NAMES = {
     "Unit": "cutting",
     "add_bottlenecks": "bottlenecks",
     "as_network": "joining",
+    "copied_network": "joining",
     "cut": "cutting",
     "export": "exporting",
     "join": "joining",
@@ -51,6 +53,7 @@ __all__ = [
     "Unit",
     "add_bottlenecks",
     "as_network",
+    "copied_network",
     "cut",
     "export",
     "join",

@@ -110,8 +110,8 @@ def test_train_and_cascade_export_know_the_bottleneck(mnist_5k, tmp_path):
     # It was trained: no longer orthogonal.
     assert np.abs(kernel.T @ kernel - np.eye(2)).max() > 1e-4
     exported = commands.run(
-        "branchy_tf.cascade.export", f"--run_dir={run}", "--at=exit_1", "--thresholds=0.5",
-        f"--export_dir={tmp_path}/units", "--names=device,cloud",
+        "branchy_tf.cascade.export", f"--run_dir={run}", "--at=exit_1",
+        "--thresholds=0.5", f"--export_dir={tmp_path}/units", "--names=device,cloud",
     )  # fmt: skip
     assert exported.status == 0, exported.stderr
     cloud = files.read_json(tmp_path / "units/cloud/1/assets.extra/branchy.json")
