@@ -114,9 +114,8 @@ def train_fronts(
 
 
 def _check_names(fronts: Mapping[str, Front], folder: RunFolder) -> None:
-    known = {
-        path.name for path in vars(folder).values() if isinstance(path, pathlib.Path)
-    }
+    paths = [path for path in vars(folder).values() if isinstance(path, pathlib.Path)]
+    known = {path.name for path in paths if path.parent == folder.path}
     for name in fronts:
         check_name(name)
         if name in known:
