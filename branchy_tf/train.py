@@ -313,7 +313,7 @@ def _train_fronts(folder: training.RunFolder, settings: training.Settings) -> No
         from branchy_tf.pipeline.fronts import train_fronts
 
     entries = command_line.parse_fronts(FLAGS.front)
-    fronts, tail = command_line.built_fronts(entries, FLAGS.seed)
+    fronts, tail = command_line.built_fronts(entries, FLAGS.seed, FLAGS["import"].value)
     if FLAGS.tail:
         first = next(iter(fronts.values()))
         offered = _offered(first.dataset)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from branchy_tf import files
@@ -86,13 +86,14 @@ def spelled(entries: Mapping[str, str]) -> str:
 
 
 def built_fronts(
-    given: Mapping[str, Mapping[str, str]], seed: int
+    given: Mapping[str, Mapping[str, str]], seed: int, imports: Sequence[str] = ()
 ) -> tuple[dict[str, Front], Unit]:
     """The fronts, and the rest of the first one's network, which can be their tail.
 
     Args:
         given: from `parse_fronts`.
         seed: cuts the validation splits.
+        imports: the modules of --import, which each front's run is to name.
 
     Raises:
         BranchyError: a model or data set cannot be loaded, or the model not cut; the
@@ -130,6 +131,8 @@ def built_fronts(
         lines = [
             f"--{key}={entries[key]}" for key in ("model", "exits") if key in entries
         ]
+        if imports:
+            lines.append(f"--import={','.join(imports)}")
         fronts[name] = Front(unit, dataset, lines)
         tails.append(rest)
     return fronts, tails[0]

@@ -95,7 +95,7 @@ def test_a_cut_may_add_bottlenecks():
     assert set(units.as_network(parts)(inputs)) == set(exits.exit_names(model))
 
 
-def test_train_and_cascade_export_know_the_bottleneck(mnist_5k, tmp_path):
+def test_train_knows_the_bottleneck_and_cut_finds_it(mnist_5k, tmp_path):
     small.write_npz(tmp_path / "digits.npz", mnist_5k)
     run = tmp_path / "run"
     flags = [
@@ -105,19 +105,12 @@ def test_train_and_cascade_export_know_the_bottleneck(mnist_5k, tmp_path):
     trained = commands.run("train", *flags)
     assert trained.status == 0, trained.stderr
     assert "--bottleneck=2" in (run / "train.flags").read_text()
-    weights = keras.models.load_model(run / "model.keras").get_layer("exit_1_encoder_1")
-    kernel = weights.kernel.numpy().reshape(5, 2)
+    model = keras.models.load_model(run / "model.keras")
+    kernel = model.get_layer("exit_1_encoder_1").kernel.numpy().reshape(5, 2)
     # It was trained: no longer orthogonal.
     assert np.abs(kernel.T @ kernel - np.eye(2)).max() > 1e-4
-    exported = commands.run(
-        "branchy_tf.cascade.export", f"--run_dir={run}", "--at=exit_1",
-        "--thresholds=0.5", f"--export_dir={tmp_path}/units", "--names=device,cloud",
-    )  # fmt: skip
-    assert exported.status == 0, exported.stderr
-    cloud = files.read_json(tmp_path / "units/cloud/1/assets.extra/branchy.json")
-    assert cloud["inputs"]["features_1"] == {
-        "dtype": "uint8", "shape": [None, 30, 30, 2]
-    }  # fmt: skip
+    front, _ = units.cut(model, ["exit_1"])
+    assert [tuple(t.shape) for t in front.carried] == [(None, 30, 30, 2)]
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def cameras(loaded: Dataset, rows: int, test_rows: int, seed: int) -> dict[str, 
     random = np.random.default_rng(seed)
     left = random.permutation(len(loaded.train))
     test = loaded.test.sample(test_rows, seed=0)
-    found = {}
+    found: dict[str, keras.Model] = {}
     for number, name in enumerate(KINDS):
         mix = class_mix(number, loaded.classes)
         chosen: list[np.ndarray] = []
@@ -197,7 +197,7 @@ def train_way(
             name: _jointly([name], sets, settings, folder / f"own_{name}")[name]
             for name in sets
         }
-    found = {}
+    found: dict[str, keras.Model] = {}
     for name in sets:
         others = [other for other in sets if other != name]
         run = folder / f"without_{name}"
