@@ -10,9 +10,10 @@ Examples:
 
 Without a budget, it chooses the cheapest thresholds that are at least as accurate as
 the final exit alone. It also writes report.html with its pictures. It never reads the
-test split.
+test split. For a training with --front, it calibrates each front.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ from branchy_tf import (
 )
 from branchy_tf.errors import BranchyError
 from branchy_tf.exits.confidence import CRITERIA
-from branchy_tf.pipeline import calibrating
+from branchy_tf.pipeline import calibrating, fronts
 from branchy_tf.training import RunFolder, read_data
 from branchy_tf.training.run_folder import load_keras_file
 
@@ -174,13 +175,44 @@ def main() -> None:
     if not FLAGS.run_dir:
         raise BranchyError("--run_dir is missing: the folder of a training.")
     # Refuses what it can before the model is loaded.
-    _request(num_exits=None)
+    request = _request(num_exits=None)
     folder = RunFolder(FLAGS.run_dir)
+    if folder.fronts.is_file():
+        _calibrate_fronts(folder, request)
+    else:
+        _calibrate(folder)
+
+
+def _calibrate_fronts(folder: RunFolder, request: calibration.Request) -> None:
+    """Calibrates every front, with the same scores at the exits that they share."""
+    known = fronts.read_fronts(folder.path)
+    if request.criterion == "all":
+        raise BranchyError(
+            f"--criterion=all: the fronts of {folder.path} share exits, which have one "
+            "criterion for all of them. Choose entropy, max_prob or margin."
+        )
+    if FLAGS.dataset:
+        raise BranchyError(
+            f"--dataset={FLAGS.dataset}: the fronts of {folder.path} have data of their "
+            "own. Leave it out."
+        )
+    temperatures: dict[str, list[float]] = {}
+    if request.fit_temperatures:
+        temperatures = fronts.shared_temperatures(
+            known, request.budget.get("guarantee"), request.seed
+        )
+    for name in known.ends:
+        print(f"\n{name}")
+        _calibrate(known.run(name), temperatures.get(name))
+
+
+def _calibrate(folder: RunFolder, temperatures: Sequence[float] | None = None) -> None:
     model = folder.load_model()
     names = exits.exit_names(model)
     _request(len(names))
     dataset = command_line.chosen_dataset(folder, model)
     request = _request(len(names), dataset.class_names)
+    request = dataclasses.replace(request, temperatures=temperatures)
     split = dataset.validation
     calibration.check_rows(split.labels, request)
     context = command_line.report_context(folder, dataset)

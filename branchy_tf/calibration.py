@@ -61,6 +61,7 @@ class Request:
         max_class_drop: the largest drop of accuracy of any class below the final exit on
             the same rows, a fraction of 1, beside the budget; None for no bound.
         class_names: the names of the classes for messages, or None.
+        temperatures: of each exit, instead of fitting them; None to fit them.
 
     Raises:
         BranchyError: `max_class_drop` is out of range, or goes with a guarantee or with
@@ -74,6 +75,7 @@ class Request:
     seed: int = 0
     max_class_drop: float | None = None
     class_names: Sequence[str] | None = None
+    temperatures: Sequence[float] | None = None
     asked: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -169,7 +171,9 @@ class Request:
         seed = checks.whole_number("seed", seed, at_least=0)
         if max_class_drop is not None:
             asked["max_class_drop"] = max_class_drop
-        return cls(budget, criterion, risk, fit, seed, max_class_drop, class_names, asked)
+        return cls(
+            budget, criterion, risk, fit, seed, max_class_drop, class_names, asked=asked
+        )
 
 
 def _as_arguments(budget: dict[str, Any]) -> dict[str, Any]:
@@ -513,6 +517,8 @@ def _scoring(logits: np.ndarray, labels: np.ndarray, request: Request) -> ExitPo
     """A policy with fitted temperatures whose thresholds are still 0."""
     number = logits.shape[1]
     policy = ExitPolicy.final_exit_only(number)
+    if request.temperatures is not None:
+        return policy.replace(temperatures=request.temperatures)
     if not request.fit_temperatures:
         return policy
     fitted = [thresholds.fit_temperature(logits[:, k], labels) for k in range(number)]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -31,10 +31,13 @@ class Stage:
         model: a `keras.Model` that shares the layers of the whole model. Stage 1
             takes the model's inputs in their order; stage k + 1 takes exactly what
             stage k carries, in that order. Outputs: `[logits, *carried]`.
+        encoder: of the bottleneck after the exit, if `split` was asked to set it apart:
+            from what the stage carries to a list of what the next stage takes.
     """
 
     name: str
     model: keras.Model
+    encoder: keras.Model | None = None
 
     def __call__(self, tensors: list) -> tuple[Any, list]:
         """Runs the stage for inference: `(logits, carried)`."""
@@ -44,7 +47,57 @@ class Stage:
         return logits, carried
 
 
-def split(model: keras.Model, only: Sequence[str] | None = None) -> list[Stage]:
+@dataclasses.dataclass(frozen=True)
+class Crossing:
+    """What crosses the cut after an exit, in the graph of the whole model.
+
+    Attributes:
+        carried: the tensors that later stages read.
+        before: the nodes of the stages up to the exit, in order.
+        after: the nodes of later stages, in order.
+    """
+
+    carried: list[keras.KerasTensor]
+    before: list[Any]
+    after: list[Any]
+
+
+def crossing(model: keras.Model, exit: str) -> Crossing:
+    """What crosses the cut after an exit.
+
+    Args:
+        model: outputs `{"exit_1": logits, ..., "exit_N": logits}`.
+        exit: the name of the exit.
+
+    Raises:
+        BranchyError: what `split` raises.
+    """
+    tensors = exits.exit_tensors(model)
+    nodes = graphs.nodes_in_order(model)
+    ends = {name: [logits] for name, logits in tensors.items()}
+    stage_of = _assign(ends, nodes, model.inputs)
+    k = list(tensors).index(exit)
+    before = [node for node in nodes if 0 <= stage_of[id(node)] <= k]
+    carried = _carried(
+        k,
+        [model.inputs, *(node.outputs for node in before)],
+        _last_readers(ends, nodes, stage_of),
+    )
+    _check_unmasked(carried, exit)
+    return Crossing(carried, before, [n for n in nodes if stage_of[id(n)] > k])
+
+
+def encoder_name(exit: str, index: int) -> str:
+    """The name of the layer that narrows the 0-based tensor at the cut after an exit.
+
+    `split` finds the encoder of a bottleneck by it, so no model needs further metadata.
+    """
+    return f"{exit}_encoder_{index + 1}"
+
+
+def split(
+    model: keras.Model, only: Sequence[str] | None = None, encoded: Sequence[str] = ()
+) -> list[Stage]:
     """Cuts a functional multi-exit model at its exits.
 
     The model may have skip connections across a cut, several inputs, layers that
@@ -54,6 +107,8 @@ def split(model: keras.Model, only: Sequence[str] | None = None) -> list[Stage]:
         model: outputs `{"exit_1": logits, ..., "exit_N": logits}`.
         only: the exits to end stages at; what only other exits need is left out.
             Default: all.
+        encoded: the exits after which the encoder of a bottleneck is set apart from the
+            next stage, if there is one; see `Stage.encoder`.
 
     Returns:
         N stages in exit order. Their composition equals the model bit for bit.
@@ -74,28 +129,44 @@ def split(model: keras.Model, only: Sequence[str] | None = None) -> list[Stage]:
     if only is not None:
         tensors = {name: tensors[name] for name in tensors if name in only}
     nodes = graphs.nodes_in_order(model)
-    stage_of = _assign(tensors, nodes, model.inputs)
-    last_reader = _last_readers(tensors, nodes, stage_of)
+    ends: dict[str, list] = {}
+    for name, logits in tensors.items():
+        ends[name] = [logits]
+        narrow = _encoder_outputs(name, nodes) if name in encoded else []
+        if narrow:
+            ends[f"{name}_encoder"] = narrow
+    stage_of = _assign(ends, nodes, model.inputs)
+    last_reader = _last_readers(ends, nodes, stage_of)
 
-    stages = []
+    stages: list[Stage] = []
     live = list(model.inputs)
-    for k, (name, logits) in enumerate(tensors.items()):
+    for k, name in enumerate(ends):
         own = [node for node in nodes if stage_of[id(node)] == k]
-        made = live + [tensor for node in own for tensor in node.outputs]
-        carried = _unique([t for t in made if last_reader.get(id(t), -1) > k])
-        _check_unmasked(carried, name)
-        stages.append(Stage(name, _replay(model.name, name, own, live, logits, carried)))
+        carried = _carried(k, [live, *(node.outputs for node in own)], last_reader)
+        if name in tensors:
+            _check_unmasked(carried, name)
+            outputs = [tensors[name], *carried]
+            stages.append(Stage(name, _replay(model.name, name, own, live, outputs)))
+        else:
+            encoder = _replay(model.name, name, own, live, carried)
+            stages[-1] = dataclasses.replace(stages[-1], encoder=encoder)
         live = carried
     return stages
 
 
-def _assign(tensors: dict, nodes: list, inputs: list) -> dict[int, int]:
-    """{id(node): index of the first stage that needs it}."""
+def _encoder_outputs(exit: str, nodes: list) -> list:
+    """The outputs of the encoder after an exit; none without a bottleneck there."""
+    pattern = re.compile(re.escape(exit) + r"_encoder_[1-9][0-9]*\Z")
+    return [t for n in nodes if pattern.match(n.operation.name) for t in n.outputs]
+
+
+def _assign(ends: Mapping[str, list], nodes: list, inputs: list) -> dict[int, int]:
+    """{id(node): index of the first end that needs it}."""
     producer = {id(t): node for node in nodes for t in node.outputs}
     known = {id(t) for t in inputs}
     stage_of: dict[int, int] = {}
-    for k, logits in enumerate(tensors.values()):
-        waiting = [logits]
+    for k, tensors in enumerate(ends.values()):
+        waiting = list(tensors)
         while waiting:
             tensor = waiting.pop()
             if id(tensor) in known:
@@ -109,13 +180,21 @@ def _assign(tensors: dict, nodes: list, inputs: list) -> dict[int, int]:
     return {id(node): stage_of.get(id(node), -1) for node in nodes}
 
 
-def _last_readers(tensors: dict, nodes: list, stage_of: dict) -> dict[int, int]:
-    """{id(tensor): index of the last stage that reads it}."""
-    last = {id(logits): k for k, logits in enumerate(tensors.values())}
+def _last_readers(
+    ends: Mapping[str, list], nodes: list, stage_of: dict
+) -> dict[int, int]:
+    """{id(tensor): index of the last end that reads it}."""
+    last = {id(t): k for k, tensors in enumerate(ends.values()) for t in tensors}
     for node in nodes:
         for tensor in node.input_tensors:
             last[id(tensor)] = max(last.get(id(tensor), -1), stage_of[id(node)])
     return last
+
+
+def _carried(k: int, made: Sequence[Sequence], last_reader: Mapping[int, int]) -> list:
+    """The tensors among `made` that ends after the 0-based `k` read."""
+    tensors = [tensor for part in made for tensor in part]
+    return _unique([t for t in tensors if last_reader.get(id(t), -1) > k])
 
 
 def _unique(tensors: list) -> list:
@@ -135,7 +214,7 @@ def _check_unmasked(carried: list, name: str) -> None:
 
 
 def _replay(
-    model_name: str, name: str, nodes: list, live: list, logits: Any, carried: list
+    model_name: str, name: str, nodes: list, live: list, outputs: list
 ) -> keras.Model:
     """A model that repeats `nodes` on fresh inputs shaped like `live`."""
     inputs = [
@@ -152,7 +231,7 @@ def _replay(
 
     fresh_inputs = {id(tensor) for tensor in inputs}
     results = []
-    for i, tensor in enumerate([logits, *carried]):
+    for i, tensor in enumerate(outputs):
         fresh = value[id(tensor)]
         if id(fresh) in fresh_inputs:
             # Keras needs a node between an input and an output. With autocast, it

@@ -6,10 +6,13 @@ Examples:
     --epochs=20 --loss_weights=1.0,0.3 --run_dir=runs/lenet
   python -m branchy_tf.train --model=trained.keras --exits="block_2=conv(32)" \
     --mode=branches_only --baseline_epochs=0 --dataset=mnist_5k --run_dir=runs/kept
+  python -m branchy_tf.train --front=road=model:nets:road,dataset:road.npz \
+    --front=airport=model:nets:airport,dataset:airport.npz --run_dir=runs/cameras
 
 Writes model.keras, history.csv, logs/ (TensorBoard), train.flags and, if a baseline was
 trained, baseline.keras. The same command resumes a killed training; with more --epochs
-it continues a finished one.
+it continues a finished one. With --front, networks that share their later part are
+trained jointly, each on data of its own; <run_dir>/<front> is then the run of each.
 """
 
 import dataclasses
@@ -19,7 +22,8 @@ from typing import Any
 import keras
 from absl import flags, logging
 
-from branchy_tf import command_line, data, exits, files, plots, training, zoo
+from branchy_tf import command_line, data, exits, files, plots, training, units, zoo
+from branchy_tf.command_line import startup
 from branchy_tf.errors import BranchyError
 from branchy_tf.training.optimizers import OPTIMIZERS, SCHEDULES
 from branchy_tf.training.precision import PRECISIONS
@@ -127,9 +131,43 @@ flags.DEFINE_enum(
     "quarter of the height and width.",
 )
 command_line.define_class_weights("1 each")
+flags.DEFINE_string(
+    "bottleneck",
+    None,
+    "Narrows what crosses the cut after an exit to a number of channels, for units that "
+    "`cascade export` cuts there: EXIT=CHANNELS,EXIT=CHANNELS, e.g. exit_1=8, or the "
+    "number alone for a model with a single early exit. Default: no bottleneck.",
+)
+flags.DEFINE_multi_string(
+    "front",
+    None,
+    "Trains a front that shares its later part with others, instead of --model with "
+    "--dataset; repeatable. NAME=KEY:VALUE,KEY:VALUE with the keys "
+    f"{', '.join(command_line.FRONT)}, which mean what the flags of these names do; at "
+    "is the exit to cut the network after, by default exit_1. For example "
+    "road=model:branchy_resnet,model_args:depth=20,dataset:cifar10.",
+)
+flags.DEFINE_string(
+    "tail",
+    None,
+    "Sets the later part that all fronts share, KEY:VALUE,KEY:VALUE: run:FOLDER, a "
+    "training with --front, or any other with at:EXIT; or the keys model, model_args, "
+    "weights, exits and at. Default: the later part of the first front's network.",
+)
+flags.DEFINE_bool(
+    "freeze_tail",
+    None,
+    "Whether to keep the weights of --tail, for new fronts of a tail that is in use. "
+    "Default: no.",
+)
 command_line.define_data(required=True)
 command_line.define_seed(default=1)
 
+# The flags that describe a single network and its data.
+_OF_ONE = (
+    "model", "model_args", "weights", "exits", "initial_weights", "dataset", "data_dir",
+    "image_size", "skip_unreadable", "validation_size", "bottleneck",
+)  # fmt: skip
 # The flags that determine the result, in the order of train.flags.
 _RECORDED = (
     "model", "model_args", "weights", "exits", "import", "initial_weights", "dataset",
@@ -137,7 +175,7 @@ _RECORDED = (
     "mode", "baseline", "epochs", "baseline_epochs", "batch_size", "optimizer",
     "learning_rate", "schedule", "weight_decay", "precision", "loss_weights",
     "gradient_scaling", "distillation", "augmentation", "patience", "steps_per_call",
-    "seed",
+    "bottleneck", "front", "tail", "freeze_tail", "seed",
 )  # fmt: skip
 _SETTINGS = dataclasses.fields(training.Settings)
 
@@ -156,10 +194,20 @@ def _make_paths_absolute() -> None:
             or (name == "dataset" and data.is_path(value))
         ):
             FLAGS[name].value = str(files.absolute(value))
+    if FLAGS.front:
+        entries = command_line.parse_fronts(FLAGS.front)
+        FLAGS["front"].value = [
+            f"{name}={command_line.spelled(entry)}" for name, entry in entries.items()
+        ]
+    if FLAGS.tail:
+        parsed = command_line.parse_tail(FLAGS.tail)
+        FLAGS["tail"].value = command_line.spelled(parsed)
 
 
 def _recorded(name: str, value: object) -> str | None:
     """A flag's value as written to train.flags; equal values give equal texts."""
+    if name == "front":
+        return " and ".join(value) if isinstance(value, list) else None
     if isinstance(value, list) and name != "import":
         numbers = command_line.parse_numbers(name, value) or []
         return ",".join(str(number) for number in numbers)
@@ -174,9 +222,10 @@ def _flags_text() -> str:
         "--run_dir=FOLDER"
     ]
     for name in _RECORDED:
-        text = _recorded(name, FLAGS[name].value)
-        if text is not None:
-            lines.append(f"--{name}={text}")
+        value = FLAGS[name].value
+        for one in value or () if name == "front" else [_recorded(name, value)]:
+            if one is not None:
+                lines.append(f"--{name}={one}")
     return "\n".join(lines) + "\n"
 
 
@@ -199,9 +248,7 @@ def _check_same_flags(folder: training.RunFolder) -> None:
 
 
 def main() -> None:
-    for name in ("model", "dataset", "run_dir"):
-        if not FLAGS[name].value:
-            raise BranchyError(f"--{name} is missing. See --help.")
+    _check_complete()
     _make_paths_absolute()
     folder = training.RunFolder(FLAGS.run_dir)
     if folder.flags.exists():
@@ -209,7 +256,13 @@ def main() -> None:
     if folder.is_finished(FLAGS.epochs):
         logging.info("%s is already trained; nothing to do.", folder.path)
     else:
-        _train(folder)
+        settings = _settings()
+        training.make_deterministic(FLAGS.seed)
+        keras.config.set_dtype_policy(FLAGS.precision)
+        if FLAGS.front:
+            _train_fronts(folder, settings)
+        else:
+            _train(folder, settings)
         folder.picture.unlink(missing_ok=True)
     # A kill may have come between the model and its picture.
     if not folder.picture.exists():
@@ -223,14 +276,56 @@ def main() -> None:
     logging.info("Next: python -m branchy_tf.calibrate --run_dir=%s", FLAGS.run_dir)
 
 
-def _train(folder: training.RunFolder) -> None:
+def _check_complete() -> None:
+    """Raises `BranchyError` for flags that are missing or do not go together."""
+    needed = ("run_dir",) if FLAGS.front else ("model", "dataset", "run_dir")
+    for name in needed:
+        if not FLAGS[name].value:
+            raise BranchyError(f"--{name} is missing. See --help.")
+    if not FLAGS.front:
+        for name in ("tail", "freeze_tail"):
+            if FLAGS[name].value:
+                raise BranchyError(f"--{name} goes with --front. See --help.")
+        return
+    for name in _OF_ONE:
+        if FLAGS[name].value:
+            raise BranchyError(
+                f"--{name} is about a single network. With --front, write it into the "
+                f"front: --front=NAME={name}:{FLAGS[name].value},..."
+                if name in command_line.FRONT
+                else f"--{name} does not go with --front."
+            )
+    if FLAGS.freeze_tail and not FLAGS.tail:
+        raise BranchyError(
+            "--freeze_tail keeps the weights of a trained tail. Pass it, for example "
+            "--tail=run:runs/shared."
+        )
+
+
+def _settings() -> training.Settings:
     given = {field.name: FLAGS[field.name].value for field in _SETTINGS}
     for name in ("loss_weights", "distillation"):
         given[name] = command_line.parse_numbers(name, given[name])
-    settings = training.Settings(**given)
+    return training.Settings(**given)
+
+
+def _train_fronts(folder: training.RunFolder, settings: training.Settings) -> None:
+    with startup.hushed():
+        from branchy_tf.pipeline.fronts import train_fronts
+
+    entries = command_line.parse_fronts(FLAGS.front)
+    fronts, tail = command_line.built_fronts(entries, FLAGS.seed, FLAGS["import"].value)
+    if FLAGS.tail:
+        first = next(iter(fronts.values()))
+        offered = _offered(first.dataset)
+        tail = command_line.built_tail(command_line.parse_tail(FLAGS.tail), offered)
+    flags_text, freeze = _flags_text(), bool(FLAGS.freeze_tail)
+    train_fronts(fronts, tail, settings, folder, flags_text, freeze)
+
+
+def _train(folder: training.RunFolder, settings: training.Settings) -> None:
     if settings.has_baseline_phase and not settings.baseline_epochs:
         _check_brings_weights()
-    training.make_deterministic(FLAGS.seed)
     dataset = data.load(
         FLAGS.dataset,
         FLAGS.data_dir,
@@ -240,8 +335,10 @@ def _train(folder: training.RunFolder) -> None:
         skip_unreadable=bool(FLAGS.skip_unreadable),
         input_shape=command_line.parse_arguments(FLAGS.model_args).get("input_shape"),
     )
-    keras.config.set_dtype_policy(FLAGS.precision)
     model = command_line.built_model(_offered(dataset))
+    if FLAGS.bottleneck:
+        narrow = units.parse_bottlenecks(FLAGS.bottleneck, model)
+        model = units.add_bottlenecks(model, narrow)
     classes = exits.num_classes(model)
     if classes > dataset.classes:
         logging.warning(

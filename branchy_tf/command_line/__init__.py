@@ -44,6 +44,14 @@ from branchy_tf.command_line.defining import (
     define_topology,
     import_modules,
 )
+from branchy_tf.command_line.fronts import (
+    FRONT,
+    built_fronts,
+    built_tail,
+    parse_fronts,
+    parse_tail,
+    spelled,
+)
 from branchy_tf.command_line.parsing import (
     parse_arguments,
     parse_numbers,
@@ -54,8 +62,11 @@ from branchy_tf.errors import BranchyError, ServerError
 from branchy_tf.files import flagfiles
 
 __all__ = [
+    "FRONT",
     "Choice",
+    "built_fronts",
     "built_model",
+    "built_tail",
     "check_path",
     "chosen_class_names",
     "chosen_dataset",
@@ -77,11 +88,14 @@ __all__ = [
     "define_tls",
     "define_topology",
     "parse_arguments",
+    "parse_fronts",
     "parse_numbers",
     "parse_size",
+    "parse_tail",
     "recalibration",
     "report_context",
     "run",
+    "spelled",
     "whole_numbers",
 ]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -111,7 +112,7 @@ def check_augmentable(name: str, dataset: Dataset) -> None:
         )
 
 
-def augment(name: str, images: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def augment(name: str, images: Any, random: np.random.Generator) -> Any:
     """Augments each image at random.
 
     Args:
@@ -119,11 +120,11 @@ def augment(name: str, images: np.ndarray, random: np.random.Generator) -> np.nd
             `flip_shift`: mirrors half the images and shifts by up to 4 pixels;
             `flip_shift_cutout`: the same, and fills a rectangle of a quarter of the
             height and width with 0, centred anywhere in the image.
-        images: uint8 [n, H, W, C], which stay unchanged.
+        images: uint8 [n, H, W, C], which stay unchanged, or a dict of such arrays.
         random: the generator of all draws.
 
     Returns:
-        uint8 [n, H, W, C].
+        uint8 [n, H, W, C], or a dict of them.
 
     Raises:
         BranchyError: unknown augmentation.
@@ -141,6 +142,8 @@ def augment(name: str, images: np.ndarray, random: np.random.Generator) -> np.nd
     """
     if _changes_nothing(name):
         return images
+    if isinstance(images, Mapping):
+        return {key: augment(name, array, random) for key, array in images.items()}
     return _apply(name, images, _draw(name, images.shape[:3], random))
 
 

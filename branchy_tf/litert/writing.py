@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from branchy_tf import checks, files, graphs, stages, versions
+from branchy_tf import checks, exits, files, graphs, stages, versions
 from branchy_tf.errors import BranchyError
 from branchy_tf.litert import comparing, composing, converting
 from branchy_tf.litert.checking import check_version
@@ -178,7 +178,7 @@ def export(
     max_accuracy_drop = checks.fraction("max_accuracy_drop", max_accuracy_drop)
     max_disagreement = checks.fraction("max_disagreement", max_disagreement)
     graphs.check_functional(model)
-    check_class_names(class_names, model)
+    check_class_names(class_names, exits.num_classes(model))
     converting.check_size(model)
     check_installed()
     policy = policy_for(model, policy, thresholds=thresholds)

@@ -97,7 +97,7 @@ def export(
     max_disagreement = checks.fraction("max_disagreement", max_disagreement)
     checks.one_of("precision", precision, PRECISIONS)
     graphs.check_functional(model)
-    check_class_names(class_names, model)
+    check_class_names(class_names, exits.num_classes(model))
     frozen = freezing.should_freeze(model, freeze)
     policy = policy_for(model, policy, thresholds=thresholds)
     settings = (policy, frozen, input_dtype, max_rows)
@@ -167,11 +167,10 @@ def model_folder(export_dir: files.Path, model_name: str) -> pathlib.Path:
     return folder
 
 
-def check_class_names(names: Sequence[str] | None, model: keras.Model) -> None:
+def check_class_names(names: Sequence[str] | None, classes: int) -> None:
     """Raises `BranchyError` unless there is one name for each class, or None."""
     if names is None:
         return
-    classes = exits.num_classes(model)
     if (
         isinstance(names, str)
         or len(names) > classes

@@ -41,6 +41,8 @@ class RunFolder:
         self.data = self.path / "data.json"
         self.splits = self.path / "data.npz"
         self.backups = self.path / "backup"
+        # Of a training of several fronts, each of which has a run folder inside.
+        self.fronts = self.path / "fronts.json"
         self.thresholds = self.path / "thresholds.json"
         self.report = self.path / "report.html"
         self.pictures = self.path / "report"
@@ -121,6 +123,10 @@ class RunFolder:
                     "Its training is not finished: call training.train again with the "
                     "same arguments."
                 )
+            if self.fronts.is_file():
+                names = files.read_json(self.fronts).get("fronts", {})
+                folders = ", ".join(str(self.path / name) for name in names)
+                advice = f"It holds several fronts: pass the --run_dir of one, {folders}."
             raise BranchyError(f"{self.path} holds no model.keras. {advice}")
         self.import_modules()
         return load_keras_file(self.model)
@@ -149,7 +155,7 @@ class RunFolder:
         Raises:
             BranchyError: train.flags is damaged.
         """
-        if not self.model.is_file() or not self.flags.is_file():
+        if not self._has_result or not self.flags.is_file():
             return False
         return _epochs(self.read_flags(), self.flags) >= epochs
 
@@ -160,7 +166,11 @@ class RunFolder:
             old: its recorded settings.
             epochs: those asked for.
         """
-        return self.model.is_file() and _epochs(old, self.flags) < epochs
+        return self._has_result and _epochs(old, self.flags) < epochs
+
+    @property
+    def _has_result(self) -> bool:
+        return self.model.is_file() or self.fronts.is_file()
 
     def read_flags(self) -> dict[str, str]:
         """`{flag: value}` of the training.
@@ -211,7 +221,14 @@ def changes(
 
 
 def parse_flags(text: str) -> dict[str, str]:
-    """`{flag: value}` from the lines `--flag=value` of a flagfile."""
+    """`{flag: value}` from the lines `--flag=value` of a flagfile.
+
+    The values of --front, which has a line for each front, are joined by " and ".
+    """
     lines = (line.strip() for line in text.splitlines())
     pairs = (line[2:].partition("=") for line in lines if line.startswith("--"))
-    return {name: value for name, _, value in pairs}
+    found: dict[str, str] = {}
+    for name, _, value in pairs:
+        repeated = name == "front" and name in found
+        found[name] = f"{found[name]} and {value}" if repeated else value
+    return found

@@ -19,11 +19,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from branchy_tf.units.bottlenecks import add_bottlenecks as add_bottlenecks
+    from branchy_tf.units.bottlenecks import parse_bottlenecks as parse_bottlenecks
     from branchy_tf.units.cascade import Cascade as Cascade
     from branchy_tf.units.cutting import Unit as Unit
     from branchy_tf.units.cutting import cut as cut
     from branchy_tf.units.exporting import export as export
     from branchy_tf.units.joining import as_network as as_network
+    from branchy_tf.units.joining import copied_network as copied_network
     from branchy_tf.units.joining import join as join
     from branchy_tf.units.joining import joined as joined
     from branchy_tf.units.placing import Placement as Placement
@@ -33,11 +36,14 @@ _NAMES = {
     "Cascade": "cascade",
     "Placement": "placing",
     "Unit": "cutting",
+    "add_bottlenecks": "bottlenecks",
     "as_network": "joining",
+    "copied_network": "joining",
     "cut": "cutting",
     "export": "exporting",
     "join": "joining",
     "joined": "joining",
+    "parse_bottlenecks": "bottlenecks",
     "place": "placing",
 }
 
@@ -45,11 +51,14 @@ __all__ = [
     "Cascade",
     "Placement",
     "Unit",
+    "add_bottlenecks",
     "as_network",
+    "copied_network",
     "cut",
     "export",
     "join",
     "joined",
+    "parse_bottlenecks",
     "place",
 ]
 

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import keras
 
-from branchy_tf import checks, exits, graphs, stages
+from branchy_tf import checks, costs, exits, graphs, stages
 from branchy_tf.errors import BranchyError
 from branchy_tf.stages import Stage
+from branchy_tf.units.bottlenecks import add_bottlenecks
 
 # What a unit sends on for a row that it is not sure of.
 FEATURES, IMAGE = "features", "image"
@@ -63,7 +64,26 @@ class Unit:
         """The tensors at its end that it sends on; empty if it sends the image."""
         if self.next is None or self.sends == IMAGE:
             return []
+        if self.encoder is not None:
+            return list(self.encoder.outputs)
         return list(self.stages[-1].model.outputs[1:])
+
+    @property
+    def encoder(self) -> keras.Model | None:
+        """Narrows what its last stage carries for rows that go on, or None."""
+        return self.stages[-1].encoder
+
+    @property
+    def macs(self) -> list[int]:
+        """The multiply-adds of each stage for one row; the encoder's are the last's.
+
+        Raises:
+            BranchyError: what `costs.macs` raises.
+        """
+        found = [costs.macs(stage.model) for stage in self.stages]
+        if self.encoder is not None:
+            found[-1] += costs.macs(self.encoder)
+        return found
 
     @property
     def fingerprint(self) -> str:
@@ -76,8 +96,13 @@ def cut(
     at: Sequence[str],
     names: Sequence[str] | None = None,
     sends: str | Sequence[str] = FEATURES,
+    bottleneck: int | Sequence[int | None] | None = None,
 ) -> list[Unit]:
     """Cuts a multi-exit model into units.
+
+    A bottleneck that the model has at a cut, from `add_bottlenecks`, is cut in the
+    middle: its encoder belongs to the unit before the cut, which runs it for the rows
+    that go on, and its decoder to the next.
 
     Args:
         model: outputs `{"exit_1": logits, ..., "exit_N": logits}`.
@@ -86,6 +111,10 @@ def cut(
         sends: what units send on for the rows that they are not sure of: `features`, the
             tensors at the cut, or `image`, the inputs of the network again, from which
             the next unit computes anew. One for all cuts, or one for each.
+        bottleneck: the channels of new, untrained bottlenecks where features are sent:
+            one for all cuts, or one or None for each. Train the units before use, with
+            `as_network` or `join`. To train the whole model first, see
+            `add_bottlenecks`.
 
     Returns:
         One unit more than cuts. Their answers, one after the other, are those of the
@@ -124,6 +153,11 @@ def cut(
         )
     for way in ways:
         checks.one_of("sends", way, SENDS)
+    coded = [
+        known[end - 1] for end, way in zip(ends, ways, strict=False) if way == FEATURES
+    ]
+    if bottleneck is not None:
+        model = add_bottlenecks(model, _bottlenecks(bottleneck, at, coded))
 
     network_inputs = tuple(graphs.input_names(model))
     found: list[Unit] = []
@@ -133,7 +167,7 @@ def cut(
         takes = FEATURES if i and ways[i - 1] == FEATURES else IMAGE
         if takes == IMAGE:
             # Computes from the inputs again, without the heads of exits before it.
-            parts = stages.split(model, only=known[begin:])
+            parts = stages.split(model, known[begin:], coded)
         group, parts = parts[: end - begin], parts[end - begin :]
         following = names[i + 1] if i + 1 < len(names) else None
         way = ways[i] if following is not None else FEATURES
@@ -144,6 +178,32 @@ def cut(
         )
         found.append(Unit(names[i], tuple(group), following, way, takes, inputs))
         begin = end
+    return found
+
+
+def _bottlenecks(
+    given: int | Sequence[int | None], at: Sequence[str], coded: Sequence[str]
+) -> dict[str, int]:
+    """`{exit: channels}` of the bottlenecks that `cut` was asked for."""
+    if not isinstance(given, Sequence):
+        return dict.fromkeys(coded, given)
+    at = [at] if isinstance(at, str) else at
+    if len(given) != len(at):
+        raise BranchyError(
+            f"`bottleneck` has {len(given)} entries for {len(at)} cuts; expected one for "
+            f"each, or one for all. Received {checks.shown(given)}."
+        )
+    found = {
+        name: channels
+        for name, channels in zip(at, given, strict=True)
+        if channels is not None
+    }
+    for name in found:
+        if name not in coded:
+            raise BranchyError(
+                f"`bottleneck` has channels for the cut at {name}, where the image is "
+                "sent, which has none. Pass None there, or send features."
+            )
     return found
 
 
@@ -202,6 +262,10 @@ def _as_model(unit: Unit) -> keras.Model:
         value = {id(old): new for old, new in zip(stage.model.inputs, live, strict=True)}
         graphs.replay(graphs.nodes_in_order(stage.model), value)
         outputs[stage.name], *live = [value[id(t)] for t in stage.model.outputs]
+    if unit.encoder is not None:
+        value = {id(old): new for old, new in zip(unit.encoder.inputs, live, strict=True)}
+        graphs.replay(graphs.nodes_in_order(unit.encoder), value)
+        live = [value[id(t)] for t in unit.encoder.outputs]
     for i in range(len(unit.carried)):
         outputs[feature_name(i)] = live[i]
     return keras.Model(inputs, outputs, name=unit.name)

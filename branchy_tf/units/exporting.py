@@ -13,7 +13,7 @@ import tensorflow as tf
 from absl import logging
 
 import branchy_tf
-from branchy_tf import checks, costs, files, versions
+from branchy_tf import checks, files, versions
 from branchy_tf.errors import BranchyError
 from branchy_tf.exits.confidence import exit_answer
 from branchy_tf.policy import ExitPolicy, PolicyLike, forcing
@@ -39,6 +39,7 @@ def export(
     freeze: str = "auto",
     input_dtype: str | None = None,
     max_rows: int | None = writing.MAX_ROWS,
+    class_names: Sequence[str] | Mapping[str, Sequence[str] | None] | None = None,
 ) -> list[pathlib.Path]:
     """Exports the units of a network, each as the next version of its own servable.
 
@@ -59,6 +60,8 @@ def export(
         freeze: as for `saved_model.export`.
         input_dtype: as for `saved_model.export`.
         max_rows: as for `saved_model.export`.
+        class_names: the names of the classes, for branchy.json. For several fronts, a
+            dict by the front's name; a unit that they share has names if they agree.
 
     Returns:
         The version folders, in the order of the units.
@@ -79,6 +82,7 @@ def export(
     chains = _chains(units)
     policies = _policies(chains, policy)
     parts = _parts(chains, policies)
+    called = _class_names(chains, class_names)
     folders = [writing.model_folder(export_dir, name) for name in names]
     modules = []
     for unit in units:
@@ -104,7 +108,8 @@ def export(
                 if unit.takes == IMAGE:
                     examples[unit.name] = _examples(module)
                 beside = written[-1].beside
-                onward = _write(module, beside, codec, examples[unit.name])
+                described = _description(module, codec, called[unit.name])
+                onward = _write(module, beside, described, examples[unit.name])
                 if unit.next is not None and onward:
                     examples[unit.next] = onward
     except (OSError, tf.errors.OpError) as error:
@@ -224,7 +229,7 @@ def _examples(module: UnitModule) -> dict[str, np.ndarray]:
 def _write(
     module: UnitModule,
     beside: pathlib.Path,
-    codec: str,
+    description: dict[str, Any],
     examples: dict[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
     """Writes and checks a version; returns the features of the example rows.
@@ -232,12 +237,12 @@ def _write(
     Args:
         module: of the unit.
         beside: the folder to write to.
-        codec: of the features.
+        description: the content of its branchy.json.
         examples: inputs of the unit.
     """
     module.save(beside)
     (beside / "assets.extra").mkdir()
-    files.write_json(beside / "assets.extra/branchy.json", _description(module, codec))
+    files.write_json(beside / "assets.extra/branchy.json", description)
     warmup.write_requests(_warmup(module, examples), beside, module.unit.name)
     session = opened(beside, f"unit {module.unit.name}")
     try:
@@ -303,7 +308,26 @@ def _warmup(
             yield SIGNATURE, inputs | {"thresholds": limits}
 
 
-def _description(module: UnitModule, codec: str) -> dict[str, Any]:
+def _class_names(
+    chains: Mapping[str, list[Unit]],
+    given: Sequence[str] | Mapping[str, Sequence[str] | None] | None,
+) -> dict[str, list[str] | None]:
+    """The names of the classes by unit; None where they are unknown or differ."""
+    by_front = given if isinstance(given, Mapping) else dict.fromkeys(chains, given)
+    found: dict[str, list[str] | None] = {}
+    for front, chain in chains.items():
+        names = by_front.get(front)
+        writing.check_class_names(names, chain[0].classes)
+        for unit in chain:
+            known = None if names is None else list(names)
+            agrees = found.get(unit.name, known) == known
+            found[unit.name] = known if agrees else None
+    return found
+
+
+def _description(
+    module: UnitModule, codec: str, class_names: Sequence[str] | None
+) -> dict[str, Any]:
     unit = module.unit
     return {
         "unit": {
@@ -319,6 +343,7 @@ def _description(module: UnitModule, codec: str) -> dict[str, Any]:
         "thresholds": module.policy.limits[0],
         "temperatures": module.policy.temperatures,
         "classes": module.classes,
+        "class_names": class_names,
         "inputs": _described(module.specs),
         "features": _described(module.sends),
         "macs": _macs(unit),
@@ -339,9 +364,9 @@ def _described(specs: Sequence[tf.TensorSpec]) -> dict[str, Any]:
 
 
 def _macs(unit: Unit) -> list[int] | None:
-    """Multiply-adds of each stage of a unit, for one row."""
+    """Multiply-adds of each stage of a unit, for one row; None if they are unknown."""
     try:
-        return [costs.macs(stage.model) for stage in unit.stages]
+        return unit.macs
     except BranchyError as error:
         logging.warning("%s", error)
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import tensorflow as tf
 from branchy_tf import graphs
 from branchy_tf.policy import ExitPolicy, exits_early
 from branchy_tf.saved_model import early_exit, freezing, routing
+from branchy_tf.stages import Stage
 from branchy_tf.units.codecs import Codec
 from branchy_tf.units.cutting import FEATURES, Unit
 from branchy_tf.units.interfaces import MADE_FOR, SIGNATURE
@@ -89,11 +90,12 @@ class UnitModule(early_exit.ServedModule):
             outgoing = Codec(codec, unit.carried, following.inputs)
             self.sends = [*outgoing.specs, made_for]
             destination = _as_int64(following.fingerprint)
+            narrow = _encoder(unit, frozen)
 
             def encode(carried: list) -> list:
                 rows = tf.shape(carried[0])[:1]
                 made = tf.fill(rows, tf.constant(destination, tf.int64))
-                return [*outgoing.encode(carried), made]
+                return [*outgoing.encode(narrow(carried)), made]
 
             self._onward = routing.Onward(encode, self.sends)
         self.function = self._signature()
@@ -193,6 +195,20 @@ def policy_of(unit: Unit, policy: ExitPolicy, before: int) -> ExitPolicy:
     return policy.replace(
         thresholds=policy.thresholds[before:end], temperatures=temperatures
     )
+
+
+def _encoder(unit: Unit, frozen: bool) -> Callable[[list], list]:
+    """The encoder of a unit's bottleneck; the identity without one."""
+    if unit.encoder is None:
+        return list
+    # It is a function of tensors like a stage, which returns the first one apart.
+    (run,) = freezing.as_functions([Stage(f"{unit.name}_encoder", unit.encoder)], frozen)
+
+    def narrow(carried: list) -> list:
+        first, others = run(carried)
+        return [first, *others]
+
+    return narrow
 
 
 def _rows(tensor: Any) -> Any:

@@ -94,8 +94,6 @@ def _bytes(specs: Mapping[str, Mapping[str, Any]]) -> float:
 
 
 def _of_units(units: list[Unit]) -> Measured:
-    from branchy_tf import costs
-
     found = {}
     for unit in units:
         tensors = unit.model.inputs
@@ -106,7 +104,7 @@ def _of_units(units: list[Unit]) -> Measured:
         )
         found[unit.name] = UnitCosts(
             unit.name,
-            tuple(float(costs.macs(stage.model)) for stage in unit.stages),
+            tuple(map(float, unit.macs)),
             sum(math.prod(w.shape) for w in unit.model.weights) * 4 / _MB,
             float(into),
             float(sum(_encoded(x) for x in unit.carried)),
