@@ -7,6 +7,9 @@ Examples:
   python -m branchy_tf.train --model=trained.keras --exits="block_2=conv(32)" \
     --mode=branches_only --baseline_epochs=0 --dataset=mnist_5k --run_dir=runs/kept
 
+With several devices, --distribute shares each batch among them; see the guide
+docs/devices.md for several machines.
+
 Writes model.keras, history.csv, logs/ (TensorBoard), train.flags and, if a baseline was
 trained, baseline.keras. The same command resumes a killed training; with more --epochs
 it continues a finished one.
@@ -126,6 +129,36 @@ command_line.define_path(
     "much, or a .json file with weights by class name or number, where others have 1. "
     "Default: 1 each.",
 )
+flags.DEFINE_enum(
+    "distribute",
+    "none",
+    training.STRATEGIES,
+    "The devices that share each batch. none: one device. mirrored: all devices of this "
+    "machine, with Keras on TensorFlow. data_parallel: all devices of one or several "
+    "processes, with Keras on JAX. --batch_size is the number of rows in a step of all "
+    "devices together, so the result stays the same.",
+)
+flags.DEFINE_string(
+    "coordinator",
+    None,
+    "HOST:PORT where process 0 listens for the others, with --distribute=data_parallel "
+    "in several processes. Default: a single process.",
+)
+flags.DEFINE_integer(
+    "num_processes", None, "The number of processes that train together. Default: one."
+)
+flags.DEFINE_integer(
+    "process_id",
+    None,
+    "The number of this process, from 0. Process 0 writes the run. Default: a single "
+    "process.",
+)
+flags.DEFINE_float(
+    "start_seconds",
+    300.0,
+    "The seconds to wait until all processes have started.",
+    lower_bound=1,
+)
 command_line.define_data(required=True)
 command_line.define_seed(default=1)
 
@@ -202,13 +235,33 @@ def main() -> None:
             raise BranchyError(f"--{name} is missing. See --help.")
     _make_paths_absolute()
     folder = training.RunFolder(FLAGS.run_dir)
-    if folder.flags.exists():
-        _check_same_flags(folder)
-    if folder.is_finished(FLAGS.epochs):
-        logging.info("%s is already trained; nothing to do.", folder.path)
-    else:
-        _train(folder)
-        folder.picture.unlink(missing_ok=True)
+    distribution = training.distribute(
+        FLAGS.distribute,
+        FLAGS.coordinator,
+        FLAGS.num_processes,
+        FLAGS.process_id,
+        FLAGS.start_seconds,
+        settings=_flags_text(),
+        lost=command_line.end,
+    )
+    if not distribution.writes:
+        # The others would say the same.
+        logging.set_verbosity(logging.WARNING)
+    with distribution.scope():
+        if folder.flags.exists():
+            _check_same_flags(folder)
+        if distribution.agree(folder.is_finished(FLAGS.epochs)):
+            logging.info("%s is already trained; nothing to do.", folder.path)
+        else:
+            _train(folder)
+            if distribution.writes:
+                folder.picture.unlink(missing_ok=True)
+    if distribution.writes:
+        _draw(folder)
+        logging.info("Next: python -m branchy_tf.calibrate --run_dir=%s", FLAGS.run_dir)
+
+
+def _draw(folder: training.RunFolder) -> None:
     # A kill may have come between the model and its picture.
     if not folder.picture.exists():
         rows = training.read_history(folder.history)
@@ -218,7 +271,6 @@ def main() -> None:
                 "The model is trained: continue with calibrate."
             )
         plots.training(folder.picture, rows)
-    logging.info("Next: python -m branchy_tf.calibrate --run_dir=%s", FLAGS.run_dir)
 
 
 def _train(folder: training.RunFolder) -> None:

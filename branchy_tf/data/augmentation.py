@@ -38,7 +38,13 @@ def check_augmentation(name: str) -> str:
     return checks.one_of("augmentation", name, AUGMENTATIONS)
 
 
-def augment(name: str, images: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def augment(
+    name: str,
+    images: np.ndarray,
+    random: np.random.Generator,
+    rows: np.ndarray | slice = slice(None),
+    of: int | None = None,
+) -> np.ndarray:
     """Augments each image at random.
 
     Args:
@@ -48,6 +54,9 @@ def augment(name: str, images: np.ndarray, random: np.random.Generator) -> np.nd
             height and width with 0, centred anywhere in the image.
         images: uint8 [n, H, W, C], which stay unchanged.
         random: the generator of all draws.
+        rows: which rows of a larger batch these images are. Each is augmented as it
+            would be with all others; see `training.distributing`.
+        of: the number of rows of that batch. Default: `images` are all of it.
 
     Returns:
         uint8 [n, H, W, C].
@@ -72,8 +81,9 @@ def augment(name: str, images: np.ndarray, random: np.random.Generator) -> np.nd
         return images
     count, height, width, channels = images.shape
     # Rounding makes the largest shift half as likely as each of the others.
-    shifts = np.rint(random.uniform(-pixels, pixels, (count, 2))).astype(int)
-    flips = random.random(len(images)) < (0.5 if variation.flip else 0.0)
+    drawn = count if of is None else of
+    shifts = np.rint(random.uniform(-pixels, pixels, (drawn, 2))).astype(int)[rows]
+    flips = (random.random(drawn) < (0.5 if variation.flip else 0.0))[rows]
     padded = np.zeros(
         (count, height + 2 * pixels, width + 2 * pixels, channels), images.dtype
     )
@@ -84,15 +94,15 @@ def augment(name: str, images: np.ndarray, random: np.random.Generator) -> np.nd
         image = padded[i, top : top + height, left : left + width]
         varied[i] = image[:, ::-1] if flips[i] else image
     if variation.cutout:
-        _cut_out(varied, variation.cutout, random)
+        centres = random.integers((height, width), size=(drawn, 2))[rows]
+        _cut_out(varied, variation.cutout, centres)
     return varied
 
 
-def _cut_out(images: np.ndarray, share: float, random: np.random.Generator) -> None:
+def _cut_out(images: np.ndarray, share: float, centres: np.ndarray) -> None:
     """Blanks a square of each image in place."""
-    count, height, width, _ = images.shape
+    _, height, width, _ = images.shape
     sides = max(1, round(share * height)), max(1, round(share * width))
-    centres = random.integers((height, width), size=(count, 2))
     starts = centres - np.floor_divide(sides, 2)
     ends = starts + sides
     # A slice stops at the border, but a negative start would count from the end.
