@@ -9,6 +9,9 @@ Examples:
   python -m branchy_tf.train --front=road=model:nets:road,dataset:road.npz \
     --front=airport=model:nets:airport,dataset:airport.npz --run_dir=runs/cameras
 
+With several devices, --distribute shares each batch among them; see the guide
+docs/devices.md for several machines.
+
 Writes model.keras, history.csv, logs/ (TensorBoard), train.flags and, if a baseline was
 trained, baseline.keras. The same command resumes a killed training; with more --epochs
 it continues a finished one. With --front, networks that share their later part are
@@ -160,6 +163,36 @@ flags.DEFINE_bool(
     "Whether to keep the weights of --tail, for new fronts of a tail that is in use. "
     "Default: no.",
 )
+flags.DEFINE_enum(
+    "distribute",
+    "none",
+    training.STRATEGIES,
+    "The devices that share each batch. none: one device. mirrored: all devices of this "
+    "machine, with Keras on TensorFlow. data_parallel: all devices of one or several "
+    "processes, with Keras on JAX. --batch_size is the number of rows in a step of all "
+    "devices together, so the result stays the same.",
+)
+flags.DEFINE_string(
+    "coordinator",
+    None,
+    "HOST:PORT where process 0 listens for the others, with --distribute=data_parallel "
+    "in several processes. Default: a single process.",
+)
+flags.DEFINE_integer(
+    "num_processes", None, "The number of processes that train together. Default: one."
+)
+flags.DEFINE_integer(
+    "process_id",
+    None,
+    "The number of this process, from 0. Process 0 writes the run. Default: a single "
+    "process.",
+)
+flags.DEFINE_float(
+    "start_seconds",
+    300.0,
+    "The seconds to wait until all processes have started.",
+    lower_bound=1,
+)
 command_line.define_data(required=True)
 command_line.define_seed(default=1)
 
@@ -251,19 +284,39 @@ def main() -> None:
     _check_complete()
     _make_paths_absolute()
     folder = training.RunFolder(FLAGS.run_dir)
-    if folder.flags.exists():
-        _check_same_flags(folder)
-    if folder.is_finished(FLAGS.epochs):
-        logging.info("%s is already trained; nothing to do.", folder.path)
-    else:
-        settings = _settings()
-        training.make_deterministic(FLAGS.seed)
-        keras.config.set_dtype_policy(FLAGS.precision)
-        if FLAGS.front:
-            _train_fronts(folder, settings)
+    distribution = training.distribute(
+        FLAGS.distribute,
+        FLAGS.coordinator,
+        FLAGS.num_processes,
+        FLAGS.process_id,
+        FLAGS.start_seconds,
+        settings=_flags_text(),
+        lost=command_line.end,
+    )
+    if not distribution.writes:
+        # The others would say the same.
+        logging.set_verbosity(logging.WARNING)
+    with distribution.scope():
+        if folder.flags.exists():
+            _check_same_flags(folder)
+        if distribution.agree(folder.is_finished(FLAGS.epochs)):
+            logging.info("%s is already trained; nothing to do.", folder.path)
         else:
-            _train(folder, settings)
-        folder.picture.unlink(missing_ok=True)
+            settings = _settings()
+            training.make_deterministic(FLAGS.seed)
+            keras.config.set_dtype_policy(FLAGS.precision)
+            if FLAGS.front:
+                _train_fronts(folder, settings)
+            else:
+                _train(folder, settings)
+            if distribution.writes:
+                folder.picture.unlink(missing_ok=True)
+    if distribution.writes:
+        _draw(folder)
+        logging.info("Next: python -m branchy_tf.calibrate --run_dir=%s", FLAGS.run_dir)
+
+
+def _draw(folder: training.RunFolder) -> None:
     # A kill may have come between the model and its picture.
     if not folder.picture.exists():
         rows = training.read_history(folder.history)
@@ -273,7 +326,6 @@ def main() -> None:
                 "The model is trained: continue with calibrate."
             )
         plots.training(folder.picture, rows)
-    logging.info("Next: python -m branchy_tf.calibrate --run_dir=%s", FLAGS.run_dir)
 
 
 def _check_complete() -> None:
@@ -295,6 +347,10 @@ def _check_complete() -> None:
                 if name in command_line.FRONT
                 else f"--{name} does not go with --front."
             )
+    if FLAGS.distribute != "none":
+        raise BranchyError(
+            "--distribute does not go with --front. Train the fronts on one device."
+        )
     if FLAGS.freeze_tail and not FLAGS.tail:
         raise BranchyError(
             "--freeze_tail keeps the weights of a trained tail. Pass it, for example "

@@ -87,6 +87,7 @@ __all__ = [
     "define_thresholds",
     "define_tls",
     "define_topology",
+    "end",
     "parse_arguments",
     "parse_fronts",
     "parse_numbers",
@@ -145,6 +146,15 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(_fail(f"{error.strerror or error}{where}."))
 
 
+def end(message: str) -> None:
+    """Prints an error and ends the process at once, from any thread.
+
+    For a command whose main thread waits for what will never come; files that are being
+    written are not replaced.
+    """
+    os._exit(_fail(message))
+
+
 def _log_warning(message: Warning | str, *where: Any, **more: Any) -> None:
     """Logs a warning without the source location, which does not help a user."""
     logging.warning("%s", message)
@@ -188,5 +198,5 @@ def _parse(arguments: list[str]) -> list[str]:
 
 
 def _fail(message: str, status: int = 1) -> int:
-    print(startup.as_typed(f"error: {message}"), file=sys.stderr)
+    print(startup.as_typed(f"error: {message}"), file=sys.stderr, flush=True)
     return status

@@ -112,7 +112,13 @@ def check_augmentable(name: str, dataset: Dataset) -> None:
         )
 
 
-def augment(name: str, images: Any, random: np.random.Generator) -> Any:
+def augment(
+    name: str,
+    images: Any,
+    random: np.random.Generator,
+    rows: np.ndarray | slice = slice(None),
+    of: int | None = None,
+) -> Any:
     """Augments each image at random.
 
     Args:
@@ -122,6 +128,9 @@ def augment(name: str, images: Any, random: np.random.Generator) -> Any:
             height and width with 0, centred anywhere in the image.
         images: uint8 [n, H, W, C], which stay unchanged, or a dict of such arrays.
         random: the generator of all draws.
+        rows: which rows of a larger batch these images are. Each is augmented as it
+            would be with all others; see `training.distributing`.
+        of: the number of rows of that batch. Default: `images` are all of it.
 
     Returns:
         uint8 [n, H, W, C], or a dict of them.
@@ -143,8 +152,17 @@ def augment(name: str, images: Any, random: np.random.Generator) -> Any:
     if _changes_nothing(name):
         return images
     if isinstance(images, Mapping):
-        return {key: augment(name, array, random) for key, array in images.items()}
-    return _apply(name, images, _draw(name, images.shape[:3], random))
+        return {
+            key: augment(name, array, random, rows, of) for key, array in images.items()
+        }
+    count, height, width = images.shape[:3]
+    drawn = _draw(name, (count if of is None else of, height, width), random)
+    ours = Draws(
+        drawn.shifts[rows],
+        drawn.flips[rows],
+        None if drawn.corners is None else drawn.corners[rows],
+    )
+    return _apply(name, images, ours)
 
 
 def _apply(name: str, images: np.ndarray, draws: Draws) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from branchy_tf.training.callbacks import read_history
 from branchy_tf.training.compiling import by_exit, compile_exits
+from branchy_tf.training.distributing import STRATEGIES, distribute
 from branchy_tf.training.phases import make_deterministic, train
 from branchy_tf.training.recording import (
     data_flags,
@@ -18,6 +19,7 @@ from branchy_tf.training.transfer import copy_layers
 __all__ = [
     "GRADIENT_SCALINGS",
     "MODES",
+    "STRATEGIES",
     "RunFolder",
     "Settings",
     "by_exit",
@@ -25,6 +27,7 @@ __all__ = [
     "compile_exits",
     "copy_layers",
     "data_flags",
+    "distribute",
     "input_ranges",
     "is_stored",
     "load_dataset",

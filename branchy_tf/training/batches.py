@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -13,6 +15,7 @@ import numpy as np
 
 from branchy_tf.data import Split, augment
 from branchy_tf.errors import BranchyError
+from branchy_tf.training import distributing
 
 # Steps take about equally long, so preparing more batches ahead would not help.
 _AHEAD = 2
@@ -33,6 +36,7 @@ class Batches(keras.utils.PyDataset):
         seed: the numbers that determine all draws.
 
     Attributes:
+        sharing: which rows of each batch this process reads.
         error: why a batch could not be made, or None.
         waited: seconds spent waiting for batches. If Keras prefetches, the training
             steps waited less than that.
@@ -55,29 +59,32 @@ class Batches(keras.utils.PyDataset):
         self._batch_size = batch_size
         self._augmentation = augmentation
         self._seed = seed
-        self._made: dict[int, concurrent.futures.Future] = {}
+        self.sharing = distributing.current().sharing(len(split), batch_size)
+        self._made: dict[tuple[int, int], concurrent.futures.Future] = {}
         self._maker = concurrent.futures.ThreadPoolExecutor(1, "batches")
         self.start_epoch(0)
 
     def start_epoch(self, epoch: int) -> None:
         """Selects an epoch, counted from 0; call it before each epoch."""
-        self._epoch = epoch
-        self._order = self._random(epoch, 0).permutation(len(self._split))
-        self._made = {}
+        self._epoch = epoch, self._random(epoch, 0).permutation(len(self._split))
 
     def __len__(self) -> int:
         return -(-len(self._split) // self._batch_size)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         """Inputs, targets and any weights of a batch of this epoch, as NumPy arrays."""
-        made = self._made
-        self._made = {
-            i: made.get(i) or self._maker.submit(self._make, self._epoch, self._order, i)
+        # With several devices, TensorFlow begins to read an epoch twice, in two threads,
+        # of which the first may still read when the next epoch has started.
+        (epoch, order), before = self._epoch, self._made
+        made = {
+            (epoch, i): before.get((epoch, i))
+            or self._maker.submit(self._make, epoch, order, i)
             for i in range(index, min(index + 1 + _AHEAD, len(self)))
         }
+        self._made = made
         start = time.perf_counter()
         with _noting(self):
-            batch = self._made[index].result()
+            batch = made[epoch, index].result()
         self.waited += time.perf_counter() - start
         return batch
 
@@ -86,18 +93,23 @@ class Batches(keras.utils.PyDataset):
         return order[first : first + self._batch_size]
 
     def _make(self, epoch: int, order: np.ndarray, index: int) -> tuple[Any, ...]:
-        batch = self._split.take(self._rows(order, index))
+        rows = self._rows(order, index)
+        ours = self.sharing.rows(len(rows))
+        batch = self._split.take(rows[ours])
         random = self._random(epoch, 1 + index)
-        inputs = augment(self._augmentation, batch.read(), random)
-        targets = self._targets(batch)
-        return (
-            (inputs, targets)
-            if batch.weights is None
-            else (inputs, targets, batch.weights)
-        )
+        inputs = augment(self._augmentation, batch.read(), random, ours, len(rows))
+        return _weighted(batch, inputs, self._targets(batch), self.sharing, len(rows))
 
     def _random(self, epoch: int, use: int) -> np.random.Generator:
         return np.random.default_rng([*self._seed, epoch, use])
+
+
+def _weighted(
+    batch: Split, inputs: Any, targets: Any, sharing: distributing.Sharing, count: int
+) -> tuple[Any, ...]:
+    """A batch for `fit`, with the weights of its rows if there are any."""
+    found = [x for x in (batch.weights, sharing.weights(count)) if x is not None]
+    return (inputs, targets, math.prod(found)) if found else (inputs, targets)
 
 
 class InOrder(keras.utils.PyDataset):
@@ -109,6 +121,7 @@ class InOrder(keras.utils.PyDataset):
         batch_size: rows per batch. The last batch may be smaller.
 
     Attributes:
+        sharing: which rows of each batch this process reads.
         error: why a batch could not be read, or None.
     """
 
@@ -119,17 +132,22 @@ class InOrder(keras.utils.PyDataset):
         self.error: BranchyError | None = None
         self._split = split
         self._targets = targets
-        self._batch_size = batch_size
+        self.sharing = distributing.current().sharing(len(split), batch_size)
+        self._batch_size = self.sharing.batch_size
 
     def __len__(self) -> int:
         return -(-len(self._split) // self._batch_size)
 
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
         """Inputs and targets of a batch, as NumPy arrays."""
         first = index * self._batch_size
         batch = self._split.take(slice(first, first + self._batch_size))
+        count = len(batch)
+        batch = dataclasses.replace(batch.take(self.sharing.rows(count)), weights=None)
         with _noting(self):
-            return batch.read(), self._targets(batch)
+            return _weighted(
+                batch, batch.read(), self._targets(batch), self.sharing, count
+            )
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import shutil
 import keras
 
 from branchy_tf import files
+from branchy_tf.training import distributing
 
 
 class AtomicBackup(keras.callbacks.BackupAndRestore):
@@ -30,19 +31,26 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         self._old = self._folder.with_name(self._folder.name + ".old")
 
     def on_train_begin(self, logs=None) -> None:
-        if not self._folder.exists() and self._old.exists():
-            # It was killed between the two renames below.
-            self._old.rename(self._folder)
+        with distributing.current().writing() as writes:
+            if writes and not self._folder.exists() and self._old.exists():
+                # It was killed between the two renames below.
+                self._old.rename(self._folder)
+        distributing.current().agree(None)
         mend = "Remove it to start the training again."
         with files.reading(self._folder, "the backup of a training", mend):
             super().on_train_begin(logs)
 
     def on_epoch_end(self, epoch, logs=None) -> None:
+        with distributing.current().writing() as writes:
+            if writes:
+                self._back_up(epoch)
+
+    def _back_up(self, epoch: int) -> None:
         for leftover in (self._next, self._old):
             shutil.rmtree(leftover, ignore_errors=True)
         writer = keras.callbacks.BackupAndRestore(str(self._next))
         writer.set_model(self.model)
-        writer.on_epoch_end(epoch, logs)
+        writer.on_epoch_end(epoch)
         if self._folder.exists():
             self._folder.rename(self._old)
         self._next.rename(self._folder)

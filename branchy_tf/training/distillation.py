@@ -19,6 +19,17 @@ def check(gamma: float, temperature: float) -> None:
         )
 
 
+class _Mean(keras.losses.Loss):
+    """The mean of `y_pred`, a loss of each row, as Keras takes that of its own losses.
+
+    It knows weights of rows, and that each of several devices has a part of the rows.
+    """
+
+    def call(self, y_true, y_pred):
+        """Returns `y_pred` [B]."""
+        return y_pred
+
+
 class DistilledModel(keras.Model):
     """A multi-exit model whose early exits also learn from its final exit.
 
@@ -53,6 +64,7 @@ class DistilledModel(keras.Model):
         self._weights = dict(zip(self._names, loss_weights, strict=True))
         self._gamma = gamma
         self._temperature = temperature
+        self._mean = _Mean(name="mean")
 
     def label_weights(self) -> list[float]:
         """The weight of each exit's cross-entropy."""
@@ -75,8 +87,7 @@ class DistilledModel(keras.Model):
             # A class that the teacher masks out (-inf) adds no loss.
             apart = ops.where(masked, 0.0, wanted - ops.where(masked, 0.0, given))
             divergence = ops.sum(ops.exp(wanted) * apart, axis=-1)
-            if sample_weight is not None:
-                # One weight for all of a row's losses.
-                divergence = divergence * ops.cast(sample_weight, divergence.dtype)
-            loss = loss + scale * self._weights[name] * ops.mean(divergence)
+            # One weight for all of a row's losses.
+            mean = self._mean(divergence, divergence, sample_weight)
+            loss = loss + scale * self._weights[name] * mean
         return loss

@@ -8,6 +8,7 @@ import pathlib
 import keras
 
 from branchy_tf import files
+from branchy_tf.training import distributing
 from branchy_tf.training.callbacks import read_history
 
 
@@ -43,11 +44,15 @@ class EarlyStopping(keras.callbacks.Callback):
         self._patience = patience
 
     def on_epoch_end(self, epoch, logs=None) -> None:
-        best = best_epoch(self._history, self._phase)
-        if best == epoch + 1:
-            with files.replacing(self._weights) as beside:
-                self._kept.save_weights(beside)
-        elif epoch + 1 - best >= self._patience:
+        distribution = distributing.current()
+        best = epoch + 1
+        with distribution.writing() as writes:
+            if writes:
+                best = best_epoch(self._history, self._phase)
+            if writes and best == epoch + 1:
+                with files.replacing(self._weights) as beside:
+                    self._kept.save_weights(beside)
+        if distribution.agree(epoch + 1 - best >= self._patience):
             self.model.stop_training = True
 
     def restore(self) -> None:

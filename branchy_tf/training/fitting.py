@@ -12,7 +12,7 @@ import keras
 from absl import logging
 
 from branchy_tf.data import Dataset, Split, is_in_memory
-from branchy_tf.training import optimizers
+from branchy_tf.training import distributing, optimizers
 from branchy_tf.training.batches import Batches, InOrder
 from branchy_tf.training.callbacks import AtomicBackup, HistoryFile
 from branchy_tf.training.early_stopping import (
@@ -64,27 +64,32 @@ def fit(
         callbacks: the user's own, called after the epoch's row and before its backup.
     """
     epochs, stopping = phase.epochs, _early_stopping(phase, settings, folder)
+    distribution = distributing.current()
     if settings.patience is not None:
         stopped = stopped_after(folder.history, phase.name, settings.patience)
-        epochs = min(epochs, stopped or epochs)
+        epochs = min(epochs, distribution.agree(stopped) or epochs)
     trainer = compiled(phase, settings, steps_per_epoch(dataset, settings))
     batches = feed(trainer, phase, dataset, settings)
     logging.info("Phase %s: epochs %d, rows %d.", phase.name, epochs, len(dataset.train))
     start = time.perf_counter()
     validation = InOrder(dataset.validation, phase.targets, settings.batch_size)
-    with _plain_errors(batches, validation):
+    with (
+        _plain_errors(batches, validation),
+        distribution.adapted(trainer, batches.sharing, validation.sharing),
+    ):
         history = trainer.fit(
             batches,
             # The batches are already shuffled.
             shuffle=False,
             validation_data=validation,
             epochs=epochs,
+            verbose="auto" if distribution.writes else 0,
             # The row of an epoch comes before its backup; see HistoryFile.
             callbacks=[
                 keras.callbacks.LambdaCallback(
                     on_epoch_begin=lambda epoch, logs: batches.start_epoch(epoch)
                 ),
-                HistoryFile(folder.history, phase.name, names),
+                *_history(folder, phase.name, names),
                 *callbacks,
                 *([] if stopping is None else [stopping]),
                 AtomicBackup(folder.backup(phase.name)),
@@ -104,6 +109,14 @@ def fit(
             trained / seconds,
             100 * batches.waited / seconds,
         )
+
+
+def _history(
+    folder: RunFolder, phase: str, names: list[str]
+) -> list[keras.callbacks.Callback]:
+    if not distributing.current().writes:
+        return []
+    return [HistoryFile(folder.history, phase, names)]
 
 
 def _early_stopping(

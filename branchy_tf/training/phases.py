@@ -13,7 +13,7 @@ from absl import logging
 from branchy_tf import checks, exits, files, graphs
 from branchy_tf.data import Dataset, fitted, weighted
 from branchy_tf.errors import BranchyError
-from branchy_tf.training import branches, losses, recording
+from branchy_tf.training import branches, distributing, losses, recording
 from branchy_tf.training.callbacks import has_backup
 from branchy_tf.training.distillation import DistilledModel
 from branchy_tf.training.fitting import Phase, fit
@@ -88,6 +88,8 @@ def train(
             )
     _check_callbacks(callbacks)
     settings.check(model, dataset)
+    distribution = distributing.current()
+    distribution.check(settings.batch_size, len(dataset.train))
     given = dataset
     dataset = weighted(fitted(model, dataset), settings.class_weights)
     baseline = None
@@ -96,25 +98,39 @@ def train(
     if flags is None:
         _check_same(folder, settings)
         flags = recording.flags_text(settings)
-    with folder.locked():
-        if folder.is_finished(settings.epochs):
+    with folder.locked() if distribution.writes else contextlib.nullcontext():
+        if distribution.agree(folder.is_finished(settings.epochs)):
             logging.info("%s is already trained; nothing to do.", folder.path)
             graphs.copy_weights(folder.load_model(), model)
             return
         last = branches_phase(model, settings).name
-        _prepare_more_epochs(folder, last)
-        recording.write_data(folder, model, given)
-        files.write_text(folder.flags, flags)
+        if distribution.writes:
+            _prepare_more_epochs(folder, last)
+            recording.write_data(folder, model, given)
+            files.write_text(folder.flags, flags)
+        _check_shared(folder)
         if settings.has_baseline_phase:
-            if has_backup(folder.backup(last)) and folder.baseline.is_file():
+            trained = has_backup(folder.backup(last)) and folder.baseline.is_file()
+            if distribution.agree(trained):
                 # The phase is over, and a finished run keeps no backup of it.
                 baseline = read_baseline(exits.baseline(model), folder.baseline)
             _train_baseline(model, dataset, settings, folder, baseline, callbacks)
         _train_branches(model, dataset, settings, folder, callbacks)
         _save(model, folder.model)
-        for backup in folder.backups.iterdir():
+        for backup in folder.backups.iterdir() if distribution.writes else ():
             if backup.name != last:
                 shutil.rmtree(backup, ignore_errors=True)
+
+
+def _check_shared(folder: RunFolder) -> None:
+    """Checks that all processes see the folder that one of them writes."""
+    distribution = distributing.current()
+    distribution.agree(None)
+    if not folder.flags.is_file():
+        raise BranchyError(
+            f"Process {distribution.process} does not see {folder.flags}, which process "
+            "0 has written. Pass a --run_dir in a file system that all machines share."
+        )
 
 
 def _check_callbacks(callbacks: Sequence[keras.callbacks.Callback]) -> None:
@@ -252,6 +268,9 @@ def _early_exits(model: keras.Model) -> keras.Model:
 def _save(model: keras.Model, path: files.Path) -> None:
     # Not compiled: the optimiser's state is twice the size of the weights, and only a
     # resumed training needs it, which has its backup.
-    plain = in_float32(keras.Model(model.input, model.output, name=model.name))
-    with files.replacing(path) as beside:
-        plain.save(beside)
+    with distributing.current().writing() as writes:
+        if not writes:
+            return
+        plain = in_float32(keras.Model(model.input, model.output, name=model.name))
+        with files.replacing(path) as beside:
+            plain.save(beside)

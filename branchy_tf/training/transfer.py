@@ -11,6 +11,7 @@ from absl import logging
 from branchy_tf import exits, files, graphs
 from branchy_tf.errors import BranchyError
 from branchy_tf.exits.flattening import flatten
+from branchy_tf.training import distributing
 from branchy_tf.training.run_folder import load_keras_file
 
 
@@ -87,7 +88,7 @@ def take_baseline(model: keras.Model, baseline: Baseline, to: files.Path) -> Non
     theirs = _layers(baseline.network)
     for name, layer in _layers(model).items():
         layer.set_weights(theirs[name].get_weights())
-    if not baseline.has_exits:
+    if not baseline.has_exits and distributing.current().writes:
         with files.replacing(to) as beside:
             shutil.copyfile(baseline.path, beside)
 

@@ -85,14 +85,14 @@ def test_the_next_batch_is_made_while_one_is_used(monkeypatch):
     started, go_on = threading.Event(), threading.Event()
     augment = batches.augment
 
-    def slow(name, images, random):
+    def slow(*arguments):
         if threading.current_thread() is threading.main_thread():
             pytest.fail("the step waits while a batch is made")
         if calls:
             started.set()
             assert go_on.wait(30)
-        calls.append(name)
-        return augment(name, images, random)
+        calls.append(arguments[0])
+        return augment(*arguments)
 
     calls: list[str] = []
     monkeypatch.setattr(batches, "augment", slow)
@@ -124,7 +124,7 @@ def test_measures_the_time_waited_for_batches(monkeypatch):
 
 
 def test_errors_reach_the_training(monkeypatch):
-    def broken(name, images, random):
+    def broken(*arguments):
         raise MemoryError("no room")
 
     monkeypatch.setattr(batches, "augment", broken)
