@@ -44,7 +44,8 @@ class WeightNetwork(keras.layers.Layer):
 
     With p = tanh(B relu(A l + a) + b), for the losses l of a row, its weights are
     1 + delta (p - m), where m is the mean of p over all rows and exits of the batch. So
-    the weights of a batch are 1 on average, and the size of a step stays as it was.
+    the weights of a batch are 1 on average, and the size of a step stays as it was. With
+    delta above 0.5 a weight may be negative, as in the paper's networks for CIFAR.
 
     The layer is not trainable itself: it is trained by its own optimiser, whose state it
     owns, so that a backup of the model holds both.
