@@ -14,7 +14,13 @@ from branchy_tf.policy import (
     forcing,
     within_tolerance,
 )
-from branchy_tf.thresholds.budgets import check_budget, choose, find_knee, quantiles
+from branchy_tf.thresholds.budgets import (
+    check_budget,
+    choose,
+    find_knee,
+    geometric_rates,
+    quantiles,
+)
 from branchy_tf.thresholds.by_class import class_drops, within_class_drop
 from branchy_tf.thresholds.calibrated import (
     TEMPERATURES,
@@ -62,6 +68,7 @@ __all__ = [
     "fit_temperature",
     "forcing",
     "frontier",
+    "geometric_rates",
     "halves",
     "quantiles",
     "rows_needed",

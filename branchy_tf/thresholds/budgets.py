@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -189,6 +190,33 @@ def find_knee(points: Sequence[Point]) -> Point:
         return points[-1]
     above = (accuracy - accuracy[0]) / np.ptp(accuracy) - (cost - cost[0]) / np.ptp(cost)
     return points[int(above.argmax())]
+
+
+def geometric_rates(ratio: float, exits: int) -> list[float]:
+    """Shares of the rows that fall, or grow, by a constant ratio from exit to exit.
+
+    Args:
+        ratio: the share of an exit over that of the exit before. Small ratios let most
+            rows exit early, 1 treats the exits alike.
+        exits: N.
+
+    Returns:
+        N fractions of 1, whose sum is 1.
+
+    Raises:
+        BranchyError: the ratio is not a positive number.
+
+    References:
+        Huang et al., Multi-Scale Dense Networks (2018, arXiv 1703.09844), budgeted batch
+        classification: q_k = z (1 - q)^(k - 1) q, where q is the chance to exit at an
+        exit that is reached; here the ratio is 1 - q. Ratios above 1 are in the code of
+        its authors.
+    """
+    ratio = checks.real_number("ratio", ratio, above=0)
+    # By logarithms, and over the largest, so that no power overflows.
+    powers = math.log(ratio) * np.arange(exits)
+    shares = np.exp(powers - powers.max())
+    return (shares / shares.sum()).tolist()
 
 
 def quantiles(scores: Any, exit_rates: Sequence[float]) -> list[float]:

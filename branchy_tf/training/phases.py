@@ -21,6 +21,7 @@ from branchy_tf.training.precision import in_float32
 from branchy_tf.training.run_folder import RunFolder, changes
 from branchy_tf.training.settings import Settings
 from branchy_tf.training.transfer import Baseline, read_baseline, take_baseline
+from branchy_tf.training.weighting import WeightedModel
 
 
 def make_deterministic(seed: int) -> None:
@@ -245,10 +246,13 @@ def branches_phase(model: keras.Model, settings: Settings) -> Phase:
         losses.compile_joint(trainer, shown, optimizer, of_labels)
 
     def wrap(inputs, outputs) -> keras.Model:
-        if settings.distillation is None:
-            return keras.Model(inputs, outputs)
         ordered = {name: outputs[name] for name in shown}
-        return DistilledModel(inputs, ordered, weights, *settings.distillation)
+        if settings.distillation is not None:
+            return DistilledModel(inputs, ordered, weights, *settings.distillation)
+        if settings.sample_weighting is not None:
+            delta, ratio = settings.sample_weighting
+            return WeightedModel(inputs, ordered, weights, delta, ratio, settings.seed)
+        return keras.Model(inputs, outputs)
 
     return Phase(
         name,

@@ -18,7 +18,7 @@ from branchy_tf.data import (
     class_weights,
 )
 from branchy_tf.errors import BranchyError
-from branchy_tf.training import branches, distillation, losses, optimizers
+from branchy_tf.training import branches, distillation, losses, optimizers, weighting
 
 MODES = ("joint", "baseline_first", "branches_only", "detached")
 GRADIENT_SCALINGS = ("none", "equilibrium")
@@ -50,6 +50,8 @@ class Settings:
         loss_weights: one weight for each exit, or None for 1 each.
         gradient_scaling: `none`, or `equilibrium`; see `branches.equilibrium`.
         distillation: None, or (gamma, tau); see `distillation.DistilledModel`.
+        sample_weighting: None, or (delta, ratio): learns on the way how much each row
+            counts at each exit; see `weighting.WeightedModel`.
         augmentation: a name from `data.AUGMENTATIONS`.
         patience: with early stopping, the number of epochs without a smaller val_loss
             after which a phase ends. Each phase then has the weights of its best epoch.
@@ -85,6 +87,7 @@ class Settings:
     loss_weights: Sequence[float] | None = None
     gradient_scaling: str = "none"
     distillation: Sequence[float] | None = None
+    sample_weighting: Sequence[float] | None = None
     augmentation: str = "none"
     patience: int | None = None
     steps_per_call: int | None = None
@@ -119,7 +122,7 @@ class Settings:
         converted["weight_decay"] = checks.real_number(
             "weight_decay", self.weight_decay, at_least=0
         )
-        for name in ("loss_weights", "distillation"):
+        for name in ("loss_weights", "distillation", "sample_weighting"):
             if getattr(self, name) is not None:
                 # `check` compares their number with the model's exits.
                 array = checks.real_array(name, getattr(self, name))
@@ -190,3 +193,36 @@ class Settings:
                     f"{self.mode} its loss weight is 0. Received `loss_weights` "
                     f"{weights}. Give the final exit a weight."
                 )
+        if self.sample_weighting is not None:
+            self._check_weighting(names)
+
+    def _check_weighting(self, names: Sequence[str]) -> None:
+        given = list(self.sample_weighting or ())
+        if len(given) != 2:
+            raise BranchyError(
+                "`sample_weighting` must be two numbers delta,ratio, e.g. 0.8,0.75. "
+                f"Received {given}."
+            )
+        weighting.check(*given)
+        if len(names) < 2:
+            raise BranchyError(
+                "`sample_weighting` needs several exits to divide the rows among, but "
+                "the model has one. Add exits with exits.add_exits."
+            )
+        if self.mode == "branches_only":
+            raise BranchyError(
+                "`sample_weighting` weights the losses of all exits, but mode "
+                "branches_only does not train the final one. Choose another mode."
+            )
+        if self.distillation is not None:
+            raise BranchyError(
+                "`sample_weighting` and `distillation` both change the loss of each "
+                "exit. Pass one of them."
+            )
+        backend = keras.backend.backend()
+        if backend not in weighting.BACKENDS:
+            raise BranchyError(
+                "`sample_weighting` differentiates a training step, which works with "
+                f"Keras on {' and '.join(weighting.BACKENDS)}. It runs on {backend}: set "
+                f"KERAS_BACKEND={weighting.BACKENDS[0]}."
+            )

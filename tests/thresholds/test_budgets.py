@@ -5,6 +5,7 @@ import pytest
 from samples import rows
 
 from branchy_tf import thresholds
+from branchy_tf.errors import BranchyError
 
 
 @pytest.mark.parametrize("rates", [[0.6, 0.3], [0.0, 0.5], [1.0, 0.0]])
@@ -41,3 +42,25 @@ def test_known_frontier_is_not_searched_again():
     points = thresholds.frontier(scores, right, [1, 2])
     chosen = thresholds.choose(scores, right, [1, 2], max_cost=1.5, points=points[:1])
     assert chosen == points[0]
+
+
+def test_geometric_rates_change_by_one_ratio():
+    shares = thresholds.geometric_rates(0.5, 4)
+    assert shares == pytest.approx([8 / 15, 4 / 15, 2 / 15, 1 / 15])
+    # The paper's z (1 - q)^(k - 1) q with q = 1/2.
+    assert shares[0] == pytest.approx(0.5 / (1 - 0.5**4))
+    assert thresholds.geometric_rates(1, 4) == pytest.approx([0.25] * 4)
+    assert thresholds.geometric_rates(2, 3) == pytest.approx([1 / 7, 2 / 7, 4 / 7])
+
+
+@pytest.mark.parametrize("ratio", [1e-300, 1e300])
+def test_extreme_ratios_use_one_exit(ratio):
+    shares = thresholds.geometric_rates(ratio, 5)
+    assert shares[0 if ratio < 1 else -1] == pytest.approx(1)
+    assert sum(shares) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("ratio", [0, -1, float("nan"), float("inf"), "half"])
+def test_rejects_invalid_ratios(ratio):
+    with pytest.raises(BranchyError, match="`ratio` must be a"):
+        thresholds.geometric_rates(ratio, 3)

@@ -29,6 +29,13 @@ def test_one_cycle_rises_over_a_fifth_and_falls_to_zero():
     assert found[100] == pytest.approx(0.0, abs=1e-9)
 
 
+def test_step_schedule_falls_at_half_and_three_quarters():
+    found = rates("step")
+    assert found[:50] == pytest.approx([0.1] * 50)
+    assert found[50:75] == pytest.approx([0.01] * 25)
+    assert found[75:] == pytest.approx([0.001] * 26)
+
+
 @pytest.mark.parametrize("schedule", optimizers.SCHEDULES)
 def test_one_step_is_enough_for_every_schedule(schedule):
     optimizer = optimizers.build("sgd", 0.1, schedule, 0.0, steps=1)

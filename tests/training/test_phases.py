@@ -187,8 +187,8 @@ def test_trains_an_epoch_without_a_backup_again(tmp_path, monkeypatch, phase):
             "Unknown mode 'both'. Known: joint, baseline_first, branches_only, detached.",
         ),
         (
-            {"schedule": "step"},
-            "Unknown schedule 'step'. Known: constant, cosine, one_cycle.",
+            {"schedule": "linear"},
+            "Unknown schedule 'linear'. Known: constant, cosine, one_cycle, step.",
         ),
         ({"augmentation": "blur"}, "Unknown augmentation 'blur'."),
         ({"epochs": 0}, "`epochs` must be a whole number of at least 1. Received 0."),

@@ -36,26 +36,42 @@ class Variant:
 
 
 _FIRST = {"mode": "baseline_first"}
+_MODES = [
+    Variant("mode", "joint", {"mode": "joint"}),
+    Variant("mode", "baseline_first", _FIRST),
+    Variant("mode", "branches_only", {"mode": "branches_only"}),
+    Variant("mode", "detached", {"mode": "detached"}),
+    Variant(
+        "mode", "joint, equilibrium", {"mode": "joint", "gradient_scaling": "equilibrium"}
+    ),
+    # One dense layer on the pooled map: conditional deep learning.
+    Variant(
+        "mode",
+        "branches_only, dense branch",
+        {"mode": "branches_only"},
+        ("conv_1_relu", 0),
+    ),
+]
 STUDIES: dict[str, list[Variant]] = {
     "training_modes": [
-        Variant("mode", "joint", {"mode": "joint"}),
-        Variant("mode", "baseline_first", _FIRST),
-        Variant("mode", "branches_only", {"mode": "branches_only"}),
-        Variant("mode", "detached", {"mode": "detached"}),
-        Variant(
-            "mode",
-            "joint, equilibrium",
-            {"mode": "joint", "gradient_scaling": "equilibrium"},
+        *_MODES,
+        *(
+            Variant(
+                "distilled",
+                f"{mode.name}, distilled",
+                mode.settings | {"distillation": (0.5, 3.0)},
+                mode.exits,
+            )
+            for mode in _MODES
         ),
-        Variant(
-            "mode", "joint, distilled", {"mode": "joint", "distillation": (0.5, 3.0)}
-        ),
-        # One dense layer on the pooled map: conditional deep learning.
-        Variant(
-            "mode",
-            "branches_only, dense branch",
-            {"mode": "branches_only"},
-            ("conv_1_relu", 0),
+        *(
+            Variant(
+                "weighted samples",
+                f"{mode.name}, weighted",
+                mode.settings | {"sample_weighting": (0.8, 0.75)},
+                mode.exits,
+            )
+            for mode in _MODES[:2]
         ),
     ],
     "branches": [
@@ -141,8 +157,11 @@ def _measure(
         classes=dataset.classes,
         exits=builder_exits(variant),
     )
+    # Nothing depends on the evaluation after each epoch, so a batch is enough for it.
+    rows = np.arange(min(settings.batch_size, len(dataset.validation)))
+    brief = dataclasses.replace(dataset, validation=dataset.validation.take(rows))
     with tempfile.TemporaryDirectory() as folder:
-        training.train(model, dataset, settings, training.RunFolder(folder))
+        training.train(model, brief, settings, training.RunFolder(folder))
     logits = scoring.every_exit(LogitsPredictor(model), dataset.validation)
     every = scoring.answers(logits, dataset.validation.labels)
     by_exit = costs.cumulative_macs(model)
