@@ -180,7 +180,7 @@ def feed(
         dataset: its training split holds the rows.
         settings: the settings of the training.
     """
-    if not _goes_to_device(trainer, dataset.train):
+    if not _goes_to_device(trainer, dataset.train, settings.augmentation):
         trainer.steps_per_execution = settings.steps_per_call or 1
         return make_batches(phase, dataset, settings)
     from branchy_tf.training import on_device
@@ -197,12 +197,14 @@ def feed(
     return calls
 
 
-def _goes_to_device(trainer: keras.Model, split: Split) -> bool:
+def _goes_to_device(trainer: keras.Model, split: Split, augmentation: str) -> bool:
     if (
         keras.backend.backend() != "jax"
         or not trainer.jit_compile
         or trainer.run_eagerly
         or keras.distribution.distribution() is not None
+        # There, one array is augmented.
+        or (augmentation != "none" and len(split.arrays) > 1)
         or not all(is_in_memory(array) for array in split.arrays.values())
     ):
         return False

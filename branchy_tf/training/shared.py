@@ -21,7 +21,10 @@ from branchy_tf.training.run_folder import RunFolder
 from branchy_tf.training.settings import Settings
 
 # Those settings whose meaning is about a single network.
-_ALONE = ("mode", "gradient_scaling", "distillation", "class_weights", "baseline")
+_ALONE = (
+    "mode", "gradient_scaling", "distillation", "sample_weighting", "class_weights",
+    "baseline",
+)  # fmt: skip
 PHASE = "joint"
 
 
