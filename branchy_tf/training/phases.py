@@ -93,8 +93,8 @@ def train(
     distribution.check(settings.batch_size, len(dataset.train))
     if distribution.devices > 1 and settings.sample_weighting is not None:
         raise BranchyError(
-            "`sample_weighting` divides the rows of a batch among the exits, which several "
-            "devices cannot do each for its part. Train on one device."
+            "`sample_weighting` divides the rows of a batch among the exits, which "
+            "several devices cannot do each for its part. Train on one device."
         )
     given = dataset
     dataset = weighted(fitted(model, dataset), settings.class_weights)

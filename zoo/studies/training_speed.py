@@ -9,7 +9,7 @@ Times in turn a step of the baseline alone and of all exits jointly, in each pre
 with and without compilation, and the making of batches alone. Prints a table with the
 median and the interquartile range, as `train` would run on this machine and Keras
 backend, and how long the first call took, which compiles the step. Under JAX it also
-tells in which share of the time the training did not wait for the device. The time of a
+tells the share of the time outside the calls that run steps. The time of a
 joint step over that of a baseline step should be at most 1.15 times the ratio of their
 multiply-adds. The data set zoo.studies.noise:cifar10 needs no download. Writes
 training_speed.json to --run_dir, if given.

@@ -81,9 +81,9 @@ class StepTimer:
 
     @property
     def outside(self) -> float | None:
-        """Share of the time in which the training did not wait for the device.
+        """Share of the time outside the calls that run steps.
 
-        What goes on in that time, such as preparing and starting a call, delays the
+        What goes on in that time, such as making batches and reporting, delays the
         steps. None where it cannot be told, which is everywhere but under JAX with the
         data on the device.
         """
@@ -112,10 +112,10 @@ class BatchTimer:
 
 
 class _Device:
-    """Waits for the end of each call of a trainer under JAX, and for how long.
+    """Runs each call of a trainer under JAX to its end, and times that.
 
     Attributes:
-        seconds: spent waiting so far.
+        seconds: spent in calls so far.
     """
 
     def __init__(self, trainer: keras.Model) -> None:
@@ -126,8 +126,9 @@ class _Device:
     def __call__(self, *arguments: Any) -> Any:
         import jax
 
-        result = self._call(*arguments)
+        # A GPU's loop over steps is driven by the host, so the call itself takes time.
         start = time.perf_counter()
+        result = self._call(*arguments)
         jax.block_until_ready(result)
         self.seconds += time.perf_counter() - start
         return result
