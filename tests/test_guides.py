@@ -18,6 +18,7 @@ GUIDES = sorted(ROOT.glob("docs/*.md"))
 NOTEBOOKS = sorted(ROOT.glob("docs/*.ipynb"))
 # Run by other tests, in a shorter form; the guide's steps take hours or many processes.
 ELSEWHERE = {
+    "accelerator": "tests/training/test_on_device.py",
     "cascade": "tests/units/test_cascade_commands.py",
     "compression": "tests/compression/test_compress.py",
     "device": "tests/litert/test_device_page.py",
