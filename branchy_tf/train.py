@@ -98,6 +98,13 @@ flags.DEFINE_integer(
     "Stops a phase after this many epochs without a smaller validation loss; the weights "
     "of its best epoch are kept. Default: all epochs, and the last one's weights.",
 )
+flags.DEFINE_integer(
+    "steps_per_call",
+    None,
+    "The number of steps that run in one call, on TensorFlow and JAX. More of them spend "
+    "less time between steps. Default: 32 under JAX on an accelerator with the data in "
+    "memory, otherwise 1.",
+)
 flags.DEFINE_enum(
     "gradient_scaling",
     "none",
@@ -129,7 +136,8 @@ _RECORDED = (
     "data_dir", "image_size", "skip_unreadable", "validation_size", "class_weights",
     "mode", "baseline", "epochs", "baseline_epochs", "batch_size", "optimizer",
     "learning_rate", "schedule", "weight_decay", "precision", "loss_weights",
-    "gradient_scaling", "distillation", "augmentation", "patience", "seed",
+    "gradient_scaling", "distillation", "augmentation", "patience", "steps_per_call",
+    "seed",
 )  # fmt: skip
 _SETTINGS = dataclasses.fields(training.Settings)
 

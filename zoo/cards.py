@@ -81,6 +81,7 @@ def zoo_table(
     rows = []
     for (model, tag), evaluation in sorted(evaluations.items()):
         paper = _PAPER.get((model, tag))
+        baseline = evaluation["baseline_accuracy"]
         gain_in_time = time_gains[model, tag]
         rows.append(
             [
@@ -88,7 +89,7 @@ def zoo_table(
                 f"`{tag}`",
                 f"{evaluation['accuracy']:.2%}",
                 f"{evaluation['exit_accuracies'][-1]:.2%}",
-                f"{evaluation['baseline_accuracy']:.2%}",
+                "-" if baseline is None else f"{baseline:.2%}",
                 f"{1 - evaluation['exit_rates'][-1]:.1%}",
                 f"{evaluation['macs'] / 1e6:.2f}",
                 f"{evaluation['gain']:.2f}x",
@@ -127,14 +128,15 @@ def card_figures(evaluation: dict[str, Any]) -> str:
     drop = report.points_from_final_exit(
         evaluation["accuracy_drop"], evaluation["accuracy_drop_interval"]
     )
+    baseline = evaluation["baseline_accuracy"]
+    reached = "" if baseline is None else f"; the trained baseline reaches {baseline:.2%}"
     return "\n".join(
         [
             tabulate(rows, head, tablefmt="github", disable_numparse=True),
             "",
             f"Accuracy at these thresholds: **{evaluation['accuracy']:.2%}** on "
             f"{evaluation['num_examples']:,} test images (95 % interval {low:.2%} to "
-            f"{high:.2%}), {drop}; the trained baseline reaches "
-            f"{evaluation['baseline_accuracy']:.2%}. {evaluation['macs']:,.0f} expected "
+            f"{high:.2%}), {drop}{reached}. {evaluation['macs']:,.0f} expected "
             f"multiply-adds per image instead of {evaluation['full_macs']:,}: a gain of "
             f"**{evaluation['gain']:.2f}x** over the network without branches.",
         ]

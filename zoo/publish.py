@@ -4,7 +4,7 @@ Run from a checkout of the project. Example:
 
   python -m zoo.publish --run_dir=runs/lenet --tag=mnist
 
-The run must be trained, calibrated, and evaluated together with a trained baseline.
+The run must be trained, calibrated and evaluated, best together with a trained baseline.
 Writes the weights and thresholds into the package and their SHA-256 into its registry;
 the evaluation to <zoo_dir>/<model>/<tag>.evaluation.json; and the figures into the model
 card <zoo_dir>/<model>/<tag>.md and the table in <zoo_dir>/README.md. Without --run_dir,
@@ -58,9 +58,11 @@ def _add(run: training.RunFolder, tag: str) -> None:
     recorded = run.read_flags()
     evaluation = files.read_json(run.evaluation)
     if evaluation["baseline_accuracy"] is None:
-        raise BranchyError(
-            f"{run.evaluation} has no trained baseline. Train with "
-            "--mode=baseline_first, or evaluate with --baseline=FILE.keras."
+        logging.warning(
+            "%s has no trained baseline to compare with, and the zoo's table will not "
+            "show one. Train with --mode=baseline_first, or evaluate with "
+            "--baseline=FILE.keras.",
+            run.evaluation,
         )
     name = recorded["model"]
     model = run.load_model()

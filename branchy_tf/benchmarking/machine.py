@@ -13,7 +13,15 @@ import resource
 import sys
 from typing import Any
 
-_PACKAGES = ("tensorflow", "keras", "numpy", "onnxruntime", "torch", "ai-edge-litert")
+_PACKAGES = (
+    "tensorflow",
+    "keras",
+    "jax",
+    "numpy",
+    "onnxruntime",
+    "torch",
+    "ai-edge-litert",
+)
 
 
 def machine() -> dict[str, Any]:

@@ -172,6 +172,13 @@ def _flatten(x: torch.Tensor) -> torch.Tensor:
     return x.movedim(1, -1).flatten(1) if x.ndim > 2 else x
 
 
+def _concatenate(layer: Any) -> nn.Module:
+    rank = len(layer.output.shape)
+    if layer.axis not in (-1, rank - 1):
+        raise NotImplementedError(f"{layer.name} does not concatenate channels")
+    return _Call(lambda *tensors: torch.cat(tensors, dim=1 if rank > 2 else -1))
+
+
 def _zero_padding(layer: Any) -> nn.Module:
     (top, bottom), (left, right) = layer.padding
     return nn.ZeroPad2d((left, right, top, bottom))
@@ -181,6 +188,7 @@ _TRANSLATIONS: dict[str, Callable[[Any], nn.Module]] = {
     "Activation": lambda layer: nn.Identity(),
     "Add": lambda layer: _Call(lambda *tensors: sum(tensors[1:], tensors[0])),
     "BatchNormalization": _batch_norm,
+    "Concatenate": _concatenate,
     "Conv2D": _conv,
     "Dense": _dense,
     "Dropout": lambda layer: nn.Identity(),

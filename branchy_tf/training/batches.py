@@ -81,9 +81,12 @@ class Batches(keras.utils.PyDataset):
         self.waited += time.perf_counter() - start
         return batch
 
-    def _make(self, epoch: int, order: np.ndarray, index: int) -> tuple[Any, ...]:
+    def _rows(self, order: np.ndarray, index: int) -> np.ndarray:
         first = index * self._batch_size
-        batch = self._split.take(order[first : first + self._batch_size])
+        return order[first : first + self._batch_size]
+
+    def _make(self, epoch: int, order: np.ndarray, index: int) -> tuple[Any, ...]:
+        batch = self._split.take(self._rows(order, index))
         random = self._random(epoch, 1 + index)
         inputs = augment(self._augmentation, batch.read(), random)
         targets = self._targets(batch)

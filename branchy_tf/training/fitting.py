@@ -11,7 +11,7 @@ from typing import Any
 import keras
 from absl import logging
 
-from branchy_tf.data import Dataset, Split
+from branchy_tf.data import Dataset, Split, is_in_memory
 from branchy_tf.training import optimizers
 from branchy_tf.training.batches import Batches, InOrder
 from branchy_tf.training.callbacks import AtomicBackup, HistoryFile
@@ -67,8 +67,8 @@ def fit(
     if settings.patience is not None:
         stopped = stopped_after(folder.history, phase.name, settings.patience)
         epochs = min(epochs, stopped or epochs)
-    batches = make_batches(phase, dataset, settings)
-    trainer = compiled(phase, settings, len(batches))
+    trainer = compiled(phase, settings, steps_per_epoch(dataset, settings))
+    batches = feed(trainer, phase, dataset, settings)
     logging.info("Phase %s: epochs %d, rows %d.", phase.name, epochs, len(dataset.train))
     start = time.perf_counter()
     validation = InOrder(dataset.validation, phase.targets, settings.batch_size)
@@ -129,19 +129,73 @@ def _plain_errors(*sources: Batches | InOrder) -> Iterator[None]:
         raise
 
 
-def make_batches(phase: Phase, dataset: Dataset, settings: Settings) -> Batches:
-    """The training batches of a phase.
+def steps_per_epoch(dataset: Dataset, settings: Settings) -> int:
+    """The training steps of an epoch."""
+    return -(-len(dataset.train) // settings.batch_size)
 
-    The random draws depend only on whether the phase is the baseline, so that modes
-    differ in nothing else.
-    """
+
+def make_batches(phase: Phase, dataset: Dataset, settings: Settings) -> Batches:
+    """The training batches of a phase, each of which NumPy prepares."""
     return Batches(
         dataset.train,
         phase.targets,
         settings.batch_size,
         settings.augmentation,
-        [settings.seed, 1 if phase.name == "baseline" else 2],
+        _seed(phase, settings),
     )
+
+
+def _seed(phase: Phase, settings: Settings) -> list[int]:
+    """The seed of all draws.
+
+    It depends only on whether the phase is the baseline, so that modes differ in nothing
+    else.
+    """
+    return [settings.seed, 1 if phase.name == "baseline" else 2]
+
+
+def feed(
+    trainer: keras.Model, phase: Phase, dataset: Dataset, settings: Settings
+) -> Batches:
+    """What `trainer.fit` trains on; also sets how many steps run in a call.
+
+    Under JAX, data that are in memory go to the device once; see `on_device`.
+
+    Args:
+        trainer: the compiled model of the phase.
+        phase: the phase.
+        dataset: its training split holds the rows.
+        settings: the settings of the training.
+    """
+    if not _goes_to_device(trainer, dataset.train):
+        trainer.steps_per_execution = settings.steps_per_call or 1
+        return make_batches(phase, dataset, settings)
+    from branchy_tf.training import on_device
+
+    calls = on_device.Calls(
+        dataset.train,
+        phase.targets,
+        settings.batch_size,
+        settings.augmentation,
+        _seed(phase, settings),
+        settings.steps_per_call or on_device.default_steps(),
+    )
+    calls.drive(trainer)
+    return calls
+
+
+def _goes_to_device(trainer: keras.Model, split: Split) -> bool:
+    if (
+        keras.backend.backend() != "jax"
+        or not trainer.jit_compile
+        or trainer.run_eagerly
+        or keras.distribution.distribution() is not None
+        or not all(is_in_memory(array) for array in split.arrays.values())
+    ):
+        return False
+    from branchy_tf.training import on_device
+
+    return on_device.has_room(split)
 
 
 def compiled(phase: Phase, settings: Settings, steps: int) -> keras.Model:
@@ -154,8 +208,7 @@ def compiled(phase: Phase, settings: Settings, steps: int) -> keras.Model:
     """
     trainer = phase.wrap(phase.model.input, phase.model.output)
     # Keras decides whether to use XLA; it does not for deterministic TensorFlow. On 2
-    # cores, B-LeNet's step took 2.3 times as long with XLA. Several steps per
-    # execution gained nothing measurable, and PyTorch does not support them.
+    # cores, B-LeNet's step took 2.3 times as long with XLA.
     phase.compile(
         trainer,
         optimizers.build(

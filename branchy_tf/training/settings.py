@@ -54,6 +54,9 @@ class Settings:
         patience: with early stopping, the number of epochs without a smaller val_loss
             after which a phase ends. Each phase then has the weights of its best epoch.
             Default: every epoch is trained, and the last one's weights are kept.
+        steps_per_call: the steps that run in one call, see `on_device`. More of them
+            spend less time between steps and make callbacks of batches rarer. Default:
+            32 under JAX on an accelerator with the data in memory, otherwise 1.
         seed: the seed of shuffling and augmentation. (`keras.utils.set_random_seed`
             before building the model seeds its weights.)
         class_weights: the weights of the classes in the loss: `balanced`, a .json file,
@@ -84,6 +87,7 @@ class Settings:
     distillation: Sequence[float] | None = None
     augmentation: str = "none"
     patience: int | None = None
+    steps_per_call: int | None = None
     seed: int = 0
     baseline: files.Path | None = None
     class_weights: ClassWeights | None = None
@@ -106,8 +110,9 @@ class Settings:
             name: checks.whole_number(name, getattr(self, name), at_least=least)
             for name, least in _WHOLE.items()
         }
-        if self.patience is not None:
-            converted["patience"] = checks.whole_number("patience", self.patience, 1)
+        for name in ("patience", "steps_per_call"):
+            if getattr(self, name) is not None:
+                converted[name] = checks.whole_number(name, getattr(self, name), 1)
         converted["learning_rate"] = checks.real_number(
             "learning_rate", self.learning_rate, above=0
         )
@@ -139,6 +144,11 @@ class Settings:
                 f"{', '.join(_WITH_BASELINE)}, or pass --initial_weights."
             )
         check_fits(model, dataset)
+        if (self.steps_per_call or 1) > 1 and keras.backend.backend() == "torch":
+            raise BranchyError(
+                f"Keras on PyTorch runs one step in a call. Received `steps_per_call` "
+                f"{self.steps_per_call}. Leave it out, or set KERAS_BACKEND=jax."
+            )
         if self.class_weights is not None:
             class_weights(self.class_weights, dataset)
         check_augmentable(self.augmentation, dataset)

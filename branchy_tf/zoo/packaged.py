@@ -8,7 +8,9 @@ import pathlib
 import shutil
 from typing import Any
 
+import h5py
 import keras
+import numpy as np
 
 from branchy_tf import files
 from branchy_tf.errors import BranchyError
@@ -26,7 +28,8 @@ class Packaged:
         tag: the name of the set.
         arguments: the builder arguments that the set fixes.
         dataset: the data set it was trained on.
-        baseline_accuracy: the test accuracy of the trained baseline, a fraction of 1.
+        baseline_accuracy: the test accuracy of the trained baseline, a fraction of 1;
+            None if no baseline was trained.
         seed: the seed of its training, which cut the validation split.
         sha256: the hash of each file, `{"weights": ..., "thresholds": ...}`.
     """
@@ -35,7 +38,7 @@ class Packaged:
     tag: str
     arguments: dict[str, Any]
     dataset: str
-    baseline_accuracy: float
+    baseline_accuracy: float | None
     seed: int
     sha256: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -92,6 +95,43 @@ def every(model: str) -> dict[str, Packaged]:
     }
 
 
+# Smaller arrays become larger: a compressed one needs an index.
+_WORTH_COMPRESSING = 4096
+
+
+def _compress(path: pathlib.Path) -> None:
+    """Compresses the arrays of an HDF5 file in place.
+
+    They keep their values: only what float16 holds exactly is stored in it.
+    """
+    whole = path.with_name(f"{path.name}.whole")
+    path.rename(whole)
+    try:
+        with h5py.File(whole) as source, h5py.File(path, "w") as target:
+
+            def copy(name: str, item: h5py.Group | h5py.Dataset) -> None:
+                if isinstance(item, h5py.Group):
+                    made = target.require_group(name)
+                else:
+                    made = _smallest(target, name, item[()])
+                made.attrs.update(item.attrs)
+
+            source.visititems(copy)
+            target.attrs.update(source.attrs)
+    finally:
+        whole.unlink()
+
+
+def _smallest(target: h5py.File, name: str, values: Any) -> h5py.Dataset:
+    values = np.asarray(values)
+    if values.nbytes < _WORTH_COMPRESSING:
+        return target.create_dataset(name, data=values)
+    if values.dtype == np.float32:
+        halved = values.astype(np.float16)
+        values = halved if np.array_equal(halved, values) else values
+    return target.create_dataset(name, data=values, compression="gzip", shuffle=True)
+
+
 def add(entry: Packaged, model: keras.Model, thresholds: files.Path) -> None:
     """Adds a set of weights to the package and its registry.
 
@@ -102,6 +142,7 @@ def add(entry: Packaged, model: keras.Model, thresholds: files.Path) -> None:
     """
     with files.replacing(entry.weights) as beside:
         model.save_weights(beside)
+        _compress(beside)
     with files.replacing(entry.thresholds) as beside:
         shutil.copyfile(thresholds, beside)
     registry = files.read_json(REGISTRY)

@@ -24,6 +24,7 @@ MODELS = [
     ("branchy_lenet", {}),
     ("branchy_resnet", {"depth": 8, "exits": "light"}),
     ("branchy_resnet", {"depth": 8, "exits": "paper"}),
+    ("branchy_msdnet", {"blocks": 2}),
     ("branchy_vgg", {"input_shape": (35, 33, 3)}),
 ]
 

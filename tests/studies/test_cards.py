@@ -54,6 +54,14 @@ def test_card_shows_each_exit():
     assert "a gain of **2.38x** over the network without branches" in text
 
 
+def test_weights_without_a_trained_baseline_show_none():
+    untrained = EVALUATION | {"baseline_accuracy": None}
+    assert "trained baseline" not in cards.card_figures(untrained)
+    table = cards.zoo_table({("m", "t"): untrained}, {("m", "t"): None})
+    row = table.split("\n")[-1]
+    assert [cell.strip() for cell in row.split("|")][3:6] == ["95.50%", "95.00%", "-"]
+
+
 def test_gain_in_time_uses_one_batch_size_and_thread_count(tmp_path):
     path = cards.timings_file(tmp_path, "m", "t")
     assert cards.time_gain(path) is None

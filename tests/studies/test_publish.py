@@ -1,12 +1,9 @@
 from __future__ import annotations
 
 import pathlib
-import shutil
 
 import commands
 import pytest
-
-from branchy_tf import files
 
 ZOO = pathlib.Path(__file__).resolve().parents[2] / "zoo"
 
@@ -49,14 +46,3 @@ def test_rejects_a_run_without_an_evaluation(run_dir, tmp_path):
     flags = (f"--run_dir={run_dir}", "--tag=mine")
     error = commands.run("zoo.publish", *flags, cwd=tmp_path).error
     assert "evaluation.json is missing" in error
-
-
-def test_rejects_a_run_without_a_baseline(run_dir, tmp_path):
-    (tmp_path / "zoo").mkdir()
-    run = tmp_path / "run"
-    shutil.copytree(run_dir, run)
-    files.write_json(run / "evaluation.json", {"baseline_accuracy": None})
-    error = commands.run(
-        "zoo.publish", f"--run_dir={run}", "--tag=mine", cwd=tmp_path
-    ).error
-    assert "has no trained baseline" in error

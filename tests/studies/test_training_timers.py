@@ -8,7 +8,7 @@ import small
 import tensorflow as tf
 
 from branchy_tf import training
-from branchy_tf.training import batches, phases
+from branchy_tf.training import batches, fitting, phases
 from zoo.studies import training_timers
 
 
@@ -24,9 +24,8 @@ SETTINGS = training.Settings(batch_size=10, augmentation="shift")
 
 def test_dataset_makes_the_requested_number_of_steps():
     dataset = training_timers.some_steps(small.dataset(), 4, 10)
-    phase = phases.branches_phase(small.model(), SETTINGS)
     # One more step, which is not timed.
-    assert len(training_timers.make_batches(phase, dataset, SETTINGS)) == 5
+    assert fitting.steps_per_epoch(dataset, SETTINGS) == 5
     assert len(dataset.validation) == 10
 
 
@@ -59,7 +58,8 @@ def test_batch_timer_makes_batches_anew_at_each_call(monkeypatch):
 
     monkeypatch.setattr(batches, "augment", slow)
     phase = phases.branches_phase(small.model(), SETTINGS)
-    timer = training_timers.BatchTimer(phase, small.dataset(), SETTINGS)
+    made = fitting.make_batches(phase, small.dataset(), SETTINGS)
+    timer = training_timers.BatchTimer(made, len(made))
     assert min(timer(), timer()) >= 0.05
 
 

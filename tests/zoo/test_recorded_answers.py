@@ -2,7 +2,7 @@
 
 `tests/recorded/answers.npz` holds the first test images of MNIST (160) and of CIFAR-10
 re-encoded as JPEG (40), and what each set of weights answered at its calibrated policy.
-No score lies closer than 0.004 to a threshold, so rounding moves no row to another exit.
+No score lies closer than 0.001 to a threshold, so rounding moves no row to another exit.
 """
 
 from __future__ import annotations

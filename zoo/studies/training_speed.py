@@ -8,8 +8,11 @@ Example:
 Times in turn a step of the baseline alone and of all exits jointly, in each precision,
 with and without compilation, and the making of batches alone. Prints a table with the
 median and the interquartile range, as `train` would run on this machine and Keras
-backend. The time of a joint step over that of a baseline step should be at most 1.15
-times the ratio of their multiply-adds. Writes training_speed.json to --run_dir, if given.
+backend, and how long the first call took, which compiles the step. Under JAX it also
+tells in which share of the time the training did not wait for the device. The time of a
+joint step over that of a baseline step should be at most 1.15 times the ratio of their
+multiply-adds. The data set zoo.studies.noise:cifar10 needs no download. Writes
+training_speed.json to --run_dir, if given.
 """
 
 import pathlib
@@ -53,6 +56,12 @@ flags.DEFINE_multi_enum(
     ["auto", "off", "on"],
     "Whether steps are compiled; auto is train's behaviour. Repeatable.",
 )
+flags.DEFINE_multi_enum(
+    "phase", ["baseline", "joint"], ["baseline", "joint"], "What to train. Repeatable."
+)
+flags.DEFINE_integer(
+    "steps_per_call", 1, "Steps that run in one call, as in train.", lower_bound=1
+)
 flags.DEFINE_bool(
     "deterministic",
     True,
@@ -69,6 +78,7 @@ command_line.define_data(required=True)
 command_line.define_seed(default=1)
 
 _JIT = {"auto": None, "off": False, "on": True}
+_PHASES = {"baseline": phases.baseline_phase, "joint": phases.branches_phase}
 _PIPELINE = "batches"
 
 
@@ -80,6 +90,7 @@ def main() -> None:
         batch_size=FLAGS.batch_size,
         optimizer=FLAGS.optimizer,
         augmentation=FLAGS.augmentation,
+        steps_per_call=FLAGS.steps_per_call,
         seed=FLAGS.seed,
     )
     if FLAGS.deterministic:
@@ -87,16 +98,20 @@ def main() -> None:
     loaded = data.load(FLAGS.dataset, FLAGS.data_dir, FLAGS.validation_size, FLAGS.seed)
     model = _build(loaded, FLAGS.precision[0])
     settings.check(model, loaded)
-    dataset = training_timers.some_steps(loaded, FLAGS.steps, FLAGS.batch_size)
+    dataset = training_timers.some_steps(
+        loaded, FLAGS.steps, FLAGS.batch_size, FLAGS.steps_per_call
+    )
     steps = _step_timers(dataset, settings)
+    if not steps:
+        raise BranchyError("No step could be timed. Pass --jit=auto.")
     pipeline = training_timers.BatchTimer(
-        phases.branches_phase(model, settings), dataset, settings
+        next(iter(steps.values())).batches, FLAGS.steps + FLAGS.steps_per_call
     )
     timers: dict[str, Callable[[], float]] = {_PIPELINE: pipeline}
     timers |= {" ".join(name): timer for name, timer in steps.items()}
     logging.info("Timing %d contenders in turn.", len(timers))
     times = timing.interleave(timers, FLAGS.seconds, warm_up=0)
-    result = {
+    result: dict[str, Any] = {
         "machine": machine(),
         "backend": keras.backend.backend(),
         "model": model.name,
@@ -105,13 +120,18 @@ def main() -> None:
         "augmentation": FLAGS.augmentation,
         "optimizer": FLAGS.optimizer,
         "deterministic": FLAGS.deterministic,
+        "steps_per_call": FLAGS.steps_per_call,
         "macs": costs.cumulative_macs(model)[-1],
         "full_macs": costs.full_macs(model),
         "batches": training_timers.figures(times.pop(_PIPELINE), FLAGS.batch_size),
         "steps": [
-            dict(zip(("phase", "precision", "jit"), name, strict=True))
-            | training_timers.figures(times[" ".join(name)], FLAGS.batch_size)
-            | {"waiting": steps[name].waiting}
+            {
+                **dict(zip(("phase", "precision", "jit"), name, strict=True)),
+                **training_timers.figures(times[" ".join(name)], FLAGS.batch_size),
+                "first_call_seconds": steps[name].first_seconds,
+                "waiting": steps[name].waiting,
+                "outside": steps[name].outside,
+            }
             for name in steps
         ],
     }
@@ -140,13 +160,13 @@ def _step_timers(
     for precision in FLAGS.precision:
         for jit in FLAGS.jit:
             model = _build(dataset, precision)
-            for make in (phases.baseline_phase, phases.branches_phase):
-                phase = make(model, settings)
+            for chosen in FLAGS.phase:
+                phase = _PHASES[chosen](model, settings)
                 name = (phase.name, precision, jit)
                 logging.info("Building %s, %s, jit %s.", *name)
                 try:
                     timer = training_timers.StepTimer(phase, dataset, settings, _JIT[jit])
-                    timer()
+                    seconds = timer()
                 except Exception as error:
                     # Backend compilers raise exceptions of no common type.
                     if jit != "on":
@@ -154,6 +174,11 @@ def _step_timers(
                     logging.info("Skipped: %s", first_line(error))
                     continue
                 timers[name] = timer
+                logging.info(
+                    "The first call took %.1f s; then %.2f ms a step.",
+                    timer.first_seconds,
+                    1e3 * seconds,
+                )
     return timers
 
 
@@ -165,11 +190,16 @@ def _print(result: dict[str, Any]) -> None:
             row.get("jit", ""),
             f"{row['ms_per_step']:.2f} ({row['low']:.2f} to {row['high']:.2f})",
             f"{row['images_per_second']:,.0f}",
-            f"{row['waiting']:.1%}" if "waiting" in row else "",
+            f"{row['first_call_seconds']:.1f}" if "phase" in row else "",
+            f"{row['waiting']:.1%}" if "phase" in row else "",
+            "" if row.get("outside") is None else f"{row['outside']:.1%}",
         ]
         for row in [*result["steps"], result["batches"]]
     ]
-    head = ["", "precision", "jit", "ms per step", "images/s", "waiting for batches"]
+    head = [
+        "", "precision", "jit", "ms per step", "images/s", "first call, s",
+        "waiting for batches", "outside the step",
+    ]  # fmt: skip
     print(tabulate(rows, head, disable_numparse=True))
     print()
     for row in result["joint_over_baseline"]:

@@ -14,7 +14,7 @@ import numpy as np
 from branchy_tf.data import Dataset
 from branchy_tf.errors import BranchyError
 from branchy_tf.training.batches import Batches
-from branchy_tf.training.fitting import Phase, compiled, make_batches
+from branchy_tf.training.fitting import Phase, compiled, feed, steps_per_epoch
 from branchy_tf.training.settings import Settings
 
 # Time ratio of joint to baseline steps that is allowed, over their multiply-add ratio.
@@ -27,8 +27,13 @@ class StepTimer:
     Args:
         phase: what to train.
         dataset: each call runs through its training split once; see `some_steps`.
-        settings: batch size, optimizer and augmentation.
+        settings: batch size, optimizer, augmentation and steps per call.
         jit: whether to compile the step; None lets Keras decide, as `train` does.
+
+    Attributes:
+        batches: what it trains on.
+        first_seconds: from the start to the end of the very first call of Keras, in
+            which it builds and compiles the step.
 
     Raises:
         BranchyError: Keras cannot compile this model's step.
@@ -37,8 +42,9 @@ class StepTimer:
     def __init__(
         self, phase: Phase, dataset: Dataset, settings: Settings, jit: bool | None = None
     ) -> None:
-        self._batches = make_batches(phase, dataset, settings)
-        self._trainer = compiled(phase, settings, len(self._batches))
+        steps = steps_per_epoch(dataset, settings)
+        self._steps = steps - (settings.steps_per_call or 1)
+        self._trainer = compiled(phase, settings, steps)
         if jit is not None:
             with warnings.catch_warnings():
                 # The error below says it better than Keras's warning.
@@ -50,65 +56,112 @@ class StepTimer:
                     "training step. TensorFlow compiles no deterministic step; turn "
                     "determinism off."
                 )
-        self._seconds = self._waited = 0.0
+        self.batches = feed(self._trainer, phase, dataset, settings)
+        self._device = None
+        if self._trainer.train_function is not None:
+            self._device = _Device(self._trainer)
+        self.first_seconds: float | None = None
+        self._seconds = self._waited = self._computing = 0.0
 
     def __call__(self) -> float:
-        """Seconds per step, without the first."""
-        clock = _Clock(self._batches)
-        self._trainer.fit(self._batches, shuffle=False, verbose=0, callbacks=[clock])
+        """Seconds per step, without the first call."""
+        clock = _Clock(self.batches, self._device)
+        self._trainer.fit(self.batches, shuffle=False, verbose=0, callbacks=[clock])
+        if self.first_seconds is None:
+            self.first_seconds = clock.first_seconds
         self._seconds += clock.seconds
         self._waited += clock.waited
-        return clock.seconds / (len(self._batches) - 1)
+        self._computing += clock.computing
+        return clock.seconds / self._steps
 
     @property
     def waiting(self) -> float:
         """Share of the time of all calls that was spent waiting for batches."""
         return self._waited / self._seconds
 
+    @property
+    def outside(self) -> float | None:
+        """Share of the time in which the training did not wait for the device.
+
+        What goes on in that time, such as preparing and starting a call, delays the
+        steps. None where it cannot be told, which is everywhere but under JAX with the
+        data on the device.
+        """
+        return None if self._device is None else 1 - self._computing / self._seconds
+
 
 class BatchTimer:
-    """Makes batches without training at each call and returns the seconds per batch.
+    """Makes batches without training at each call and returns the seconds per step.
 
     Args:
-        phase: the phase whose batches to make.
-        dataset: as for `StepTimer`.
-        settings: batch size and augmentation.
+        batches: the batches.
+        steps: the number of steps that they are for.
     """
 
-    def __init__(self, phase: Phase, dataset: Dataset, settings: Settings) -> None:
-        self._batches = make_batches(phase, dataset, settings)
+    def __init__(self, batches: Batches, steps: int) -> None:
+        self._batches = batches
+        self._steps = steps
 
     def __call__(self) -> float:
-        """Seconds per batch."""
+        """Seconds per step."""
         start = time.perf_counter()
         self._batches.start_epoch(0)
         for index in range(len(self._batches)):
             self._batches[index]
-        return (time.perf_counter() - start) / len(self._batches)
+        return (time.perf_counter() - start) / self._steps
+
+
+class _Device:
+    """Waits for the end of each call of a trainer under JAX, and for how long.
+
+    Attributes:
+        seconds: spent waiting so far.
+    """
+
+    def __init__(self, trainer: keras.Model) -> None:
+        self.seconds = 0.0
+        self._call = trainer.train_function
+        trainer.train_function = self
+
+    def __call__(self, *arguments: Any) -> Any:
+        import jax
+
+        result = self._call(*arguments)
+        start = time.perf_counter()
+        jax.block_until_ready(result)
+        self.seconds += time.perf_counter() - start
+        return result
 
 
 class _Clock(keras.callbacks.Callback):
-    """Times all steps but the first, during which Keras builds the graph."""
+    """Times all calls but the first, during which Keras builds the graph."""
 
-    def __init__(self, batches: Batches) -> None:
+    def __init__(self, batches: Batches, device: _Device | None) -> None:
         super().__init__()
         self._batches = batches
+        self._device = device
+        self._start: tuple[float, ...] | None = None
+
+    def on_train_begin(self, logs=None) -> None:
+        self._begin = time.perf_counter()
 
     def on_train_batch_end(self, batch, logs=None) -> None:
-        if batch in (0, len(self._batches) - 1):
-            # Reading the loss waits for a device that is still working.
-            float(logs["loss"])
-            now, waited = time.perf_counter(), self._batches.waited
-            if batch == 0:
-                self._start, self._waited = now, waited
-            else:
-                self.seconds = now - self._start
-                self.waited = waited - self._waited
+        # Reading the loss waits for a device that is still working.
+        float(logs["loss"])
+        computing = 0.0 if self._device is None else self._device.seconds
+        now = time.perf_counter(), self._batches.waited, computing
+        if self._start is None:
+            self._start = now
+            self.first_seconds = now[0] - self._begin
+        self.seconds, self.waited, self.computing = np.subtract(now, self._start).tolist()
 
 
-def some_steps(dataset: Dataset, steps: int, batch_size: int) -> Dataset:
-    """The data set with training rows for `steps` steps and one before them."""
-    rows = np.resize(np.arange(len(dataset.train)), (steps + 1) * batch_size)
+def some_steps(
+    dataset: Dataset, steps: int, batch_size: int, steps_per_call: int = 1
+) -> Dataset:
+    """The data set with training rows for `steps` steps and one call before them."""
+    count = (steps + steps_per_call) * batch_size
+    rows = np.resize(np.arange(len(dataset.train)), count)
     return dataclasses.replace(dataset, train=dataset.train.take(rows))
 
 
