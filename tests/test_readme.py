@@ -17,6 +17,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 # What `benchmark` would do for minutes.
 SHORT = [
     "--seconds=0.1", "--batch_sizes=1,32", "--threads=1", "--peers=", "--nobfloat16",
+    "--noint8",
 ]  # fmt: skip
 
 

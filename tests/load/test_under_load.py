@@ -66,7 +66,7 @@ def test_malformed_requests_get_correct_statuses(pair, tmp_path):
 
 
 def test_memory_is_watched(pair, tmp_path):
-    found = soak.run(pair, tmp_path, minutes=0.1, settling=0.025, rate=30)
+    found = soak.run(pair, tmp_path, minutes=0.2, settling=0.05, rate=20)
     # Too short for real growth; this checks that it runs and measures.
     growth = [text for text in found.problems if "memory has grown" in text]
     assert found.problems == growth
