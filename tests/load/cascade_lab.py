@@ -181,7 +181,7 @@ def run(
     folder: pathlib.Path,
     kind: str = hosts.PROXY,
     rate: float = 10.0,
-    rounds: int = 3,
+    rounds: int = 10,
 ) -> lab.Findings:
     """Sends every image of `test` to each contender.
 
@@ -345,7 +345,7 @@ def main() -> None:
     parser.add_argument("--data_dir", default=None)
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--rate", type=float, default=10.0)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument(
         "--lines", choices=["auto", *hosts.KINDS], default="auto",
         help="how the lines are made; default: the best that this machine allows",
