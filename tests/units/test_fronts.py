@@ -31,7 +31,7 @@ def sets(tmp_path_factory) -> dict[str, data.Dataset]:
     """The data of both cameras, of unequal size."""
     folder = tmp_path_factory.mktemp("cameras")
     road = unlike_fronts.write_camera(folder / "road.npz", 1, 8, 1)
-    airport = unlike_fronts.write_camera(folder / "airport.npz", 2, 16, 3, rows=90)
+    airport = unlike_fronts.write_camera(folder / "airport.npz", 2, 16, 3, rows=180)
     return {"road": data.load(str(road)), "airport": data.load(str(airport))}
 
 
@@ -126,7 +126,7 @@ def test_more_epochs_equal_one_long_training(sets, tmp_path):
     assert longer.folder.fronts.stat().st_mtime_ns == before
     run = load(longer.run("airport").path)
     assert run.class_names == ("left", "middle", "right")
-    assert len(run.dataset.train) == 81
+    assert len(run.dataset.train) == 162
 
 
 @pytest.mark.usefixtures("_no_tracing")
