@@ -8,7 +8,7 @@ Examples:
     --mode=branches_only --baseline_epochs=0 --dataset=mnist_5k --run_dir=runs/kept
 
 With several devices, --distribute shares each batch among them; see the guide
-docs/devices.md for several machines.
+docs/several-devices.md for several machines.
 
 Writes model.keras, history.csv, logs/ (TensorBoard), train.flags and, if a baseline was
 trained, baseline.keras. The same command resumes a killed training; with more --epochs

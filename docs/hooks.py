@@ -22,6 +22,7 @@ GUIDES = (
     "first-model.md",
     "own-network.md",
     "own-data.md",
+    "several-devices.md",
     "thresholds.md",
     "python.md",
     "serving.md",

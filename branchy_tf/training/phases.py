@@ -89,7 +89,7 @@ def train(
     _check_callbacks(callbacks)
     settings.check(model, dataset)
     distribution = distributing.current()
-    distribution.check(settings.batch_size, len(dataset.train))
+    distribution.check(model, settings.batch_size, len(dataset.train))
     given = dataset
     dataset = weighted(fitted(model, dataset), settings.class_weights)
     baseline = None
