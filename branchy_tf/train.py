@@ -10,7 +10,7 @@ Examples:
     --front=airport=model:nets:airport,dataset:airport.npz --run_dir=runs/cameras
 
 With several devices, --distribute shares each batch among them; see the guide
-docs/devices.md for several machines.
+docs/several-devices.md for several machines.
 
 Writes model.keras, history.csv, logs/ (TensorBoard), train.flags and, if a baseline was
 trained, baseline.keras. The same command resumes a killed training; with more --epochs

@@ -23,6 +23,7 @@ GUIDES = (
     "own-network.md",
     "own-data.md",
     "accelerator.md",
+    "several-devices.md",
     "thresholds.md",
     "python.md",
     "serving.md",

@@ -23,6 +23,7 @@ ELSEWHERE = {
     "compression": "tests/compression/test_compress.py",
     "device": "tests/litert/test_device_page.py",
     "placement": "tests/units/placing/test_placing_commands.py",
+    "several-devices": "tests/load/test_devices.py",
 }
 # Guides that go on from a trained and calibrated run.
 GO_ON = ("first-model", "serving", "thresholds")

@@ -74,16 +74,23 @@ class Distribution:
         finally:
             _current.reset(before)
 
-    def check(self, batch_size: int, rows: int) -> None:
-        """Checks that the devices can share a full batch equally.
+    def check(self, model: keras.Model, batch_size: int, rows: int) -> None:
+        """Checks that all devices hold the model and can share a full batch equally.
 
         Args:
+            model: the model to train.
             batch_size: rows of a full batch.
             rows: those of the training split.
 
         Raises:
-            BranchyError: they cannot, or there is no full batch.
+            BranchyError: they do not, or there is no full batch.
         """
+        if not all(self._holds(weight) for weight in model.weights):
+            raise BranchyError(
+                f"{model.name} was built outside of the scope of the {self.devices} "
+                "devices, so they do not hold its weights. Build or load it inside: with "
+                "training.distribute(...).scope()."
+            )
         if batch_size % self.devices:
             smaller = batch_size - batch_size % self.devices
             raise BranchyError(
@@ -97,6 +104,10 @@ class Distribution:
                 f"{batch_size}; several devices need at least one full batch. Pass a "
                 "smaller one, or train on one device."
             )
+
+    def _holds(self, weight: keras.Variable) -> bool:
+        """Whether all devices hold a weight."""
+        return True
 
     def sharing(self, rows: int, batch_size: int) -> Sharing:
         """How the batches of a split of `rows` rows are shared."""
@@ -174,10 +185,14 @@ def distribute(
     _check_backend(strategy)
     if strategy == "mirrored":
         return Mirrored()
-    group = None
-    if several:
-        group = join(*several, seconds=start_seconds, settings=settings, lost=lost)
-    return DataParallel(group)
+    if several is None:
+        return DataParallel()
+    group = join(*several, seconds=start_seconds, settings=settings, lost=lost)
+    try:
+        return DataParallel(group)
+    except BaseException as error:
+        group.fail(error)
+        raise
 
 
 def _check_processes(
@@ -268,6 +283,11 @@ class Mirrored(Distribution):
         """Makes it the current one; build the model and train it inside."""
         with self._strategy.scope(), super().scope():
             yield self
+
+    def _holds(self, weight: keras.Variable) -> bool:
+        import tensorflow as tf
+
+        return isinstance(weight.value, tf.distribute.DistributedValues)
 
     def sharing(self, rows: int, batch_size: int) -> Sharing:
         """How the batches of a split of `rows` rows are shared."""
@@ -360,6 +380,9 @@ class DataParallel(Distribution):
             stack.enter_context(self._keras.scope())
             stack.enter_context(super().scope())
             yield self
+
+    def _holds(self, weight: keras.Variable) -> bool:
+        return len(weight.value.sharding.device_set) == self.devices
 
     def sharing(self, rows: int, batch_size: int) -> Sharing:
         """How the batches of a split of `rows` rows are shared."""

@@ -81,7 +81,7 @@ class Calls(Batches):
             trainer: a compiled model.
         """
         # `fit` would build metrics and losses for the shapes of a call.
-        trainer._symbolic_build(data_batch=super()._make(0, self._order, 0))
+        trainer._symbolic_build(data_batch=super()._make(*self._epoch, 0))
         trainer.train_function = self._train_function(trainer)
 
     def _train_function(self, trainer: keras.Model) -> Callable[[Any, Any], Any]:

@@ -90,7 +90,7 @@ def train(
     _check_callbacks(callbacks)
     settings.check(model, dataset)
     distribution = distributing.current()
-    distribution.check(settings.batch_size, len(dataset.train))
+    distribution.check(model, settings.batch_size, len(dataset.train))
     if distribution.devices > 1 and settings.sample_weighting is not None:
         raise BranchyError(
             "`sample_weighting` divides the rows of a batch among the exits, which "

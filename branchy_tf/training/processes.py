@@ -105,6 +105,16 @@ class Group:
         for peer in self.peers.values():
             peer.send(message)
 
+    def fail(self, error: BaseException) -> None:
+        """Ends the others; call it before this process ends with an error."""
+        self._leaving = True
+        reason = f"failed: {first_line(error)}"
+        if not isinstance(error, Exception):
+            reason = "was stopped."
+        self._tell({"failed": f"Process {self.process} {reason}"})
+        # Runs before JAX's own, which would wait for the others and then abort.
+        atexit.register(_leave, getattr(error, "code", 1) or 1)
+
     @contextlib.contextmanager
     def together(self, wait: Callable[[], Any]) -> Iterator[None]:
         """Ends the others if this process fails, and leaves together with them.
@@ -116,11 +126,7 @@ class Group:
             yield
             wait()
         except BaseException as error:
-            self._leaving = True
-            reason = f"Process {self.process} failed: {first_line(error)}"
-            self._tell({"failed": reason})
-            # Runs before JAX's own, which would wait for the others and then abort.
-            atexit.register(_leave, getattr(error, "code", 1) or 1)
+            self.fail(error)
             raise
         self._leaving = True
         self._tell({"done": True})
@@ -180,7 +186,7 @@ def _call(
     deadline = time.monotonic() + seconds
     port = int(coordinator.rpartition(":")[2])
     try:
-        listener = socket.create_server(("", port), backlog=processes)
+        listener = _listener(port, processes)
     except OSError as error:
         raise BranchyError(
             f"Process 0 cannot listen at port {port} of --coordinator={coordinator}: "
@@ -202,6 +208,14 @@ def _call(
     for peer in peers.values():
         peer.send({"go": True})
     return peers
+
+
+def _listener(port: int, backlog: int) -> socket.socket:
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(
+            ("", port), family=socket.AF_INET6, backlog=backlog, dualstack_ipv6=True
+        )
+    return socket.create_server(("", port), backlog=backlog)
 
 
 def _absent(peers: dict[int, Peer], processes: int, seconds: float) -> BranchyError:
