@@ -59,7 +59,7 @@ def write(
 
     Raises:
         BranchyError: units send rows to each other, the placement is of another
-            topology, or a name is none for Kubernetes.
+            topology, or a name is not valid in Kubernetes.
     """
     if topology.relay == DIRECT:
         raise BranchyError(
@@ -149,7 +149,7 @@ def _write(
 def _check(what: str, name: str) -> None:
     if not _NAME.match(name):
         raise BranchyError(
-            f"The name of {what} {name!r} is none for Kubernetes; expected lowercase "
+            f"The name of {what} {name!r} is not valid in Kubernetes; expected lowercase "
             "letters, digits and '-', beginning with a letter, at most 47."
         )
 

@@ -111,6 +111,6 @@ def test_refuses_what_cannot_be_carried_out(topology, placement, tmp_path):
         manifests.write(placement, direct, tmp_path)
     text = TEXT.replace("camera", "Camera 1")
     named = reading.parse(yaml.safe_load(text))
-    with pytest.raises(BranchyError, match="'Camera 1' is none for Kubernetes"):
+    with pytest.raises(BranchyError, match="'Camera 1' is not valid in Kubernetes"):
         manifests.write(units.place(None, named), named, tmp_path)
     assert not list(tmp_path.iterdir())
