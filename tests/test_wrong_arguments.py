@@ -254,7 +254,7 @@ CALLS = {
     ),
     "load.Traffic": Call(
         lambda **options: load.Traffic(None, **options),
-        {"images": IMAGES},
+        {"inputs": IMAGES},
         ("rows", "thresholds"),
     ),
     "Settings": Call(
