@@ -55,7 +55,7 @@ CASES: dict[str, dict[str, Any]] = {
     "detached": {"mode": "detached", "weight_decay": 0.1, "schedule": "cosine"},
 }
 # Of the two processes; enough for one to be killed in between.
-_EPOCHS = 8
+_EPOCHS = 20
 
 
 def network() -> keras.Model:

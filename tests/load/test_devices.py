@@ -46,7 +46,7 @@ def test_devices_and_processes_under_jax_train_like_one(tmp_path):
     assert set(found["differences"]) == {"distilled", "two processes"}
     assert max(found["differences"].values()) <= 1e-3
     other = found["processes"]
-    assert other["killed_after"] < 8
+    assert other["killed_after"] < 20
     assert other["status"] == 1
     assert other["printed"] == (
         "error: Process 1 has ended, so process 0 ends too. Start all processes again "
