@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import pathlib
 
 import numpy as np
@@ -89,10 +88,5 @@ def test_the_page_shows_its_figures():
     table = page.with_suffix(".csv")
     if not table.is_file():
         pytest.skip("the study has not been run: there is no shared_tail.csv")
-    numbers = {"dataset": str, "way": str, "camera": str, "seed": int}
-    with table.open(encoding="utf-8") as file:
-        rows = [
-            {key: numbers.get(key, float)(value) for key, value in row.items()}
-            for row in csv.DictReader(file)
-        ]
+    rows = cameras.read_rows(table)
     assert cameras.table(rows) in page.read_text(encoding="utf-8")

@@ -74,9 +74,11 @@ def _figures(way: str, seed: int, name: str, epochs: int) -> list[dict[str, Any]
 
 
 def _write(page: pathlib.Path, rows: list[dict[str, Any]]) -> None:
-    files.write_csv(page.with_suffix(".csv"), rows)
+    sheet = page.with_suffix(".csv")
+    files.write_csv(sheet, rows)
     shared_tail_plot.plot(page.with_suffix(".png"), rows)
-    text = cameras.table(rows)
+    # Anyone can make the tables from the sheet again, which has fewer digits.
+    text = cameras.table(cameras.read_rows(sheet))
     print(text, flush=True)
     if cards.write_figures(page, text):
         logging.info("Wrote the tables into %s.", page)

@@ -6,6 +6,7 @@ differ in kind, depth and exits, and end in feature maps of one shape.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -309,6 +310,16 @@ _COLUMNS = {
     "macs": "multiply-adds",
     "sent_bytes": "bytes sent",
 }
+
+
+def read_rows(sheet: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of the study's CSV file."""
+    kinds: dict[str, type] = {"dataset": str, "way": str, "camera": str, "seed": int}
+    with sheet.open(newline="", encoding="utf-8") as file:
+        return [
+            {name: kinds.get(name, float)(value) for name, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
