@@ -27,7 +27,9 @@ def launched() -> Iterator[Any]:
             pytest.skip(f"there is no browser at {_CHROMIUM}; set CHROMIUM to its path")
         # Containers run as root, for whom Chromium refuses its sandbox.
         arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = driver.chromium.launch(executable_path=found, args=arguments)
+        browser = driver.chromium.launch(
+            executable_path=found, args=[*arguments, "--disable-dev-shm-usage"]
+        )
         try:
             yield browser
         finally:

@@ -67,6 +67,7 @@ class Batches(keras.utils.PyDataset):
     def start_epoch(self, epoch: int) -> None:
         """Selects an epoch, counted from 0; call it before each epoch."""
         self._epoch = epoch, self._random(epoch, 0).permutation(len(self._split))
+        self._made = {}
 
     def __len__(self) -> int:
         return -(-len(self._split) // self._batch_size)

