@@ -41,7 +41,6 @@ def test_notices_a_process_that_ends(tmp_path):
 
 
 POLICY = ExitPolicy(thresholds=[1.0], temperatures=[1.0, 2.0])
-PEERS = ["litert", "onnxruntime", "pytorch"]
 
 
 @pytest.fixture(scope="module")
@@ -98,18 +97,16 @@ def test_contenders_take_several_inputs(tmp_path):
     policy = POLICY.replace(thresholds=[limit])
     splits = Splits(inputs, *[Split(inputs, np.arange(6) % 4)] * 2)
     programs, left_out, quality = contenders.write(
-        model, inputs, policy, tmp_path, PEERS, splits=splits
+        model, inputs, policy, tmp_path, ["litert", "onnxruntime"], splits=splits
     )
-    assert not left_out.keys() - {"pytorch"}
+    assert left_out == {}
     assert [row["num_examples"] for row in quality] == [6, 6]
     routed = predictor.predict(inputs, [limit])
     assert set(routed.exits) == {0, 1}
     probabilities, _ = predictor.all_exits(inputs)
     full = probabilities[:, -1].argmax(axis=-1).tolist()
     with contenders.started(programs, list(inputs), 1, tmp_path) as (processes, missing):
-        # Its translation knows the layers of the zoo alone.
-        assert set(missing) == {"pytorch"}
-        assert "NotImplementedError" in missing["pytorch"]
+        assert missing == {}
         for name in ("early_exit", "early_exit_litert"):
             found = processes[name].ask("answer", contender=name, rows=6)
             assert found["labels"] == routed.labels.tolist(), name
@@ -119,6 +116,17 @@ def test_contenders_take_several_inputs(tmp_path):
             assert found["labels"] == full, name
         for name in ("onnxruntime_int8", "litert_int8", "early_exit_litert_int8"):
             assert len(processes[name].ask("answer", contender=name, rows=6)["labels"])
+
+
+def test_pytorch_leaves_out_a_model_whose_layers_it_does_not_know(tmp_path):
+    pytest.importorskip("torch", reason="PyTorch is not installed: pip install .[peers]")
+    model, arrays = odd_models.build(odd_models.several_inputs)
+    inputs = dict(zip(("image", "extra"), arrays, strict=True))
+    programs, left_out, _ = contenders.write(model, inputs, POLICY, tmp_path, ["pytorch"])
+    assert left_out == {}
+    with contenders.started(programs, list(inputs), 1, tmp_path) as (_, missing):
+        assert set(missing) == {"pytorch"}
+        assert "NotImplementedError" in missing["pytorch"]
 
 
 def test_times_passes_and_reports_memory(started):

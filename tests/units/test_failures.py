@@ -14,6 +14,7 @@ import grpc
 import numpy as np
 import pytest
 import servers
+from cascade_files import write
 from tensorflow_serving.apis import prediction_service_pb2_grpc
 
 from branchy_tf import EarlyExitPredictor, ExitPolicy, saved_model, units, zoo
@@ -47,16 +48,6 @@ def stoppable(folder: pathlib.Path, port: int = 0):
         yield server
     finally:
         stop()
-
-
-def write(folder: pathlib.Path, exact_dir: pathlib.Path, cloud: str, more: str = ""):
-    path = folder / "cascade.yaml"
-    path.write_text(
-        f"model: net\n{more}units:\n"
-        f"  device: {{path: {exact_dir / 'device'}, next: cloud}}\n"
-        f"  cloud: {{{cloud}}}\n"
-    )
-    return path
 
 
 def test_rows_of_a_unit_that_is_down_keep_the_best_answer_and_are_marked(

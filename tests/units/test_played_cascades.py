@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from cascade_files import write
 
 from branchy_tf import EarlyExitPredictor, playing, units
 from branchy_tf.serving import EarlyExitClient
@@ -19,17 +20,6 @@ import play_process
 @pytest.fixture(scope="module")
 def predictor(network, policy):
     return EarlyExitPredictor(network, policy)
-
-
-def write(folder, exact_dir, cloud, more=""):
-    """A cascade.yaml whose second unit runs at `cloud`."""
-    path = folder / "cascade.yaml"
-    path.write_text(
-        f"model: net\n{more}units:\n"
-        f"  device: {{path: {exact_dir / 'device'}, next: cloud}}\n"
-        f"  cloud: {{{cloud}}}\n"
-    )
-    return path
 
 
 def test_plays_with_a_cascade_yaml(exact_dir, tmp_path):
