@@ -28,9 +28,13 @@ def _no_tracing():
 
 @pytest.fixture
 def _float64():
+    # The policy follows floatx only until some test has set it.
+    policy = keras.config.dtype_policy()
     keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
     yield
     keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy(policy)
 
 
 def three_exits() -> keras.Model:
@@ -77,18 +81,14 @@ def test_the_meta_gradient_is_that_of_finite_differences():
     for at, gradient in enumerate(found):
         # Along one direction through all numbers of a parameter.
         along = random.normal(size=gradient.shape)
-        product, near = float(np.sum(gradient * along)), []
-        # A step may cross a kink, where rows are allocated to another exit.
-        for step in (1e-5, 1e-6, 1e-7, 1e-8):
-            moved = []
-            for change in (step, -step):
-                changed = list(values)
-                changed[at] = values[at] + change * along
-                moved.append(float(model.meta_loss(changed, first, second)))
-            expected = (moved[0] - moved[1]) / (2 * step)
-            near.append(product == pytest.approx(expected, rel=1e-4, abs=1e-6))
-        assert any(near)
-        assert abs(product) > 1e-5
+        moved = []
+        for step in (1e-6, -1e-6):
+            changed = list(values)
+            changed[at] = values[at] + step * along
+            moved.append(float(model.meta_loss(changed, first, second)))
+        expected = (moved[0] - moved[1]) / 2e-6
+        assert abs(expected) > 1e-5
+        assert float(np.sum(gradient * along)) == pytest.approx(expected, rel=1e-5)
     # Neither the pseudo update nor batch norm leaves a trace.
     for old, new in zip(before, model.weights, strict=True):
         np.testing.assert_array_equal(old, np.array(new))
