@@ -10,6 +10,7 @@ import numpy as np
 from branchy_tf import files
 from branchy_tf.plots.style import BLACK, BLUE, GREEN, ORANGE, plt, save
 from zoo.studies import unlike_cameras as cameras
+from zoo.studies.training_plot import name_rows
 
 
 def plot(path: files.Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -48,11 +49,7 @@ def plot(path: files.Path, rows: Sequence[Mapping[str, Any]]) -> None:
             for way in ways
         ]
         right.barh(range(len(ways) - 1, -1, -1), stored, height=0.5, color=BLACK)
-        for axes in (left, right):
-            axes.set_yticks(range(len(ways)), reversed(ways))
-            axes.set_ylim(-0.5, len(ways) - 0.5)
-        right.set_yticklabels([])
-        left.set_title(dataset, loc="left")
+        name_rows(left, right, ways, dataset)
     panels[-1][0].set_xlabel("accuracy of the final exit on all classes (%)")
     panels[-1][1].set_xlabel("weights stored (kB)")
     panels[0][0].legend(loc="best", fontsize="small")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from branchy_tf import files
 from branchy_tf.plots.style import BLACK, BLUE, ORANGE, plt, save
@@ -40,12 +41,24 @@ def plot(path: files.Path, rows: Sequence[dict[str, Any]]) -> None:
             values = [100 * row[column] for row in here]
             left.plot(values, heights + shift, marker, color=color, label=column)
         right.plot([row["gain"] for row in here], heights, "s", color=BLACK)
-        for axes in (left, right):
-            axes.set_yticks(range(len(names)), reversed(names))
-            axes.set_ylim(-0.5, len(names) - 0.5)
-        right.set_yticklabels([])
-        left.set_title(group, loc="left")
+        name_rows(left, right, names, group)
     panels[-1][0].set_xlabel("validation accuracy (%)")
     panels[-1][1].set_xlabel("gain in multiply-adds (x), no accuracy lost")
     panels[0][0].legend(loc="best")
     save(figure, path)
+
+
+def name_rows(left: Axes, right: Axes, names: Sequence[str], title: str) -> None:
+    """Names the rows of two panels beside each other, the first on top.
+
+    Args:
+        left: the panel that shows the names and the title.
+        right: the panel beside it.
+        names: of the rows, from top to bottom.
+        title: of both panels.
+    """
+    for axes in (left, right):
+        axes.set_yticks(range(len(names)), reversed(names))
+        axes.set_ylim(-0.5, len(names) - 0.5)
+    right.set_yticklabels([])
+    left.set_title(title, loc="left")
